@@ -1,0 +1,184 @@
+"""What a step map costs, against named baselines: `python benchmarks/saliency.py` (`--quick` for a smoke run).
+
+Cases, each in a process of its own, on a Qwen2-style model with random weights (8 layers, d_model 512, 8 query heads,
+2 key-value heads, vocabulary 8,192), one batch row, float32:
+
+- stepsal: `step_saliency`, all layers and heads, `chunk="auto"`.
+- floor: one forward and backward pass through the activations with fused (SDPA) attention, no parameter gradients; what
+  any method that uses gradients pays at least.
+- official: what the authors' code does: eager attention, every layer's pattern and its gradient of one whole-sequence
+  loss kept, then attention times gradient. It computes another objective (`objective="sequence"`).
+- passes: one backward pass per token through one full graph: the definition of the per-token objective.
+
+Time is the median of the repetitions (after one warm-up); memory is the peak resident set over that before the first.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+THREADS = 2
+
+
+def resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def build(folder: str) -> None:
+    """Write the benchmark's model and a tokenizer with its vocabulary."""
+    import torch
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=8192,
+        hidden_size=512,
+        intermediate_size=1408,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        max_position_embeddings=32768,
+        tie_word_embeddings=True,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    words = {f"w{i}": i for i in range(8192)}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")), eos_token="w1")
+    tokenizer.save_pretrained(folder)
+
+
+def case(kind: str, length: int, folder: str) -> Callable[[], Any]:
+    import torch
+    from torch.nn import functional as F
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(length)
+    tokens = torch.randint(2, 8192, (length,))
+    if kind == "stepsal":
+        import stepsal
+        from stepsal import Step, Trace
+
+        model = stepsal.load_model(folder)
+        width = max(1, length // 50)
+        starts = list(range(0, length, width))
+        steps = tuple(
+            Step(i, "question" if i == 0 else "thinking", a, b, "")
+            for i, (a, b) in enumerate(zip(starts, [*starts[1:], length], strict=True))
+        )
+        trace = Trace(tokens, steps)
+        return lambda: stepsal.step_saliency(model, trace)
+    attention = "sdpa" if kind == "floor" else "eager"
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention, dtype=torch.float32)
+    model.eval().requires_grad_(kind == "official")
+
+    def floor() -> None:
+        leaf = model.get_input_embeddings()(tokens[None]).detach().requires_grad_(True)
+        logits = model(inputs_embeds=leaf, use_cache=False).logits
+        torch.autograd.grad(F.cross_entropy(logits[0, :-1], tokens[1:]), leaf)
+
+    def official() -> list[torch.Tensor]:
+        output = model(tokens[None], output_attentions=True, use_cache=False)
+        for pattern in output.attentions:
+            pattern.retain_grad()
+        F.cross_entropy(output.logits[0, :-1], tokens[1:]).backward()
+        maps = [(pattern * pattern.grad).abs().detach() for pattern in output.attentions]
+        model.zero_grad(set_to_none=True)
+        return maps
+
+    def passes() -> list[torch.Tensor]:
+        leaf = model.get_input_embeddings()(tokens[None]).detach().requires_grad_(True)
+        output = model(inputs_embeds=leaf, output_attentions=True, use_cache=False)
+        rows = []
+        for position in range(length - 1):
+            loss = F.cross_entropy(output.logits[0, position], tokens[position + 1])
+            gradients = torch.autograd.grad(loss, output.attentions, retain_graph=True)
+            rows.append(
+                torch.stack([(p[0, :, position] * g[0, :, position]).abs() for p, g in zip(output.attentions, gradients)])
+            )
+        return rows
+
+    return {"floor": floor, "official": official, "passes": passes}[kind]
+
+
+def measure(kind: str, length: int, folder: str, repetitions: int) -> dict[str, float]:
+    run = case(kind, length, folder)
+    before = resident()
+    seconds = []
+    for _ in range(repetitions + (kind != "passes")):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    timed = seconds[1:] if len(seconds) > 1 else seconds
+    return {"seconds": statistics.median(timed), "bytes": max(1, peak - before)}
+
+
+def isolated(kind: str, length: int, folder: str, repetitions: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "--case", kind, str(length), folder, str(repetitions)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(f"{kind} at {length} tokens failed:\n{done.stderr}")
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    print(f"{kind:>9} {length:>6} tokens  {result['seconds']:8.2f} s  {result['bytes'] / 2**20:8.0f} MiB", file=sys.stderr)
+    return result
+
+
+def table(quick: bool) -> str:
+    import math
+
+    middle, passes, lengths = (256, 32, [128, 512]) if quick else (2048, 256, [1024, 2048, 4096, 8192])
+    repetitions = 1 if quick else 3
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, __file__, "--build", folder], check=True, capture_output=True)
+        ours = {n: isolated("stepsal", n, folder, repetitions) for n in sorted({middle, passes, *lengths})}
+        floor = {n: isolated("floor", n, folder, repetitions) for n in (middle, 2 * middle)}
+        official = isolated("official", middle, folder, repetitions)
+        slow = isolated("passes", passes, folder, 1)
+    rows = [
+        ("floor: SDPA forward + backward", n, result["seconds"], result["bytes"], n) for n, result in floor.items()
+    ]
+    rows.append(("official: all patterns and gradients, one loss", middle, official["seconds"], official["bytes"], middle))
+    rows.append(("definition: a backward pass per token", passes, slow["seconds"], slow["bytes"], passes))
+    lines = [
+        "| against | tokens | its time | its memory | stepsal's time | stepsal's memory | time ratio | memory ratio |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, n, seconds, size, own in rows:
+        mine = ours[own] if own in ours else isolated("stepsal", own, folder, repetitions)
+        lines.append(
+            f"| {name} | {n:,} | {seconds:.2f} s | {size / 2**20:,.0f} MiB | {mine['seconds']:.2f} s "
+            f"| {mine['bytes'] / 2**20:,.0f} MiB | {mine['seconds'] / seconds:.3f} | {mine['bytes'] / size:.3f} |"
+        )
+    first, last = lengths[0], lengths[-1]
+    exponent = math.log(ours[last]["bytes"] / ours[first]["bytes"]) / math.log(last / first)
+    growth = ", ".join(f"{n:,}: {ours[n]['bytes'] / 2**20:,.0f} MiB, {ours[n]['seconds']:.1f} s" for n in lengths)
+    lines += ["", f"stepsal by length: {growth}. Memory grows as T^{exponent:.2f} from {first:,} to {last:,} tokens."]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    if "--case" in sys.argv:
+        kind, length, folder, repetitions = sys.argv[2:]
+        print(json.dumps(measure(kind, int(length), folder, int(repetitions))))
+    elif "--build" in sys.argv:
+        build(sys.argv[2])
+    else:
+        parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
+        print(table(parser.parse_args().quick))
+
+
+if __name__ == "__main__":
+    main()

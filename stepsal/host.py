@@ -1,0 +1,273 @@
+"""The one file that knows TransformerLens: its hook names, shapes and conventions, and how a model is loaded.
+
+`TransformerBridge` wraps the real Hugging Face model and fires hooks inside it. Everything else in stepsal asks this file
+for names (`pattern_name(3)`), sizes and forward passes.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from einops import einsum, repeat
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stepsal.errors import FileError, InputError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedTokenizerBase
+
+    Model = TransformerBridge
+
+Hook = tuple[str, Callable[..., Any]]
+
+BUNDLED = Path(__file__).parent / "reasoner" / "model"
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+def residual_name(layer: int) -> str:
+    """What enters a layer, `batch pos d_model`."""
+    return f"blocks.{layer}.hook_in"
+
+
+def residual_out_name(layer: int) -> str:
+    """What leaves a layer, `batch pos d_model`."""
+    return f"blocks.{layer}.hook_out"
+
+
+def query_name(layer: int) -> str:
+    """Queries after rotation, `batch pos head d_head`."""
+    return f"blocks.{layer}.attn.hook_rot_q"
+
+
+def key_name(layer: int) -> str:
+    """Keys after rotation, `batch pos kv_head d_head`; the cache keeps what this hook returns."""
+    return f"blocks.{layer}.attn.hook_rot_k"
+
+
+def value_name(layer: int) -> str:
+    """Values, `batch pos kv_head d_head`; the cache keeps what this hook returns."""
+    return f"blocks.{layer}.attn.hook_v"
+
+
+def pattern_name(layer: int) -> str:
+    """Attention probabilities, `batch head query key`."""
+    return f"blocks.{layer}.attn.hook_pattern"
+
+
+def head_output_name(layer: int) -> str:
+    """Head outputs before the output projection, `batch pos head d_head`."""
+    return f"blocks.{layer}.attn.hook_z"
+
+
+# --- sizes -----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model that stepsal needs."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+    context: int
+
+
+def shape(model: "Model") -> Shape:
+    cfg = model.cfg
+    kv_heads = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
+    return Shape(cfg.n_layers, cfg.n_heads, kv_heads, cfg.d_vocab, cfg.n_ctx)
+
+
+def device_of(model: "Model") -> torch.device:
+    return next(model.parameters()).device
+
+
+def describe(model: "Model") -> dict[str, str]:
+    """Name, type and precision of a model, for the record kept with each result."""
+    name = str(model.cfg.model_name)
+    return {
+        "model": "stepsal/reasoner" if name == str(BUNDLED) else name,
+        "architecture": str(model.cfg.architecture),
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "device": str(device_of(model)),
+    }
+
+
+def score_scale(model: "Model", layer: int) -> float:
+    """What a layer multiplies `q . k` by."""
+    attention = model.blocks[layer].attn.original_component
+    return float(getattr(attention, "scaling", None) or model.cfg.d_head**-0.5)
+
+
+def per_query_head(
+    tensor: Float[Tensor, "batch pos kv_head d_head"], heads: int
+) -> Float[Tensor, "batch pos head d_head"]:
+    """Give every query head its own copy of the keys or values it reads (grouped-query attention)."""
+    return repeat(tensor, "batch pos kv_head d -> batch pos (kv_head group) d", group=heads // tensor.shape[2])
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
+def new_cache() -> Any:
+    """An empty key-value cache; `forward` appends to it in place."""
+    from transformers import DynamicCache
+
+    return DynamicCache()
+
+
+def forward(
+    model: "Model", tokens: Int[Tensor, "batch pos"], hooks: list[Hook], cache: Any = None
+) -> Float[Tensor, "batch pos vocabulary"]:
+    """Logits of `tokens`, read with `hooks`; with a cache, the tokens follow those already in it."""
+    with model.hooks(fwd_hooks=hooks):
+        if cache is None:
+            return model(tokens, return_type="logits")
+        logits, _ = model(tokens, return_type="logits_and_cache", past_key_values=cache)
+        return logits
+
+
+@contextmanager
+def frozen(model: "Model") -> Iterator[None]:
+    """Evaluation mode and no parameter gradients inside; outside, whatever it was before."""
+    training = model.training
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        model.eval()
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        model.train(training)
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def check_supported(model: "Model") -> None:
+    """Run two tokens and raise `UnsupportedModelError` unless every needed hook fires with the shape this file says.
+
+    The head output must also be the pattern times the values: what saliency's diagonal term and interventions rest on.
+    """
+    size = shape(model)
+    seen: dict[str, Tensor] = {}
+
+    def keep(tensor: Tensor, hook: Any, name: str) -> None:
+        seen[name] = tensor.detach()
+
+    makers = (query_name, key_name, value_name, pattern_name, head_output_name)
+    names = [maker(layer) for layer in range(size.layers) for maker in makers]
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=device_of(model))
+    name = describe(model)["model"]
+
+    def refuse(reason: str) -> UnsupportedModelError:
+        return UnsupportedModelError(f"{name} ({describe(model)['architecture']}) is not supported: {reason}")
+
+    from functools import partial
+
+    try:
+        with torch.no_grad(), frozen(model):
+            forward(model, tokens, [(n, partial(keep, name=n)) for n in names])
+    except KeyError as error:
+        raise refuse(f"it has no hook {error}") from error
+    if missing := [n for n in names if n not in seen]:
+        raise refuse(f"its hook {missing[0]} never fires, so influence cannot be read exactly there")
+    for layer in range(size.layers):
+        value, pattern, output = (seen[maker(layer)] for maker in (value_name, pattern_name, head_output_name))
+        if pattern.shape != (1, size.heads, 2, 2) or value.shape[:3] != (1, 2, size.kv_heads):
+            raise refuse(f"in layer {layer} the pattern is {tuple(pattern.shape)} and values are {tuple(value.shape)}")
+        expected = einsum(
+            pattern, per_query_head(value, size.heads).to(pattern.dtype), "b h q k, b k h d -> b q h d"
+        )
+        if expected.shape != output.shape or not torch.allclose(expected, output.to(expected), rtol=1e-2, atol=1e-2):
+            raise refuse(f"in layer {layer} the head output is not the attention pattern times the values")
+    if getattr(model.blocks[0].attn.original_component, "attn_logit_softcapping", None):
+        raise refuse("its attention scores are soft-capped, which the diagonal term does not know yet")
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+def load_tokenizer(name: str | Path | None = None) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a hub id or local directory; `None` is the bundled reasoner's.
+
+    `tokenizer.json` is read as it is: for some model types the automatic class gives other token ids.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    source = str(BUNDLED if name is None else name)
+    if Path(source).is_dir() and not (Path(source) / "tokenizer.json").exists():
+        return AutoTokenizer.from_pretrained(source)
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(source, clean_up_tokenization_spaces=False)
+    except OSError:
+        return AutoTokenizer.from_pretrained(source)
+
+
+def load_model(
+    name: str | Path | None = None, *, device: "str | torch.device" = "auto", dtype: "str | torch.dtype" = "auto"
+) -> "Model":
+    """Load a model as a TransformerLens `TransformerBridge`, weights frozen, in evaluation mode.
+
+    Args:
+        name: a hub id, a local Hugging Face directory, or `None` for the bundled reasoner (no network).
+        device: `"auto"` takes CUDA, then Apple's MPS, then the CPU.
+        dtype: `"auto"` keeps the checkpoint's precision on an accelerator and takes float32 on the CPU.
+
+    Raises:
+        FileError: a local folder that holds no model, or a name that can be neither found nor fetched.
+        InputError: an unknown device or precision.
+
+    >>> from stepsal import load_model
+    >>> load_model().cfg.n_layers
+    8
+    """
+    source = Path(BUNDLED if name is None else name)
+    if source.exists() and not (source / "config.json").is_file():
+        raise FileError(f"{source} is no model: there is no config.json in it. Give a Hugging Face model directory.")
+    if not source.exists() and (source.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1):
+        raise FileError(f"there is no folder {source}. Give a Hugging Face model directory or a hub id such as 'org/name'.")
+    where = _device(device)
+    precision = _dtype(dtype, where, source)
+
+    from transformer_lens.model_bridge import TransformerBridge
+
+    try:
+        tokenizer = load_tokenizer(source if source.exists() else name)
+        model = TransformerBridge.boot_transformers(
+            str(source) if source.exists() else str(name), device=where, dtype=precision, tokenizer=tokenizer
+        )
+    except (OSError, ValueError) as error:
+        raise FileError(
+            f"cannot load a model from {str(name or source)!r}: {error}. Give a Hugging Face model directory, or a hub id "
+            "(that needs the network)."
+        ) from error
+    model.tokenizer = tokenizer  # booting may put the automatic class in its place
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def _device(device: "str | torch.device") -> torch.device:
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"unknown device {device!r}: expected 'auto', 'cpu', 'cuda', 'cuda:0', 'mps'") from error
+
+
+def _dtype(dtype: "str | torch.dtype", device: torch.device, source: Path) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        if device.type == "cpu":
+            return torch.float32
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(str(source))
+        return getattr(config, "dtype", None) or torch.bfloat16
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise InputError(f"unknown dtype {dtype!r}: expected 'auto', 'float32', 'bfloat16' or 'float16'")
+    return found

@@ -1,0 +1,410 @@
+"""How much each earlier token influences what is predicted next: attention times gradient, exactly, in one pass.
+
+In: a model and a `Trace`. Out: a token map (`token_influence`) or, pooled on the way, a `StepMap` (`step_saliency`).
+
+    I[layer, head, t, k] = | A[layer, head, t, k] * dL_t / dA[layer, head, t, k] |,    L_t = -log p(x[t+1] | x[..t])
+
+Every row `t` has its own loss, so the definition asks for one backward pass per token. One pass in all suffices:
+
+1. `A[layer, head, t, :]` changes only position `t`'s residual stream, and `L_t` reads only position `t`. So cut the
+   gradient through every *other* position's keys and values: they enter attention detached.
+2. A position's own key and value do carry gradient. They are put back at the head output, where they weigh nothing:
+       z_t += A_tt * (v_t - sg(v_t))  +  A_tt * (v_t - z_t) * scale * q_t . (k_t - sg(k_t)),     sg = stop gradient,
+   with all but the bracketed differences detached: the derivative of `z_t` by its own value and by its own score.
+3. Back-propagate `sum_t L_t` once. The gradient that reaches a pattern is `dL_t / dA[t, :]` for every `t` at once: a
+   tensor hook multiplies it by the pattern, pools it and drops it.
+4. Since past keys and values are detached anyway, the trace runs through the model in chunks of queries over a growing
+   key-value cache, forward and backward per chunk. Memory grows with `chunk * T`, not with `T^2 * layers * heads`.
+
+The last token has no target; nothing else reads it, so it never enters the model. Source: method.md section 2.
+"""
+
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from einops import einsum, reduce
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from stepsal import host
+from stepsal.errors import InputError, NumericalError
+from stepsal.layers import LayerSpec, resolve_layers
+from stepsal.memory import free_bytes, peak_bytes
+from stepsal.stepmap import StepMap
+
+if TYPE_CHECKING:
+    from stepsal.host import Hook, Model
+    from stepsal.trace import Trace
+
+Objective = Literal["token", "sequence", "answer"]
+Rule = Literal["abs", "signed", "grad", "attention"]
+
+MAX_CHUNK = {"cpu": 128, "cuda": 512, "mps": 256}  # longer chunks were no faster where measured (benchmarks/saliency.py)
+
+# What is done with a block of influence: (index in `layers`, first query position, influence). Keys start at 0.
+Receive = Callable[[int, int, Float[Tensor, "head query key"]], None]
+
+
+def step_saliency(
+    model: "Model",
+    trace: "Trace",
+    *,
+    objective: Objective = "token",
+    rule: Rule = "abs",
+    layers: LayerSpec = "all",
+    chunk: int | Literal["auto"] = "auto",
+    answer: tuple[int, int] | None = None,
+    progress: bool = False,
+) -> StepMap:
+    """The step map of a trace: influence summed over the token pairs of each pair of steps.
+
+    Args:
+        model: a `TransformerBridge`, from `load_model` or booted by you.
+        trace: the trace; its tokens are fed to the model as they are.
+        objective: `token`, each row its own next-token loss (the paper's equation); `sequence`, one loss for the whole
+            trace (the official code; it mixes into row `t` what row `t` does to later tokens); `answer`, the summed loss
+            of the tokens of `answer`, seen from every row.
+        rule: `abs`, |A * dL/dA|; `signed`, A * dL/dA; `grad`, |dL/dA|; `attention`, A alone (a baseline).
+        layers: `"all"`, `"shallow"`, `"deep"`, an index or several.
+        chunk: query positions per pass with the `token` objective; `"auto"` chooses from the free memory. The result
+            does not depend on it. The other objectives need the whole graph at once.
+        answer: token positions `[start, stop)` whose loss is meant, for `objective="answer"`.
+        progress: show a progress bar.
+
+    Returns:
+        A `StepMap`, float32, on the CPU. `meta` says how it was made.
+
+    Raises:
+        InputError: an unknown option, tokens that are not in the model's vocabulary, or a trace longer than its context.
+        UnsupportedModelError: a model on which this would not be exact; before any work is done.
+        NumericalError: a NaN or infinity, with layer and position.
+
+    >>> from stepsal import Trace, load_model, step_saliency
+    >>> model = load_model()
+    >>> trace = Trace.from_text(model.tokenizer, "Facts: k = 37.<think>", "First k = 37.</think>So 37.")
+    >>> step_saliency(model, trace)
+    StepMap(8 layers, 4 heads, 3 steps)
+    """
+    n_steps, length = len(trace.steps), len(trace.tokens)
+    ends = torch.tensor([step.stop for step in trace.steps])
+    queries = torch.tensor([min(step.stop, length - 1) - min(step.start, length - 1) for step in trace.steps])
+    keys = torch.tensor([step.stop - step.start for step in trace.steps])
+    pairs = torch.tril(queries[:, None] * keys, -1) + torch.diag(queries * (queries + 1) // 2)
+    step_of = trace.step_of
+    mass: Tensor | None = None
+
+    def pool(index: int, start: int, block: Float[Tensor, "head query key"]) -> None:
+        nonlocal mass
+        if mass is None:
+            mass = torch.zeros(len(indices), len(block), n_steps, n_steps, device=block.device)
+        first, counts = torch.unique_consecutive(step_of[start : start + block.shape[1]], return_counts=True)
+        row = 0
+        bounds = torch.clamp(ends, max=block.shape[2]).to(block.device)
+        for step, count in zip(first.tolist(), counts.tolist(), strict=True):
+            part = reduce(block[:, row : row + count].to(torch.float32), "head query key -> head key", "sum")
+            prefix = F.pad(part.cumsum(-1, dtype=torch.float64), (1, 0))[:, bounds]
+            mass[index, :, step] += torch.diff(prefix, prepend=torch.zeros_like(prefix[:, :1])).to(torch.float32)
+            row += count
+
+    indices = resolve_layers(layers, host.shape(model).layers)
+    meta = _run(model, trace, objective, rule, indices, chunk, answer, progress, pool)
+    assert mass is not None  # there is at least one query
+    return StepMap(mass.cpu(), pairs, trace.steps, indices, meta)
+
+
+def token_influence(
+    model: "Model",
+    trace: "Trace",
+    *,
+    objective: Objective = "token",
+    rule: Rule = "abs",
+    layers: LayerSpec = "all",
+    answer: tuple[int, int] | None = None,
+) -> Float[Tensor, "layer head query key"]:
+    """The token-to-token influence map itself, for short traces: it holds `layers * heads * tokens^2` numbers.
+
+    Arguments and errors as for `step_saliency`. The last row is zero: the last token has no target.
+
+    >>> from stepsal import Trace, load_model, token_influence
+    >>> model = load_model()
+    >>> trace = Trace.from_text(model.tokenizer, "Facts: k = 37.<think>", "First k = 37.</think>So 37.")
+    >>> token_influence(model, trace).shape == (8, 4, len(trace.tokens), len(trace.tokens))
+    True
+    """
+    size = host.shape(model)
+    indices = resolve_layers(layers, size.layers)
+    length = len(trace.tokens)
+    influence = torch.zeros(len(indices), size.heads, length, length)
+
+    def store(index: int, start: int, block: Float[Tensor, "head query key"]) -> None:
+        influence[index, :, start : start + block.shape[1], : block.shape[2]] = block
+
+    _run(model, trace, objective, rule, indices, "auto", answer, False, store)
+    return influence
+
+
+def _run(
+    model: "Model",
+    trace: "Trace",
+    objective: Objective,
+    rule: Rule,
+    layers: tuple[int, ...],
+    chunk: int | Literal["auto"],
+    answer: tuple[int, int] | None,
+    progress: bool,
+    receive: Receive,
+) -> dict[str, Any]:
+    """Check the arguments, run the trace through the model and hand each block of influence to `receive`."""
+    from stepsal import __version__
+
+    _check(model, trace, objective, rule, chunk, answer)
+    host.check_supported(model)
+    started = time.monotonic()
+    tokens = trace.tokens.to(host.device_of(model))[None]
+    with host.frozen(model):
+        if rule == "attention" or objective == "token":
+            size = _chunk_size(model, len(trace.tokens), layers, chunk, rule)
+            _run_chunks(model, tokens, rule, layers, size, progress, receive)
+        else:
+            size = len(trace.tokens) - 1
+            _warn_if_large(model, size, objective)
+            _run_whole(model, tokens, rule, layers, answer or (1, size + 1), receive)
+    return host.describe(model) | {
+        "objective": objective,
+        "rule": rule,
+        "answer": answer,
+        "chunk": size,
+        "tokens": len(trace.tokens),
+        "trace": trace.id,
+        "stepsal": __version__,
+        "torch": torch.__version__,
+        "seconds": round(time.monotonic() - started, 3),
+        "peak_memory_bytes": peak_bytes(host.device_of(model)),
+    }
+
+
+def _run_chunks(
+    model: "Model",
+    tokens: Tensor,
+    rule: Rule,
+    layers: tuple[int, ...],
+    chunk: int,
+    progress: bool,
+    receive: Receive,
+) -> None:
+    from tqdm import tqdm
+
+    queries = tokens.shape[1] - 1
+    cache = host.new_cache()
+    gradient = rule != "attention"
+    with tqdm(total=queries, desc="saliency", unit="tok", disable=not progress) as bar:
+        for start in range(0, queries, chunk):
+            stop = min(start + chunk, queries)
+            reader = _Reader(model, rule, layers, start, receive, cut=True)
+            with nullcontext() if gradient else torch.no_grad():
+                logits = host.forward(model, tokens[:, start:stop], reader.hooks(), cache)
+                _check_logits(model, logits, tokens[:, :stop], start)
+                if gradient:
+                    loss = F.cross_entropy(logits[0].float(), tokens[0, start + 1 : stop + 1], reduction="sum")
+                    reader.backward(loss)
+            bar.update(stop - start)
+
+
+def _run_whole(
+    model: "Model",
+    tokens: Tensor,
+    rule: Rule,
+    layers: tuple[int, ...],
+    target: tuple[int, int],
+    receive: Receive,
+) -> None:
+    reader = _Reader(model, rule, layers, 0, receive, cut=False)
+    logits = host.forward(model, tokens[:, :-1], reader.hooks())
+    _check_logits(model, logits, tokens[:, :-1], 0)
+    start, stop = target
+    reader.backward(F.cross_entropy(logits[0, start - 1 : stop - 1].float(), tokens[0, start:stop], reduction="sum"))
+
+
+class _Reader:
+    """Hooks for one forward pass and its backward pass; `cut` severs the gradient through other positions (steps 1-2)."""
+
+    def __init__(
+        self, model: "Model", rule: Rule, layers: tuple[int, ...], start: int, receive: Receive, *, cut: bool
+    ) -> None:
+        self.model, self.rule, self.layers, self.start, self.receive, self.cut = model, rule, layers, start, receive, cut
+        self.heads = host.shape(model).heads
+        self.leaf: Tensor | None = None
+        self.now: dict[str, Tensor] = {}  # of the layer that is running: query, key, value, own (A_tt)
+        self.errors: list[NumericalError] = []
+
+    def hooks(self) -> "list[Hook]":
+        if self.rule == "attention":
+            return [(host.pattern_name(layer), self._pattern(layer)) for layer in self.layers]
+        lowest, top = self.layers[0], host.shape(self.model).layers
+        hooks: list[Hook] = [(host.residual_name(lowest), self._start)]
+        for layer in range(lowest, top):
+            if self.cut:
+                hooks += [
+                    (host.value_name(layer), self._detach("value")),
+                    (host.query_name(layer), self._keep_query),
+                    (host.key_name(layer), self._detach("key")),
+                ]
+            hooks.append((host.pattern_name(layer), self._pattern(layer)))
+            if self.cut:
+                hooks.append((host.head_output_name(layer), self._own_key_and_value(layer)))
+        return hooks
+
+    def backward(self, loss: Tensor) -> None:
+        assert self.leaf is not None
+        torch.autograd.grad(loss, self.leaf)  # to the leaf only: no parameter gradients; the hooks do the work
+        if self.errors:
+            raise self.errors[0]
+
+    def _start(self, residual: Tensor, hook: Any) -> Tensor:
+        self.leaf = residual.detach().requires_grad_(True)
+        return self.leaf
+
+    def _keep_query(self, query: Tensor, hook: Any) -> Tensor:
+        self.now["query"] = query.detach()
+        return query
+
+    def _detach(self, name: str) -> Callable[[Tensor, Any], Tensor]:
+        def detach(tensor: Tensor, hook: Any) -> Tensor:
+            self.now[name] = tensor
+            return tensor.detach()
+
+        return detach
+
+    def _pattern(self, layer: int) -> Callable[[Tensor, Any], None]:
+        def read(pattern: Tensor, hook: Any) -> None:
+            values = pattern.detach()
+            if self.cut:
+                self.now["own"] = values.diagonal(values.shape[-1] - values.shape[-2], -2, -1)  # batch head query
+            if layer not in self.layers:
+                return
+            index = self.layers.index(layer)
+            if self.rule == "attention":
+                self.receive(index, self.start, values[0])
+            else:
+                pattern.register_hook(lambda gradient: self._take(index, values[0], gradient[0]))
+
+        return read
+
+    def _take(
+        self, index: int, pattern: Float[Tensor, "head query key"], gradient: Float[Tensor, "head query key"]
+    ) -> None:
+        """The pattern's gradient has arrived: multiply, hand on, keep nothing."""
+        if self.rule == "grad":
+            block = gradient.abs().masked_fill_(pattern == 0, 0)  # masked keys have a gradient, but no influence
+        else:
+            block = gradient * pattern
+            if self.rule == "abs":
+                block.abs_()
+        if not torch.isfinite(block.sum(dtype=torch.float32)) and not (finite := torch.isfinite(block)).all():
+            position = self.start + int((~finite).any(-1).any(0).nonzero()[0])
+            self.errors.insert(0, NumericalError(  # the backward pass goes down: the lowest layer reports last
+                f"the gradient of the attention pattern is not finite in layer {self.layers[index]} at query position "
+                f"{position}. Load the model in a wider precision (dtype='float32')."
+            ))
+            return
+        self.receive(index, self.start, block)
+
+    def _own_key_and_value(self, layer: int) -> Callable[[Tensor, Any], Tensor]:
+        scale = host.score_scale(self.model, layer)
+
+        def add(output: Float[Tensor, "batch pos head d_head"], hook: Any) -> Tensor:
+            value = host.per_query_head(self.now["value"], self.heads)
+            key = host.per_query_head(self.now["key"], self.heads)
+            own = self.now["own"].transpose(1, 2)[..., None]  # batch pos head 1
+            score = einsum(self.now["query"], key - key.detach(), "batch pos head d, batch pos head d -> batch pos head")
+            by_score = own * (value - output).detach() * (scale * score[..., None])
+            self.now.clear()
+            return output + (own * (value - value.detach()) + by_score).to(output.dtype)
+
+        return add
+
+
+def _check(
+    model: "Model", trace: "Trace", objective: str, rule: str, chunk: object, answer: tuple[int, int] | None
+) -> None:
+    size, tokens = host.shape(model), trace.tokens
+    for name, value, known in (("objective", objective, get_args(Objective)), ("rule", rule, get_args(Rule))):
+        if value not in known:
+            raise InputError(f"unknown {name} {value!r}: expected one of {', '.join(known)}")
+    if chunk != "auto" and (not isinstance(chunk, int) or chunk < 1):
+        raise InputError(f"chunk {chunk!r} must be 'auto' or a whole number of query positions, at least 1")
+    if chunk != "auto" and objective != "token":
+        raise InputError(f"objective {objective!r} needs the whole graph and cannot run in chunks: leave out chunk={chunk}")
+    if len(tokens) < 2:
+        raise InputError(f"a trace of {len(tokens)} token(s) predicts nothing: it needs at least two")
+    if len(tokens) > size.context:
+        raise InputError(
+            f"the trace has {len(tokens)} tokens but the model's context is {size.context}: influence beyond it would mean "
+            "nothing. Use a model with a longer context, or shorten the trace yourself."
+        )
+    if int(tokens.min()) < 0 or int(tokens.max()) >= size.vocabulary:
+        bad = int(tokens.max()) if int(tokens.max()) >= size.vocabulary else int(tokens.min())
+        raise InputError(
+            f"token {bad} is outside the model's vocabulary (0 to {size.vocabulary - 1}): the trace was made with another "
+            "tokenizer. Make it with this model's."
+        )
+    if (answer is None) == (objective == "answer"):
+        raise InputError(f"objective={objective!r} with answer={answer!r}: give answer=(start, stop) with 'answer' only")
+    if answer is not None and not 1 <= answer[0] < answer[1] <= len(tokens):
+        raise InputError(f"answer {answer} must be token positions [start, stop) within 1 to {len(tokens)}")
+
+
+def _check_logits(
+    model: "Model", logits: Float[Tensor, "batch pos vocabulary"], tokens: Tensor, start: int
+) -> None:
+    """Raise when a logit is not finite, naming the first layer and position where it came from."""
+    if torch.isfinite(logits).all():
+        return
+    position = start + int((~torch.isfinite(logits[0])).any(-1).nonzero()[0])
+    found: list[str] = []
+
+    def look(residual: Tensor, hook: Any) -> None:
+        bad = (~torch.isfinite(residual[0])).any(-1)
+        if bad.any() and not found:
+            found.append(f"first in layer {hook.layer()} at position {int(bad.nonzero()[0])}")
+
+    hooks: list[Hook] = [(host.residual_out_name(layer), look) for layer in range(host.shape(model).layers)]
+    with torch.no_grad():
+        host.forward(model, tokens, hooks)
+    raise NumericalError(
+        f"the logits at position {position} are not finite; {found[0] if found else 'every layer is finite, so it is the unembedding'}."
+        " Check the weights, or load the model in a wider precision (dtype='float32')."
+    )
+
+
+def _bytes_per_query(model: "Model", length: int) -> int:
+    """About what one query position keeps for its backward pass: a pattern row in each layer, and activations."""
+    size = host.shape(model)
+    width = torch.finfo(next(model.parameters()).dtype).bits // 8
+    row = size.heads * length * width
+    return size.layers * (2 * row + 24 * model.cfg.d_model * width) + 3 * size.vocabulary * 4
+
+
+def _chunk_size(
+    model: "Model", length: int, layers: tuple[int, ...], chunk: int | Literal["auto"], rule: Rule
+) -> int:
+    if chunk != "auto":
+        return min(chunk, length - 1)
+    device = host.device_of(model)
+    room = free_bytes(device) // 2
+    return max(16, min(MAX_CHUNK.get(device.type, 128), room // _bytes_per_query(model, length), length - 1))
+
+
+def _warn_if_large(model: "Model", queries: int, objective: str) -> None:
+    need, free = queries * _bytes_per_query(model, queries), free_bytes(host.device_of(model))
+    if need > free:
+        warnings.warn(
+            f"objective {objective!r} keeps the whole graph: about {need / 2**30:.1f} GiB for {queries} tokens, and "
+            f"{free / 2**30:.1f} GiB are free. objective='token' runs in chunks.",
+            stacklevel=2,
+        )

@@ -1,0 +1,42 @@
+"""Which layers: names of depth bands, one index or several -> indices."""
+
+from collections.abc import Sequence
+
+from stepsal.errors import InputError
+
+LayerSpec = str | int | Sequence[int]
+
+
+def band(name: str, n_layers: int) -> tuple[int, ...]:
+    """`shallow` is the bottom quarter of the layers, `deep` the top quarter (at least one each), `all` is all.
+
+    Source: the paper's defaults; method.md section 4.
+
+    >>> band("shallow", 28), band("deep", 3)
+    ((0, 1, 2, 3, 4, 5, 6), (2,))
+    """
+    quarter = max(1, n_layers // 4)
+    bands = {"shallow": range(quarter), "deep": range(n_layers - quarter, n_layers), "all": range(n_layers)}
+    if name not in bands:
+        raise InputError(f"unknown layers {name!r}: expected 'shallow', 'deep', 'all', an index or several indices")
+    return tuple(bands[name])
+
+
+def resolve_layers(layers: LayerSpec, n_layers: int) -> tuple[int, ...]:
+    """A layer specification as ascending indices; negative ones count from the top.
+
+    Raises `InputError` for a name that is no band, an index out of range, one given twice, or none at all.
+
+    >>> resolve_layers([-1, 0], 8)
+    (0, 7)
+    """
+    if isinstance(layers, str):
+        return band(layers, n_layers)
+    given = [layers] if isinstance(layers, int) else list(layers)
+    for layer in given:
+        if isinstance(layer, bool) or not isinstance(layer, int) or not -n_layers <= layer < n_layers:
+            raise InputError(f"layer {layer!r} does not exist: the model has layers 0 to {n_layers - 1}")
+    indices = sorted(layer % n_layers for layer in given)
+    if not indices or len(set(indices)) < len(indices):
+        raise InputError(f"layers {given} must name at least one layer and none twice")
+    return tuple(indices)
