@@ -1,0 +1,123 @@
+"""Formats (how a model marks its thinking) and step rules (where steps begin), as data.
+
+Add a line to `FORMATS` or `STEP_RULES` and its name is known everywhere. `stepsal.segment` applies them.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stepsal.errors import InputError
+
+StepRule = Callable[[str, str], bool]
+"""`(step_text, token_text) -> bool`: does the token open a new step? Asked once the step has text, for text only."""
+FormatSpec = str | tuple[str, str]
+"""A name in `FORMATS`, `auto`, or a pair of markers such as `("<reason>", "</reason>")`."""
+StepsSpec = str | StepRule
+"""A name in `STEP_RULES`, `auto` (the format's own rule), or a callable."""
+
+_BREAK = re.compile(r"\r\n?|\n")
+_TERMINATORS = tuple(".!?。！？…")
+_CLOSERS = "\"'”’»›)]}）】」』*_`~"
+_SHORTEST_SENTENCE = 15
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a model marks its thinking: pairs of markers, the thinking's step rule, how a response is put together."""
+
+    name: str
+    markers: tuple[tuple[str, str], ...]
+    thinking_rule: str = "paragraph"
+    layout: str = "{opening}\n{reasoning}\n{closing}\n\n{content}"
+
+
+FORMATS: dict[str, Format] = {
+    "think": Format("think", (("<think>", "</think>"), ("[THINK]", "[/THINK]"))),
+    "harmony": Format(
+        "harmony",
+        (("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),),
+        "sentence",
+        "{opening}{reasoning}<|end|><|start|>assistant{closing}{content}",
+    ),
+    "plain": Format("plain", ()),
+}
+
+
+def _gap(step_text: str, token_text: str) -> str:
+    """The white space between the step's last text and the token's first; none when either is blank."""
+    last = len(step_text.rstrip())
+    first = len(token_text) - len(token_text.lstrip())
+    return step_text[last:] + token_text[:first] if last and first < len(token_text) else ""
+
+
+def paragraph(step_text: str, token_text: str) -> bool:
+    r"""A blank line stands between the step and the token.
+
+    >>> paragraph("First.\n", "\nThen"), paragraph("First.\n", "Then")
+    (True, False)
+    """
+    return len(_BREAK.findall(_gap(step_text, token_text))) >= 2
+
+
+def line(step_text: str, token_text: str) -> bool:
+    r"""A line break stands between the step and the token.
+
+    >>> line("First.\n", "Then"), line("First.", " Then")
+    (True, False)
+    """
+    return _BREAK.search(_gap(step_text, token_text)) is not None
+
+
+def sentence(step_text: str, token_text: str) -> bool:
+    """The step ends like a sentence, is 15 characters or longer, and white space follows: never inside `3.14`.
+
+    >>> sentence("This is a whole sentence.", " Then"), sentence("Pi is close to 3.", "14"), sentence("No.", " Then")
+    (True, False, False)
+    """
+    if not _gap(step_text, token_text):
+        return False
+    said = step_text.strip()
+    return len(said) >= _SHORTEST_SENTENCE and said.rstrip(_CLOSERS).endswith(_TERMINATORS)
+
+
+STEP_RULES: dict[str, StepRule] = {"paragraph": paragraph, "line": line, "sentence": sentence}
+
+
+def _is_marker(text: object) -> bool:
+    return isinstance(text, str) and bool(text) and text == text.strip()
+
+
+def find_formats(format: FormatSpec) -> tuple[Format, ...]:
+    """The formats that a name or a pair of markers allows: `auto` allows all of them.
+
+    >>> find_formats(("<reason>", "</reason>"))[0].markers
+    (('<reason>', '</reason>'),)
+    """
+    if format == "auto":
+        return tuple(FORMATS.values())
+    if isinstance(format, str) and format in FORMATS:
+        return (FORMATS[format],)
+    if not isinstance(format, str) and len(set(format)) == 2 == len(format) and all(map(_is_marker, format)):
+        return (Format("custom", ((format[0], format[1]),)),)
+    raise InputError(
+        f"format={format!r} is not known. Choose 'auto', {', '.join(map(repr, FORMATS))}, or give a pair of different "
+        "markers without white space around them, such as ('<reason>', '</reason>')."
+    )
+
+
+def find_rule(steps: StepsSpec, default: str) -> StepRule:
+    """The step rule of that name, or the callable itself; `auto` is the default.
+
+    >>> find_rule("auto", "line") is line
+    True
+    """
+    if isinstance(steps, str):
+        if steps == "auto" or steps in STEP_RULES:
+            return STEP_RULES[default if steps == "auto" else steps]
+    elif callable(steps):
+        return steps
+    raise InputError(
+        f"steps={steps!r} is not known. Choose 'auto', {', '.join(map(repr, STEP_RULES))}, or give a callable "
+        "(step_text, token_text) -> bool."
+    )
