@@ -18,8 +18,8 @@ Prompt = str | Sequence[Mapping[str, Any]]
 def prompt_text(tokenizer: Tokenizer, prompt: Prompt) -> str:
     """The prompt as the model sees it: a string as it is, messages through the tokenizer's template.
 
-    >>> from stepsal.reasoner.tokenizer import build_tokenizer
-    >>> prompt_text(build_tokenizer(), [{"role": "user", "content": "2+2?"}])
+    >>> from stepsal import load_tokenizer
+    >>> prompt_text(load_tokenizer(), [{"role": "user", "content": "2+2?"}])
     '<｜begin▁of▁sentence｜><｜User｜>2+2?<｜Assistant｜><think>\\n'
     """
     from jinja2 import TemplateError
@@ -53,26 +53,33 @@ def starts_thinking(prompt: str, format: FormatSpec) -> tuple[str, str] | None:
     return next((pair for pair in pairs if prompt.rstrip().endswith(pair[0])), None)
 
 
-def encode_text(tokenizer: Tokenizer, prompt: str, response: str, *, add_bos: bool) -> tuple[list[int], int, str]:
+def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+    """The prompt's token ids: what a model is given to continue.
+
+    A BOS is put before a text where the tokenizer does so by default and the text has none; a template's text is left
+    as it is. Never an EOS.
+
+    >>> from stepsal import load_tokenizer
+    >>> len(encode_prompt(load_tokenizer(), "2+2?"))
+    4
+    """
+    ids = _encode(tokenizer, prompt_text(tokenizer, prompt))
+    return [*_bos(tokenizer, ids), *ids] if isinstance(prompt, str) else ids
+
+
+def encode_text(tokenizer: Tokenizer, prompt: Prompt, response: str) -> tuple[list[int], int, str]:
     """Token ids, how many of them are the prompt, and what is lost ("" where they decode to the text exactly).
 
     Prompt and response are encoded each by itself, as a model generates; where that does not give the text back (a
-    tokenizer that puts a space before whatever it is given), both together. `add_bos` puts a BOS before them where the
-    tokenizer does so by default and the text has none.
+    tokenizer that puts a space before whatever it is given), both together.
 
-    >>> from stepsal.reasoner.tokenizer import build_tokenizer
-    >>> encode_text(build_tokenizer(), "2+2?", " 4", add_bos=True)[1:]
+    >>> from stepsal import load_tokenizer
+    >>> encode_text(load_tokenizer(), "2+2?", " 4")[1:]
     (4, '')
     """
-    wanted = prompt + response
-    try:
-        wanted.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"the text has half a surrogate pair at character {error.start}, which is no character: read the file it "
-            "comes from as UTF-8"
-        ) from error
-    prompt_ids, response_ids = _encode(tokenizer, prompt), _encode(tokenizer, response)
+    text = prompt_text(tokenizer, prompt)
+    wanted = text + response
+    prompt_ids, response_ids = _encode(tokenizer, text), _encode(tokenizer, response)
     ids, prompt_tokens, lost = prompt_ids + response_ids, len(prompt_ids), ""
     if decode(tokenizer, ids) != wanted:
         ids = _encode(tokenizer, wanted)
@@ -86,20 +93,18 @@ def encode_text(tokenizer: Tokenizer, prompt: str, response: str, *, add_bos: bo
                 f"this tokenizer does not give the text back: from character {at} on it says {got[at : at + 20]!r} for "
                 f"{wanted[at : at + 20]!r}; the trace holds what the tokens say"
             )
-    for name, text, count in (("prompt", prompt, prompt_tokens), ("response", response, len(ids) - prompt_tokens)):
+    for name, part, count in (("prompt", text, prompt_tokens), ("response", response, len(ids) - prompt_tokens)):
         if count < 1:
-            raise InputError(f"the {name} {text[:50]!r} gives no token of its own: a trace needs one at least")
-    bos = getattr(tokenizer, "bos_token_id", None)
-    if add_bos and bos is not None and ids[0] != bos and list(tokenizer.encode("a"))[:1] == [bos]:
-        return [bos, *ids], prompt_tokens + 1, lost
-    return ids, prompt_tokens, lost
+            raise InputError(f"the {name} {part[:50]!r} gives no token of its own: a trace needs one at least")
+    bos = _bos(tokenizer, ids) if isinstance(prompt, str) else []
+    return bos + ids, len(bos) + prompt_tokens, lost
 
 
 def tokens_within(tokenizer: Tokenizer, tokens: Sequence[int], characters: int) -> int:
     """How many of the first tokens lie within the text's first `characters` characters.
 
-    >>> from stepsal.reasoner.tokenizer import build_tokenizer
-    >>> tokenizer = build_tokenizer()
+    >>> from stepsal import load_tokenizer
+    >>> tokenizer = load_tokenizer()
     >>> tokens_within(tokenizer, tokenizer.encode("2+2? 4"), 4)
     4
     """
@@ -110,5 +115,17 @@ def tokens_within(tokenizer: Tokenizer, tokens: Sequence[int], characters: int) 
     return len(tokens)
 
 
+def _bos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    bos = getattr(tokenizer, "bos_token_id", None)
+    return [bos] if bos is not None and ids[:1] != [bos] == list(tokenizer.encode("a"))[:1] else []
+
+
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the text has half a surrogate pair at character {error.start}, which is no character: read the file it "
+            "comes from as UTF-8"
+        ) from error
     return list(tokenizer.encode(text, add_special_tokens=False))

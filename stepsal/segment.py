@@ -101,8 +101,8 @@ class Segmenter:
         question_tokens: how many tokens are the question, whatever markers they show (see `question_length`). None:
             the question ends with the first opening marker.
 
-    >>> from stepsal.reasoner.tokenizer import build_tokenizer
-    >>> tokenizer = build_tokenizer()
+    >>> from stepsal import load_tokenizer
+    >>> tokenizer = load_tokenizer()
     >>> segmenter = Segmenter(tokenizer)
     >>> [segmenter.push(token) for token in tokenizer.encode("2+2?<think>\nIt\n\nis</think>4")]
     ['question', None, None, None, None, 'thinking', None, None, None, 'thinking', None, None, 'summary']
@@ -239,8 +239,8 @@ def question_length(tokenizer: Tokenizer, prompt_tokens: Sequence[int], format: 
     r"""How many of the prompt's tokens are the question: all, or, when the prompt opens the thinking, as R1's template
     does with `<think>\n`, those up to the opening marker. White space, or an empty thinking, may follow the marker.
 
-    >>> from stepsal.reasoner.tokenizer import build_tokenizer
-    >>> tokenizer = build_tokenizer()
+    >>> from stepsal import load_tokenizer
+    >>> tokenizer = load_tokenizer()
     >>> question_length(tokenizer, tokenizer.encode("2+2?<think>\n"))
     5
     """

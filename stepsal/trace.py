@@ -50,8 +50,8 @@ class Trace:
             the text back.
         format, step_rule: what the steps were found with.
 
-    >>> from stepsal.reasoner.tokenizer import build_tokenizer
-    >>> trace = Trace.from_text(build_tokenizer(), "2+2?", "<think>\nAdd.\n\nIt is 4.\n</think>\n\n4")
+    >>> from stepsal import load_tokenizer
+    >>> trace = Trace.from_text(load_tokenizer(), "2+2?", "<think>\nAdd.\n\nIt is 4.\n</think>\n\n4")
     >>> [(step.segment, step.text) for step in trace.steps[2:]]
     [('thinking', 'It is 4.\n</think>'), ('summary', '\n\n4')]
     """
@@ -109,12 +109,17 @@ class Trace:
         `prompt_tokens` says how many of them are the prompt: markers that it mentions are then ordinary text. Without
         it the question ends with the first opening marker. Raises `InputError`.
 
-        >>> from stepsal.reasoner.tokenizer import build_tokenizer
-        >>> tokenizer = build_tokenizer()
+        >>> from stepsal import load_tokenizer
+        >>> tokenizer = load_tokenizer()
         >>> Trace.from_tokens(tokenizer, tokenizer.encode("2+2?<think></think>4"), id="a")
-        Trace('a', 11 tokens, steps: 1 question, 1 thinking, 1 summary)
+        Trace('a', 7 tokens, steps: 1 question, 1 thinking, 1 summary)
         """
-        ids = _checked(tokens, len(tokenizer), prompt_tokens)
+        ids = check_tokens(tokens, len(tokenizer))
+        if prompt_tokens is not None and not 0 < prompt_tokens < len(ids):
+            raise InputError(
+                f"prompt_tokens={prompt_tokens} of {len(ids)} tokens leaves an empty prompt or an empty response: "
+                "a trace needs one token of each"
+            )
         question_tokens = None
         if prompt_tokens is not None:
             question_tokens = question_length(tokenizer, ids[:prompt_tokens], format)
@@ -154,13 +159,13 @@ class Trace:
         correct: bool | None = None,
         meta: Mapping[str, Any] | None = None,
     ) -> "Trace":
-        r"""A trace of a prompt and a response. Raises `InputError`; warns where the tokenizer cannot give the text back.
+        r"""A trace of a prompt and a response. Warns where the tokenizer cannot give the text back.
 
         `prompt`: a text exactly as the model sees it (a BOS is put before it if the tokenizer does so by default and it
-        has none), or chat messages for the tokenizer's template (then nothing is added).
+        has none), or chat messages for the tokenizer's template (then nothing is added). Raises `InputError`.
 
-        >>> from stepsal.reasoner.tokenizer import build_tokenizer
-        >>> Trace.from_text(build_tokenizer(), [{"role": "user", "content": "2+2?"}], "Add.\n</think>4").prompt[-21:]
+        >>> from stepsal import load_tokenizer
+        >>> Trace.from_text(load_tokenizer(), [{"role": "user", "content": "2+2?"}], "Add.\n</think>4").prompt[-21:]
         '<｜Assistant｜><think>\n'
         """
         prefix = prompt_text(tokenizer, prompt)
@@ -171,7 +176,7 @@ class Trace:
             raise InputError(
                 f"trace {id!r}: the prompt ends with {pair[0]!r} and the response begins with another: drop one of them"
             )
-        ids, prompt_tokens, lossy = encode_text(tokenizer, prefix, response, add_bos=isinstance(prompt, str))
+        ids, prompt_tokens, lossy = encode_text(tokenizer, prompt, response)
         if lossy:
             warnings.warn(f"trace {id!r}: {lossy}", stacklevel=2)
             meta = {**(meta or {}), "lossy_tokenization": True}
@@ -188,18 +193,20 @@ class Trace:
         )
 
 
-def _checked(tokens: Any, vocabulary: int, prompt_tokens: int | None) -> list[int]:
-    """The ids as a list, or an `InputError` that says what is wrong with them."""
+def check_tokens(tokens: Any, vocabulary: int) -> list[int]:
+    """The ids as a list, or an `InputError` that says what is wrong with them.
+
+    >>> check_tokens(torch.tensor([1, 2]), 10)
+    [1, 2]
+    """
     try:
         ids = torch.as_tensor(tokens)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InputError(f"tokens={str(tokens)[:80]} are not a flat list of token ids ({error})") from error
-    if ids.ndim != 1 or ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool:
+    whole = not (ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool)
+    if ids.ndim != 1 or (len(ids) and not whole):
         given = f"shape {tuple(ids.shape)}, {ids.dtype}"
-        if ids.shape != (0,):
-            raise InputError(
-                f"tokens must be whole numbers in one dimension, (pos,); given: {given}. One trace at a time."
-            )
+        raise InputError(f"tokens must be whole numbers in one dimension, (pos,); given: {given}. One trace at a time.")
     if len(ids) < 2:
         raise InputError(f"a trace needs at least two tokens, one to predict the other; given: {ids.tolist()}")
     outside = [(position, token) for position, token in enumerate(ids.tolist()) if not 0 <= token < vocabulary]
@@ -208,11 +215,6 @@ def _checked(tokens: Any, vocabulary: int, prompt_tokens: int | None) -> list[in
         raise InputError(
             f"token {token} at position {position} is outside the tokenizer's vocabulary of {vocabulary}: these tokens "
             "come from another tokenizer"
-        )
-    if prompt_tokens is not None and not 0 < prompt_tokens < len(ids):
-        raise InputError(
-            f"prompt_tokens={prompt_tokens} of {len(ids)} tokens leaves an empty prompt or an empty response: a "
-            "trace needs one token of each"
         )
     return [int(token) for token in ids.tolist()]
 
