@@ -138,7 +138,11 @@ def _from_record(record: dict[str, Any], tokenizer: Tokenizer, format: FormatSpe
     stored = _field(record, "segmentation", dict) or {}
     if format == "auto" and stored:
         kept = _field(stored, "format", str, list)
-        format = kept if isinstance(kept, str) else tuple(kept) if kept else "auto"
+        if isinstance(kept, list):
+            if [type(marker) for marker in kept] != [str, str]:
+                raise InputError(f"format={kept!r} is not known: a pair of markers is two strings")
+            kept = (kept[0], kept[1])
+        format = kept or "auto"
     if isinstance(steps, str) and steps == "auto":
         steps = _field(stored, "steps", str) or "auto"
     given = _field(record, "id", str, int)
@@ -190,7 +194,7 @@ def _texts(
 
 
 def _join(tokenizer: Tokenizer, prompt: str, reasoning: str, content: str, format: FormatSpec) -> str:
-    """The response as the model wrote it: with the markers that the prompt opened, that the template names, or `<think>`."""
+    """The response as the model wrote it, with the markers that the prompt opened, or that the template names."""
     pairs = [(each.layout, pair) for each in find_formats(format) for pair in each.markers]
     if not pairs:
         raise InputError(f"format={format!r} has no markers to put 'reasoning_content' between: choose another format")

@@ -1,0 +1,95 @@
+"""Slow, obvious versions of what stepsal does fast. Tests compare the two."""
+
+import re
+
+import torch
+from torch.nn.functional import cross_entropy
+
+
+# --- influence: the definition, by T backward passes over the full graph ---------------------------------------------
+def patterns_and_logits(model, tokens):
+    """Every layer's attention pattern, in one graph with the logits."""
+    kept = {}
+
+    def leaf(tensor, hook):
+        return tensor.detach().requires_grad_(True)
+
+    def keep(tensor, hook):
+        kept[hook.layer()] = tensor
+
+    layers = range(model.cfg.n_layers)
+    hooks = [("embed.hook_out", leaf), *((f"blocks.{layer}.attn.hook_pattern", keep) for layer in layers)]
+    with model.hooks(fwd_hooks=hooks):
+        logits = model(tokens[None])
+    return [kept[layer] for layer in layers], logits[0]
+
+
+def apply_rule(pattern, gradient, rule):
+    causal = torch.tril(torch.ones_like(pattern))
+    return {"abs": (gradient * pattern).abs(), "signed": gradient * pattern, "grad": gradient.abs() * causal}[rule]
+
+
+def influence_by_separate_passes(model, tokens, rule="abs"):
+    """Row t is the gradient of token t+1's loss alone."""
+    patterns, logits = patterns_and_logits(model, tokens)
+    influence = torch.zeros(len(patterns), patterns[0].shape[1], len(tokens), len(tokens))
+    for t in range(len(tokens) - 1):
+        loss = cross_entropy(logits[t], tokens[t + 1])
+        gradients = torch.autograd.grad(loss, patterns, retain_graph=True)
+        for layer, (pattern, gradient) in enumerate(zip(patterns, gradients, strict=True)):
+            influence[layer, :, t] = apply_rule(pattern.detach()[0], gradient[0], rule)[:, t]
+    return influence
+
+
+def influence_of_one_loss(model, tokens, span):
+    """The summed loss of the tokens in `span`, seen from every row."""
+    patterns, logits = patterns_and_logits(model, tokens)
+    loss = sum(cross_entropy(logits[t - 1], tokens[t]) for t in range(*span))
+    gradients = torch.autograd.grad(loss, patterns)
+    influence = torch.stack([(p.detach() * g).abs()[0] for p, g in zip(patterns, gradients, strict=True)])
+    influence[:, :, -1] = 0
+    return influence
+
+
+def pool_by_loops(influence, trace):
+    """Sum over the token pairs of each pair of steps."""
+    n = len(trace.steps)
+    mass = torch.zeros(*influence.shape[:2], n, n)
+    for i, query_step in enumerate(trace.steps):
+        for j, key_step in enumerate(trace.steps):
+            block = influence[:, :, query_step.start : query_step.stop, key_step.start : key_step.stop]
+            mass[:, :, i, j] = block.double().sum((-2, -1)).float()
+    return mass
+
+
+# --- segmentation: one character a token, rereading the whole text each time -----------------------------------------
+def steps_by_rereading(text, opening, closing, rule):
+    """Where steps begin, as (position, segment)."""
+    is_boundary = {
+        "paragraph": lambda step, gap: gap.count("\n") >= 2,
+        "line": lambda step, gap: "\n" in gap,
+        "sentence": lambda step, gap: (
+            gap != "" and len(step) >= 15 and re.search(r"[.!?。！？…][\"'”’»›)\]}）】」』*_`~]*$", step) is not None
+        ),
+    }[rule]
+    starts = [(0, "question")]
+    if opening not in text:
+        return starts
+    thinking = text.index(opening) + len(opening)
+    summary = text.index(closing, thinking) + len(closing) if closing in text[thinking:] else len(text)
+    for segment, first, last in (("thinking", thinking, summary), ("summary", summary, len(text))):
+        start, due = first, False
+        for position in range(first, last):
+            before = text[start:position]
+            if position == first:
+                starts.append((position, segment))
+                continue
+            if text[position].isspace() or not before.strip():
+                continue
+            due = due or is_boundary(before.strip(), before[len(before.rstrip()) :])
+            seen = text[first : position + 1]
+            under_way = any(seen.endswith(closing[:size]) for size in range(1, len(closing) + 1))
+            if due and not (segment == "thinking" and under_way):
+                start, due = position, False
+                starts.append((position, segment))
+    return starts
