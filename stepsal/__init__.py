@@ -1,1 +1,36 @@
+"""stepsal: step-to-step saliency maps of reasoning models. The names below are in the order of the data flow."""
+
 __version__ = "0.1.0"
+
+from stepsal import plot
+from stepsal.errors import FileError, InputError, NumericalError, StepsalError, UnsupportedModelError
+from stepsal.folder import save_step_maps
+from stepsal.generation import generate
+from stepsal.host import load_model, load_tokenizer
+from stepsal.influence import step_saliency, token_influence
+from stepsal.metrics import lock_in, thinking_to_summary
+from stepsal.stepmap import StepMap
+from stepsal.trace import Step, Trace
+from stepsal.trace_files import read_traces, write_traces
+
+__all__ = [
+    "FileError",
+    "InputError",
+    "NumericalError",
+    "Step",
+    "StepMap",
+    "StepsalError",
+    "Trace",
+    "UnsupportedModelError",
+    "generate",
+    "load_model",
+    "load_tokenizer",
+    "lock_in",
+    "plot",
+    "read_traces",
+    "save_step_maps",
+    "step_saliency",
+    "thinking_to_summary",
+    "token_influence",
+    "write_traces",
+]

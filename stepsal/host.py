@@ -7,6 +7,7 @@ for names (`pattern_name(3)`), sizes and forward passes.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,10 @@ from torch import Tensor
 from stepsal.errors import FileError, InputError, UnsupportedModelError
 
 if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
+    from transformer_lens.model_bridge import TransformerBridge as Model
     from transformers import PreTrainedTokenizerBase
-
-    Model = TransformerBridge
+else:  # imported only where used: together they take seconds
+    Model = PreTrainedTokenizerBase = Any
 
 Hook = tuple[str, Callable[..., Any]]
 
@@ -76,17 +77,17 @@ class Shape:
     context: int
 
 
-def shape(model: "Model") -> Shape:
+def shape(model: Model) -> Shape:
     cfg = model.cfg
     kv_heads = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
     return Shape(cfg.n_layers, cfg.n_heads, kv_heads, cfg.d_vocab, cfg.n_ctx)
 
 
-def device_of(model: "Model") -> torch.device:
+def device_of(model: Model) -> torch.device:
     return next(model.parameters()).device
 
 
-def describe(model: "Model") -> dict[str, str]:
+def describe(model: Model) -> dict[str, str]:
     """Name, type and precision of a model, for the record kept with each result."""
     name = str(model.cfg.model_name)
     return {
@@ -97,7 +98,7 @@ def describe(model: "Model") -> dict[str, str]:
     }
 
 
-def score_scale(model: "Model", layer: int) -> float:
+def score_scale(model: Model, layer: int) -> float:
     """What a layer multiplies `q . k` by."""
     attention = model.blocks[layer].attn.original_component
     return float(getattr(attention, "scaling", None) or model.cfg.d_head**-0.5)
@@ -119,7 +120,7 @@ def new_cache() -> Any:
 
 
 def forward(
-    model: "Model", tokens: Int[Tensor, "batch pos"], hooks: list[Hook], cache: Any = None
+    model: Model, tokens: Int[Tensor, "batch pos"], hooks: list[Hook], cache: Any = None
 ) -> Float[Tensor, "batch pos vocabulary"]:
     """Logits of `tokens`, read with `hooks`; with a cache, the tokens follow those already in it."""
     with model.hooks(fwd_hooks=hooks):
@@ -129,8 +130,17 @@ def forward(
         return logits
 
 
+def decode_greedily(
+    model: Model, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"], max_new_tokens: int
+) -> Int[Tensor, "batch longer_pos"]:
+    """Left-padded prompts and their greedy continuations; rows that ended are filled up with the end-of-sequence token."""
+    return model.hf_generate(
+        tokens, max_new_tokens=max_new_tokens, do_sample=False, temperature=None, attention_mask=mask, return_type="tokens"
+    )
+
+
 @contextmanager
-def frozen(model: "Model") -> Iterator[None]:
+def frozen(model: Model) -> Iterator[None]:
     """Evaluation mode and no parameter gradients inside; outside, whatever it was before."""
     training = model.training
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -145,7 +155,7 @@ def frozen(model: "Model") -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def check_supported(model: "Model") -> None:
+def check_supported(model: Model) -> None:
     """Run two tokens and raise `UnsupportedModelError` unless every needed hook fires with the shape this file says.
 
     The head output must also be the pattern times the values: what saliency's diagonal term and interventions rest on.
@@ -163,8 +173,6 @@ def check_supported(model: "Model") -> None:
 
     def refuse(reason: str) -> UnsupportedModelError:
         return UnsupportedModelError(f"{name} ({describe(model)['architecture']}) is not supported: {reason}")
-
-    from functools import partial
 
     try:
         with torch.no_grad(), frozen(model):
@@ -187,7 +195,7 @@ def check_supported(model: "Model") -> None:
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
-def load_tokenizer(name: str | Path | None = None) -> "PreTrainedTokenizerBase":
+def load_tokenizer(name: str | Path | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a hub id or local directory; `None` is the bundled reasoner's.
 
     `tokenizer.json` is read as it is: for some model types the automatic class gives other token ids.
@@ -204,8 +212,8 @@ def load_tokenizer(name: str | Path | None = None) -> "PreTrainedTokenizerBase":
 
 
 def load_model(
-    name: str | Path | None = None, *, device: "str | torch.device" = "auto", dtype: "str | torch.dtype" = "auto"
-) -> "Model":
+    name: str | Path | None = None, *, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+) -> Model:
     """Load a model as a TransformerLens `TransformerBridge`, weights frozen, in evaluation mode.
 
     Args:
@@ -246,7 +254,7 @@ def load_model(
     return model.eval()
 
 
-def _device(device: "str | torch.device") -> torch.device:
+def _device(device: str | torch.device) -> torch.device:
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -257,7 +265,7 @@ def _device(device: "str | torch.device") -> torch.device:
         raise InputError(f"unknown device {device!r}: expected 'auto', 'cpu', 'cuda', 'cuda:0', 'mps'") from error
 
 
-def _dtype(dtype: "str | torch.dtype", device: torch.device, source: Path) -> torch.dtype:
+def _dtype(dtype: str | torch.dtype, device: torch.device, source: Path) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":

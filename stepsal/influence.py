@@ -23,7 +23,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from einops import einsum, reduce
@@ -33,13 +33,11 @@ from torch.nn import functional as F
 
 from stepsal import host
 from stepsal.errors import InputError, NumericalError
+from stepsal.host import Hook, Model
 from stepsal.layers import LayerSpec, resolve_layers
 from stepsal.memory import free_bytes, peak_bytes
 from stepsal.stepmap import StepMap
-
-if TYPE_CHECKING:
-    from stepsal.host import Hook, Model
-    from stepsal.trace import Trace
+from stepsal.trace import Trace
 
 Objective = Literal["token", "sequence", "answer"]
 Rule = Literal["abs", "signed", "grad", "attention"]
@@ -51,8 +49,8 @@ Receive = Callable[[int, int, Float[Tensor, "head query key"]], None]
 
 
 def step_saliency(
-    model: "Model",
-    trace: "Trace",
+    model: Model,
+    trace: Trace,
     *,
     objective: Objective = "token",
     rule: Rule = "abs",
@@ -118,8 +116,8 @@ def step_saliency(
 
 
 def token_influence(
-    model: "Model",
-    trace: "Trace",
+    model: Model,
+    trace: Trace,
     *,
     objective: Objective = "token",
     rule: Rule = "abs",
@@ -149,8 +147,8 @@ def token_influence(
 
 
 def _run(
-    model: "Model",
-    trace: "Trace",
+    model: Model,
+    trace: Trace,
     objective: Objective,
     rule: Rule,
     layers: tuple[int, ...],
@@ -162,7 +160,8 @@ def _run(
     """Check the arguments, run the trace through the model and hand each block of influence to `receive`."""
     from stepsal import __version__
 
-    _check(model, trace, objective, rule, chunk, answer)
+    _check_options(len(trace.tokens), objective, rule, chunk, answer)
+    check_trace(model, trace)
     host.check_supported(model)
     started = time.monotonic()
     tokens = trace.tokens.to(host.device_of(model))[None]
@@ -189,7 +188,7 @@ def _run(
 
 
 def _run_chunks(
-    model: "Model",
+    model: Model,
     tokens: Tensor,
     rule: Rule,
     layers: tuple[int, ...],
@@ -216,7 +215,7 @@ def _run_chunks(
 
 
 def _run_whole(
-    model: "Model",
+    model: Model,
     tokens: Tensor,
     rule: Rule,
     layers: tuple[int, ...],
@@ -234,7 +233,7 @@ class _Reader:
     """Hooks for one forward pass and its backward pass; `cut` severs the gradient through other positions (steps 1-2)."""
 
     def __init__(
-        self, model: "Model", rule: Rule, layers: tuple[int, ...], start: int, receive: Receive, *, cut: bool
+        self, model: Model, rule: Rule, layers: tuple[int, ...], start: int, receive: Receive, *, cut: bool
     ) -> None:
         self.model, self.rule, self.layers, self.start, self.receive, self.cut = model, rule, layers, start, receive, cut
         self.heads = host.shape(model).heads
@@ -242,7 +241,7 @@ class _Reader:
         self.now: dict[str, Tensor] = {}  # of the layer that is running: query, key, value, own (A_tt)
         self.errors: list[NumericalError] = []
 
-    def hooks(self) -> "list[Hook]":
+    def hooks(self) -> list[Hook]:
         if self.rule == "attention":
             return [(host.pattern_name(layer), self._pattern(layer)) for layer in self.layers]
         lowest, top = self.layers[0], host.shape(self.model).layers
@@ -263,7 +262,7 @@ class _Reader:
         assert self.leaf is not None
         torch.autograd.grad(loss, self.leaf)  # to the leaf only: no parameter gradients; the hooks do the work
         if self.errors:
-            raise self.errors[0]
+            raise self.errors[0]  # the highest layer: gradients flow down
 
     def _start(self, residual: Tensor, hook: Any) -> Tensor:
         self.leaf = residual.detach().requires_grad_(True)
@@ -307,10 +306,12 @@ class _Reader:
                 block.abs_()
         if not torch.isfinite(block.sum(dtype=torch.float32)) and not (finite := torch.isfinite(block)).all():
             position = self.start + int((~finite).any(-1).any(0).nonzero()[0])
-            self.errors.insert(0, NumericalError(  # the backward pass goes down: the lowest layer reports last
-                f"the gradient of the attention pattern is not finite in layer {self.layers[index]} at query position "
-                f"{position}. Load the model in a wider precision (dtype='float32')."
-            ))
+            self.errors.append(
+                NumericalError(
+                    f"the gradient of the attention pattern is not finite in layer {self.layers[index]} at query "
+                    f"position {position}. Load the model in a wider precision (dtype='float32')."
+                )
+            )
             return
         self.receive(index, self.start, block)
 
@@ -329,17 +330,9 @@ class _Reader:
         return add
 
 
-def _check(
-    model: "Model", trace: "Trace", objective: str, rule: str, chunk: object, answer: tuple[int, int] | None
-) -> None:
+def check_trace(model: Model, trace: Trace) -> None:
+    """Raise `InputError` unless the model can take the trace: its length and its token ids."""
     size, tokens = host.shape(model), trace.tokens
-    for name, value, known in (("objective", objective, get_args(Objective)), ("rule", rule, get_args(Rule))):
-        if value not in known:
-            raise InputError(f"unknown {name} {value!r}: expected one of {', '.join(known)}")
-    if chunk != "auto" and (not isinstance(chunk, int) or chunk < 1):
-        raise InputError(f"chunk {chunk!r} must be 'auto' or a whole number of query positions, at least 1")
-    if chunk != "auto" and objective != "token":
-        raise InputError(f"objective {objective!r} needs the whole graph and cannot run in chunks: leave out chunk={chunk}")
     if len(tokens) < 2:
         raise InputError(f"a trace of {len(tokens)} token(s) predicts nothing: it needs at least two")
     if len(tokens) > size.context:
@@ -353,14 +346,24 @@ def _check(
             f"token {bad} is outside the model's vocabulary (0 to {size.vocabulary - 1}): the trace was made with another "
             "tokenizer. Make it with this model's."
         )
+
+
+def _check_options(length: int, objective: str, rule: str, chunk: object, answer: tuple[int, int] | None) -> None:
+    for name, value, known in (("objective", objective, get_args(Objective)), ("rule", rule, get_args(Rule))):
+        if value not in known:
+            raise InputError(f"unknown {name} {value!r}: expected one of {', '.join(known)}")
+    if chunk != "auto" and (not isinstance(chunk, int) or chunk < 1):
+        raise InputError(f"chunk {chunk!r} must be 'auto' or a whole number of query positions, at least 1")
+    if chunk != "auto" and objective != "token":
+        raise InputError(f"objective {objective!r} needs the whole graph and cannot run in chunks: leave out chunk={chunk}")
     if (answer is None) == (objective == "answer"):
         raise InputError(f"objective={objective!r} with answer={answer!r}: give answer=(start, stop) with 'answer' only")
-    if answer is not None and not 1 <= answer[0] < answer[1] <= len(tokens):
-        raise InputError(f"answer {answer} must be token positions [start, stop) within 1 to {len(tokens)}")
+    if answer is not None and not 1 <= answer[0] < answer[1] <= length:
+        raise InputError(f"answer {answer} must be token positions [start, stop) within 1 to {length}")
 
 
 def _check_logits(
-    model: "Model", logits: Float[Tensor, "batch pos vocabulary"], tokens: Tensor, start: int
+    model: Model, logits: Float[Tensor, "batch pos vocabulary"], tokens: Tensor, start: int
 ) -> None:
     """Raise when a logit is not finite, naming the first layer and position where it came from."""
     if torch.isfinite(logits).all():
@@ -382,7 +385,7 @@ def _check_logits(
     )
 
 
-def _bytes_per_query(model: "Model", length: int) -> int:
+def _bytes_per_query(model: Model, length: int) -> int:
     """About what one query position keeps for its backward pass: a pattern row in each layer, and activations."""
     size = host.shape(model)
     width = torch.finfo(next(model.parameters()).dtype).bits // 8
@@ -391,7 +394,7 @@ def _bytes_per_query(model: "Model", length: int) -> int:
 
 
 def _chunk_size(
-    model: "Model", length: int, layers: tuple[int, ...], chunk: int | Literal["auto"], rule: Rule
+    model: Model, length: int, layers: tuple[int, ...], chunk: int | Literal["auto"], rule: Rule
 ) -> int:
     if chunk != "auto":
         return min(chunk, length - 1)
@@ -400,7 +403,7 @@ def _chunk_size(
     return max(16, min(MAX_CHUNK.get(device.type, 128), room // _bytes_per_query(model, length), length - 1))
 
 
-def _warn_if_large(model: "Model", queries: int, objective: str) -> None:
+def _warn_if_large(model: Model, queries: int, objective: str) -> None:
     need, free = queries * _bytes_per_query(model, queries), free_bytes(host.device_of(model))
     if need > free:
         warnings.warn(

@@ -25,7 +25,9 @@ from stepsal.files import atomic_path
 from stepsal.trace import Step
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from pandas import DataFrame
+else:  # imported where used: it takes a while
+    DataFrame = Any
 
 _FORMAT = "stepsal step map 1"
 
@@ -93,7 +95,7 @@ class StepMap:
         """Indices of the steps of a segment (`question`, `thinking` or `summary`)."""
         return [step.index for step in self.steps if step.segment == name]
 
-    def to_dataframe(self) -> "pd.DataFrame":
+    def to_dataframe(self) -> DataFrame:
         """One row per layer, head and causal pair of steps, with mass, pairs, density and share."""
         import pandas as pd
 

@@ -1,0 +1,32 @@
+# Each target makes .venv when it is missing. PYTHON is the interpreter it is made with.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test lint format bench clean
+
+demo: $(STAMP)  ## step maps of the bundled reasoner's right and wrong traces -> demo/
+	$(BIN)/stepsal demo --out demo
+
+test: $(STAMP)  ## the whole suite, docstring examples included; offline, CPU
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(STAMP)  ## the README's table of time and memory (about 10 minutes)
+	$(BIN)/python benchmarks/saliency.py
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(STAMP)
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis demo

@@ -1,0 +1,124 @@
+"""`stepsal demo`: from nothing to step maps of a trained reasoner's right and wrong traces.
+
+1. The bundled reasoner answers test problems, greedily.
+2. A rule grades each answer and names the kind of error.
+3. Every trace gets its step map (exact, all layers and heads).
+4. A table and a figure compare right with wrong, layer by layer.
+"""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stepsal import plot
+from stepsal.files import atomic_path
+from stepsal.folder import save_step_maps
+from stepsal.generation import generate
+from stepsal.host import Model, load_model
+from stepsal.metrics import METRICS
+from stepsal.reasoner import DEFAULT_LENGTH, grade, make_problems
+from stepsal.stepmap import StepMap
+from stepsal.trace import Trace
+from stepsal.trace_files import write_traces
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+else:
+    Figure = Any
+
+Groups = dict[str, list[tuple[Trace, StepMap]]]
+LABELS = {"lock_in": "lock-in", "thinking_to_summary": "thinking → summary share"}
+
+
+def run_demo(out: Path, problems: int = 128, *, progress: bool = True) -> str:
+    """Do all of it, write it to `out`, and return what to print."""
+    model = load_model()
+    traces = solve(model, problems, progress=progress)
+    write_traces(out / "traces.jsonl", traces)
+    paths = save_step_maps(model, traces, out, progress=progress)
+    maps = [StepMap.load(path) for path in paths]
+    groups: Groups = {"correct": [], "wrong": []}
+    for trace, stepmap in zip(traces, maps, strict=True):
+        groups["correct" if trace.correct else "wrong"].append((trace, stepmap))
+    table = layer_table(groups)
+    with atomic_path(out / "layers.md") as part:
+        part.write_text(table + "\n", encoding="utf-8")
+    with plot.style():
+        figure = draw(groups)
+        for suffix in ("png", "pdf"):
+            with atomic_path(out / f"demo.{suffix}") as part:
+                figure.savefig(part, format=suffix)
+    errors = Counter(str(trace.meta["error"]) for trace, _ in groups["wrong"])
+    kinds = ", ".join(f"{count} {kind}" for kind, count in errors.most_common())
+    return (
+        f"{len(groups['correct'])} of {len(traces)} problems right"
+        + (f"; {len(groups['wrong'])} wrong: {kinds}" if kinds else "")
+        + f"\n\n{table}\n\n"
+        f"{out}/demo.png, demo.pdf   the picture\n"
+        f"{out}/layers.md            this table\n"
+        f"{out}/traces.jsonl         the traces, graded\n"
+        f"{out}/maps/                a step map a trace (stepsal.StepMap.load)"
+    )
+
+
+def solve(model: Model, n: int, length: int = DEFAULT_LENGTH, split: str = "test", *, progress: bool = True) -> list[Trace]:
+    """The reasoner's greedy answers to the first `n` problems of a split, graded by rule."""
+    problems = make_problems(split, n, length)
+    traces = generate(model, [p.messages for p in problems], max_new_tokens=360, batch_size=32, progress=progress)
+    end = model.tokenizer.eos_token
+    graded = []
+    for problem, trace in zip(problems, traces, strict=True):
+        result = grade(problem, trace.response.removesuffix(end))
+        meta = trace.meta | {"length": length, "error": result.error}
+        graded.append(replace(trace, id=problem.id, answer=str(problem.answer), correct=result.correct, meta=meta))
+    return graded
+
+
+def by_layer(group: list[tuple[Trace, StepMap]], metric: str) -> Float[Tensor, "trace layer"]:
+    """A metric's mean over heads, a row per trace."""
+    return torch.stack([METRICS[metric](stepmap).nanmean(1) for _, stepmap in group])
+
+
+def layer_table(groups: Groups) -> str:
+    """Markdown: for each layer and metric the mean over correct and over wrong traces, and their difference."""
+    shown = {name: group for name, group in groups.items() if group}
+    heads = [f"{LABELS[metric]}, {name}" for metric in METRICS for name in shown]
+    lines = ["| layer | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    means = [by_layer(group, metric).nanmean(0) for metric in METRICS for group in shown.values()]
+    for layer in range(len(means[0])):
+        lines.append(f"| {layer} | " + " | ".join(f"{column[layer]:.3f}" for column in means) + " |")
+    return "\n".join(lines)
+
+
+def draw(groups: Groups) -> "Figure":
+    """One correct and one wrong trace, shallow and deep layers, on one colour scale; beside them the depth profiles."""
+    from matplotlib.figure import Figure
+
+    examples = {name: group[0] for name, group in groups.items() if group}
+    bands = ("shallow", "deep")
+    figure = Figure(figsize=(9.2, 2.9 * len(examples) + 0.2), layout="constrained")
+    axes = figure.subplots(len(examples), 3, squeeze=False, width_ratios=[1, 1, 1.15])
+    values = [plot.map_values(m, band, None, "density") for _, m in examples.values() for band in bands]
+    norm = plot.log_scale(*(v[torch.isfinite(v)][None] for v in values))
+    for row, (name, (trace, stepmap)) in zip(axes, examples.items(), strict=True):
+        for ax, band in zip(row[:2], bands, strict=True):
+            plot.step_map(stepmap, layer=band, norm=norm, colorbar=False, ax=ax)
+            kind = f": {trace.meta['error']}" if trace.meta["error"] else ""
+            ax.set_title(f"{name}{kind}, {band} layers", loc="left")
+    figure.colorbar(
+        axes[0][0].images[0], ax=axes[:, :2], label="influence per token pair", location="bottom", shrink=0.5, aspect=40
+    )
+    shown = {name: group for name, group in groups.items() if group}
+    for ax, metric in zip(axes[:, 2], METRICS, strict=False):
+        plot.depth_profile(
+            {name: by_layer(group, metric) for name, group in shown.items()},
+            label=LABELS[metric],
+            reference=0.5 if metric == "lock_in" else None,
+            ax=ax,
+        )
+    return figure

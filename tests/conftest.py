@@ -1,0 +1,84 @@
+"""Fixtures: tiny seeded models made from configs, and the bundled reasoner with some of its traces. No network."""
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+from hypothesis import settings
+
+import stepsal
+
+settings.register_profile("stepsal", deadline=None, derandomize=True, max_examples=25)
+settings.load_profile("stepsal")
+torch.set_num_threads(2)
+
+FAMILIES = ("qwen2", "llama")
+
+
+def save_tiny(family: str, folder: Path, **changes: object) -> Path:
+    """A seeded model with grouped-query attention, as a Hugging Face directory with the reasoner's tokenizer.
+
+    No two sizes are alike, and the weights are large, so that attention is far from uniform.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    config_class, model_class = {
+        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+        "llama": (LlamaConfig, LlamaForCausalLM),
+    }[family]
+    tokenizer = stepsal.load_tokenizer()
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 40,
+        "intermediate_size": 56,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.3,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    torch.manual_seed(0)
+    model_class(config_class(**sizes | changes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def tiny(request, tmp_path_factory):
+    """A tiny model of each family."""
+    return stepsal.load_model(save_tiny(request.param, tmp_path_factory.mktemp(request.param)))
+
+
+@pytest.fixture(scope="session")
+def qwen2(tmp_path_factory):
+    return stepsal.load_model(save_tiny("qwen2", tmp_path_factory.mktemp("qwen2-only")))
+
+
+@pytest.fixture(scope="session")
+def reasoner():
+    """The bundled trained model."""
+    return stepsal.load_model()
+
+
+@pytest.fixture(scope="session")
+def reasoner_traces(reasoner):
+    """Real traces: the bundled model's own answers to test problems."""
+    from stepsal.demo import solve
+
+    return solve(reasoner, 12, length=3, progress=False)
+
+
+@pytest.fixture(scope="session")
+def trace():
+    """A short trace with every segment: 5 steps."""
+    return stepsal.Trace.from_text(
+        stepsal.load_tokenizer(),
+        [{"role": "user", "content": "Facts: m = k + 25. k = 37.\nStart at k. What is m?"}],
+        "First k = 37.\n\nThen m = k + 25 = 37 + 25 = 62.\n</think>\n\nFrom the steps.\n\nSo \\boxed{62}",
+        id="short",
+    )
