@@ -216,7 +216,7 @@ class Segmenter:
             if found:
                 self._next = "summary"
                 boundary = boundary and bool(seen[len(self._seen) : min(found)].strip())
-            elif boundary and any(_under_way(closing, seen, len(shown.lstrip())) for closing in self._closings):
+            elif boundary and any(_under_way(closing, self._seen + shown, shown) for closing in self._closings):
                 boundary, self._due = False, True
             self._seen = seen[-max(map(len, self._closings)) :]
         if boundary:
@@ -230,8 +230,9 @@ class Segmenter:
         return opened
 
 
-def _under_way(marker: str, text: str, own: int) -> bool:
-    """Whether the text ends with a beginning of the marker that covers its last `own` characters."""
+def _under_way(marker: str, text: str, token_text: str) -> bool:
+    """Whether the text ends with a beginning of the marker that the token's text lies wholly within."""
+    own = len(token_text.lstrip())
     return any(marker.startswith(text[-size:]) for size in range(own, min(len(marker), len(text) + 1)))
 
 

@@ -231,6 +231,7 @@ def test_the_closing_marker_forms_no_step_of_its_own():
     for marker in (["</think>"], ["</", "think", ">"], ["<", "/", "think>"], [*"</think>"]):
         assert split("<think>", "T.", "\n\n", *marker, "S") == ["q: <think>", "t: T.|\n\n|" + "|".join(marker), "s: S"]
     assert split("<think>", "T.\n\n", "<", "b", ">") == ["q: <think>", "t: T.\n\n|<", "t: b|>"]
+    assert split("<think>", "T.\n\n", "<", "�", ">") == ["q: <think>", "t: T.\n\n|<", "t: �|>"]
     assert split("<think>", "T.\n\n", "<", "\n", "</think>") == ["q: <think>", "t: T.\n\n|<|\n|</think>"]
     assert split("<think>", "T.\n\n", "U</think>") == ["q: <think>", "t: T.\n\n", "t: U</think>"]
 
