@@ -7,7 +7,6 @@
 """
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +17,9 @@ from torch import Tensor
 from stepsal import plot
 from stepsal.files import atomic_path
 from stepsal.folder import save_step_maps
-from stepsal.generation import generate
-from stepsal.host import Model, load_model
+from stepsal.host import load_model
 from stepsal.metrics import METRICS
-from stepsal.reasoner import DEFAULT_LENGTH, grade, make_problems
+from stepsal.reasoner.evaluate import solve
 from stepsal.stepmap import StepMap
 from stepsal.trace import Trace
 from stepsal.trace_files import write_traces
@@ -64,19 +62,6 @@ def run_demo(out: Path, problems: int = 128, *, progress: bool = True) -> str:
         f"{out}/traces.jsonl         the traces, graded\n"
         f"{out}/maps/                a step map a trace (stepsal.StepMap.load)"
     )
-
-
-def solve(model: Model, n: int, length: int = DEFAULT_LENGTH, split: str = "test", *, progress: bool = True) -> list[Trace]:
-    """The reasoner's greedy answers to the first `n` problems of a split, graded by rule."""
-    problems = make_problems(split, n, length)
-    traces = generate(model, [p.messages for p in problems], max_new_tokens=360, batch_size=32, progress=progress)
-    end = model.tokenizer.eos_token
-    graded = []
-    for problem, trace in zip(problems, traces, strict=True):
-        result = grade(problem, trace.response.removesuffix(end))
-        meta = trace.meta | {"length": length, "error": result.error}
-        graded.append(replace(trace, id=problem.id, answer=str(problem.answer), correct=result.correct, meta=meta))
-    return graded
 
 
 def by_layer(group: list[tuple[Trace, StepMap]], metric: str) -> Float[Tensor, "trace layer"]:

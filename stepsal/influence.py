@@ -88,6 +88,7 @@ def step_saliency(
     >>> step_saliency(model, trace)
     StepMap(8 layers, 4 heads, 3 steps)
     """
+    _check_options(len(trace.tokens), objective, rule, chunk, answer)
     n_steps, length = len(trace.steps), len(trace.tokens)
     ends = torch.tensor([step.stop for step in trace.steps])
     queries = torch.tensor([min(step.stop, length - 1) - min(step.start, length - 1) for step in trace.steps])
@@ -134,6 +135,7 @@ def token_influence(
     >>> token_influence(model, trace).shape == (8, 4, len(trace.tokens), len(trace.tokens))
     True
     """
+    _check_options(len(trace.tokens), objective, rule, "auto", answer)
     size = host.shape(model)
     indices = resolve_layers(layers, size.layers)
     length = len(trace.tokens)
@@ -160,7 +162,6 @@ def _run(
     """Check the arguments, run the trace through the model and hand each block of influence to `receive`."""
     from stepsal import __version__
 
-    _check_options(len(trace.tokens), objective, rule, chunk, answer)
     check_trace(model, trace)
     host.check_supported(model)
     started = time.monotonic()
@@ -349,6 +350,7 @@ def check_trace(model: Model, trace: Trace) -> None:
 
 
 def _check_options(length: int, objective: str, rule: str, chunk: object, answer: tuple[int, int] | None) -> None:
+    """Raise `InputError` for options that are unknown or do not go together."""
     for name, value, known in (("objective", objective, get_args(Objective)), ("rule", rule, get_args(Rule))):
         if value not in known:
             raise InputError(f"unknown {name} {value!r}: expected one of {', '.join(known)}")

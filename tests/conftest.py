@@ -38,7 +38,7 @@ def save_tiny(family: str, folder: Path, **changes: object) -> Path:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 512,
-        "initializer_range": 0.3,
+        "initializer_range": 0.15,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
@@ -68,7 +68,7 @@ def reasoner():
 @pytest.fixture(scope="session")
 def reasoner_traces(reasoner):
     """Real traces: the bundled model's own answers to test problems."""
-    from stepsal.demo import solve
+    from stepsal.reasoner.evaluate import solve
 
     return solve(reasoner, 12, length=3, progress=False)
 

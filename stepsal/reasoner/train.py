@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from stepsal.files import atomic_path
 from stepsal.reasoner.problems import Problem, make_problem
 from stepsal.reasoner.tokenizer import build_tokenizer
 
@@ -34,7 +35,7 @@ LENGTHS = range(2, 9)
 
 @dataclass(frozen=True)
 class Settings:
-    steps: int = 8000
+    steps: int = 4000
     batch: int = 16
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.01  # of matrices; embeddings are not decayed
@@ -108,9 +109,8 @@ def evaluate(model: Qwen2ForCausalLM, batches: list[Batch]) -> dict[str, float]:
 
 
 def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    with atomic_path(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def _checkpoint(out: Path, step: int, seconds: float, model: Qwen2ForCausalLM, optimizer: torch.optim.Optimizer) -> None:
@@ -119,9 +119,8 @@ def _checkpoint(out: Path, step: int, seconds: float, model: Qwen2ForCausalLM, o
     tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{key}": value for key, value in state.items()}
-    part = out / "checkpoint.part"
-    save_file(tensors, part, metadata={"step": str(step), "seconds": str(seconds)})
-    os.replace(part, out / "checkpoint.safetensors")
+    with atomic_path(out / "checkpoint.safetensors") as part:
+        save_file(tensors, part, metadata={"step": str(step), "seconds": str(seconds)})
 
 
 def _restore(out: Path, model: Qwen2ForCausalLM, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
@@ -158,6 +157,8 @@ def train(settings: Settings, out: Path, *, evaluate_every: int = 250, device: s
     step, seconds = 0, 0.0
     if (out / "checkpoint.safetensors").exists():
         step, seconds = _restore(out, model, optimizer)
+        rows = (out / "log.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        _write(out / "log.jsonl", "".join(line for line in rows if json.loads(line)["step"] <= step))
         print(f"going on from step {step} in {out}", file=sys.stderr)
 
     def on_device(batches: list[Batch]) -> list[Batch]:

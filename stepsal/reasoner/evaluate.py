@@ -1,0 +1,70 @@
+"""Measure the bundled reasoner: `python -m stepsal.reasoner.evaluate` (about 5 minutes on 2 CPU cores).
+
+Greedy answers to test problems of every chain length, graded by rule. Prints the table of `README.md` beside this file,
+with 95 % Wilson intervals.
+"""
+
+import argparse
+import math
+import sys
+from collections import Counter
+from dataclasses import replace
+
+from stepsal.generation import generate
+from stepsal.host import Model, load_model
+from stepsal.reasoner.problems import DEFAULT_LENGTH, ERROR_KINDS, grade, make_problems
+from stepsal.trace import Trace
+
+
+def solve(model: Model, n: int, length: int = DEFAULT_LENGTH, split: str = "test", *, progress: bool = True) -> list[Trace]:
+    """The model's greedy answers to the first `n` problems of a split, graded: `correct`, and `meta["error"]` by rule."""
+    problems = make_problems(split, n, length)
+    room = 40 + 20 * (length + 3)  # a right response takes about 17 tokens a step; what is longer goes round in circles
+    traces = generate(model, [p.messages for p in problems], max_new_tokens=room, batch_size=64, progress=progress)
+    graded = []
+    for problem, trace in zip(problems, traces, strict=True):
+        result = grade(problem, trace.response.removesuffix(model.tokenizer.eos_token))
+        meta = trace.meta | {"length": length, "error": result.error}
+        graded.append(replace(trace, id=problem.id, answer=str(problem.answer), correct=result.correct, meta=meta))
+    return graded
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a proportion.
+
+    >>> low, high = wilson(8, 10)
+    >>> round(low, 3), round(high, 3)
+    (0.49, 0.943)
+    """
+    z = 1.959964
+    centre = (right + z * z / 2) / (n + z * z)
+    margin = z / (n + z * z) * math.sqrt(right * (n - right) / n + z * z / 4)
+    return centre - margin, centre + margin
+
+
+def row(length: int, traces: list[Trace]) -> str:
+    """One line of the table."""
+    right = sum(bool(trace.correct) for trace in traces)
+    low, high = wilson(right, len(traces))
+    errors = Counter(trace.meta["error"] for trace in traces if not trace.correct)
+    counts = " | ".join(str(errors[kind]) for kind in ERROR_KINDS)
+    name = f"**{length}** (default)" if length == DEFAULT_LENGTH else str(length)
+    return f"| {name} | {len(traces):,} | {right / len(traces):.1%} | {low:.1%} to {high:.1%} | {counts} |"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m stepsal.reasoner.evaluate", description="Measure the reasoner.")
+    parser.add_argument("--model", default=None, help="a directory that `train` wrote (default: the bundled one)")
+    parser.add_argument("--default-problems", type=int, default=1000, help="problems of the default length")
+    parser.add_argument("--problems", type=int, default=300, help="problems of each other length")
+    given = parser.parse_args(arguments)
+    model = load_model(given.model)
+    print("| chain length | problems | right | 95 % interval | " + " | ".join(ERROR_KINDS) + " |")
+    print("|---" * (4 + len(ERROR_KINDS)) + "|")
+    for length in range(2, 11):
+        n = given.default_problems if length == DEFAULT_LENGTH else given.problems
+        print(row(length, solve(model, n, length, progress=sys.stderr.isatty())), flush=True)
+
+
+if __name__ == "__main__":
+    main()
