@@ -16,7 +16,7 @@ from stepsal import host
 from stepsal.errors import FileError, InputError
 from stepsal.files import atomic_path
 from stepsal.host import Model
-from stepsal.influence import Objective, Rule, check_trace, step_saliency
+from stepsal.influence import Objective, Rule, check_options, check_trace, step_saliency
 from stepsal.layers import LayerSpec, resolve_layers
 from stepsal.stepmap import StepMap
 from stepsal.trace import Trace
@@ -50,7 +50,8 @@ def save_step_maps(
     An interrupted run goes on where it stopped. Every trace is checked before the first is computed.
 
     Raises:
-        InputError: a trace that this model cannot take, or two traces with one id.
+        InputError: an unknown option, a trace that this model cannot take, or two traces with one id.
+        UnsupportedModelError: a model on which this would not be exact.
         FileError: `out` holds maps made with other settings or from other tokens, or cannot be written.
     """
     from tqdm import tqdm
@@ -58,6 +59,7 @@ def save_step_maps(
     from stepsal import __version__
 
     out = Path(out)
+    check_options(0, objective, rule, chunk, None)
     seen: set[str] = set()
     for trace in traces:
         if trace.id in seen:
@@ -68,6 +70,7 @@ def save_step_maps(
         except InputError as error:
             raise InputError(f"trace {trace.id!r}: {error}") from error
     indices = resolve_layers(layers, host.shape(model).layers)
+    host.check_supported(model)
     about = host.describe(model)
     settings = {
         "model": about["model"],

@@ -88,7 +88,7 @@ def step_saliency(
     >>> step_saliency(model, trace)
     StepMap(8 layers, 4 heads, 3 steps)
     """
-    _check_options(len(trace.tokens), objective, rule, chunk, answer)
+    check_options(len(trace.tokens), objective, rule, chunk, answer)
     n_steps, length = len(trace.steps), len(trace.tokens)
     ends = torch.tensor([step.stop for step in trace.steps])
     queries = torch.tensor([min(step.stop, length - 1) - min(step.start, length - 1) for step in trace.steps])
@@ -135,7 +135,7 @@ def token_influence(
     >>> token_influence(model, trace).shape == (8, 4, len(trace.tokens), len(trace.tokens))
     True
     """
-    _check_options(len(trace.tokens), objective, rule, "auto", answer)
+    check_options(len(trace.tokens), objective, rule, "auto", answer)
     size = host.shape(model)
     indices = resolve_layers(layers, size.layers)
     length = len(trace.tokens)
@@ -177,9 +177,10 @@ def _run(
     return host.describe(model) | {
         "objective": objective,
         "rule": rule,
-        "answer": answer,
+        "answer": list(answer) if answer else None,
         "chunk": size,
         "tokens": len(trace.tokens),
+        "model_layers": host.shape(model).layers,
         "trace": trace.id,
         "stepsal": __version__,
         "torch": torch.__version__,
@@ -349,7 +350,7 @@ def check_trace(model: Model, trace: Trace) -> None:
         )
 
 
-def _check_options(length: int, objective: str, rule: str, chunk: object, answer: tuple[int, int] | None) -> None:
+def check_options(length: int, objective: str, rule: str, chunk: object, answer: tuple[int, int] | None) -> None:
     """Raise `InputError` for options that are unknown or do not go together."""
     for name, value, known in (("objective", objective, get_args(Objective)), ("rule", rule, get_args(Rule))):
         if value not in known:

@@ -159,7 +159,7 @@ class StepMap:
                 )
         except FileNotFoundError as error:
             raise FileError(f"there is no step map at {path}") from error
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             if isinstance(error, FileError):
                 raise
             raise FileError(

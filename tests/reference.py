@@ -93,3 +93,19 @@ def steps_by_rereading(text, opening, closing, rule):
                 start, due = position, False
                 starts.append((position, segment))
     return starts
+
+
+# --- step maps: the official code's pooling --------------------------------------------------------------------------
+def mean_over_whole_blocks(influence, steps):
+    """The mean of every block of the token map, the zero, non-causal half of the diagonal ones included."""
+    n = len(steps)
+    means = torch.zeros(*influence.shape[:2], n, n)
+    for i, query_step in enumerate(steps):
+        for j, key_step in enumerate(steps):
+            numbers = [
+                influence[:, :, query, key]
+                for query in range(query_step.start, query_step.stop)
+                for key in range(key_step.start, key_step.stop)
+            ]
+            means[:, :, i, j] = sum(numbers) / len(numbers)
+    return means

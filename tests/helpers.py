@@ -1,0 +1,42 @@
+"""Step maps made by hand, and what several test files need."""
+
+import torch
+
+from stepsal import Step, StepMap
+
+
+def unchecked(function):
+    """The function without the test run's type checks, as a user has it."""
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return function
+
+
+def make_steps(segments: str, sizes: list[int]) -> tuple[Step, ...]:
+    """Steps of the given numbers of tokens; `segments` has a letter for each: q, t or s."""
+    names = {"q": "question", "t": "thinking", "s": "summary"}
+    stops = torch.tensor(sizes).cumsum(0).tolist()
+    return tuple(
+        Step(index, names[letter], stop - size, stop, f"step {index} é→🙂")
+        for index, (letter, size, stop) in enumerate(zip(segments, sizes, stops, strict=True))
+    )
+
+
+def make_map(segments: str, sizes: list[int], density, layers: tuple[int, ...] | None = None, **meta) -> StepMap:
+    """A map with a given density, `layer head query_step key_step`, and the pairs that such steps have."""
+    density = torch.as_tensor(density, dtype=torch.float32)
+    density = density[(None,) * (4 - density.ndim)]
+    total = sum(sizes)
+    step_of = [index for index, size in enumerate(sizes) for _ in range(size)]
+    pairs = torch.zeros(len(sizes), len(sizes), dtype=torch.long)
+    for query in range(total - 1):
+        for key in range(query + 1):
+            pairs[step_of[query], step_of[key]] += 1
+    layers = layers or tuple(range(len(density)))
+    return StepMap(density * pairs, pairs, make_steps(segments, sizes), layers, meta)
+
+
+def random_map(segments: str, sizes: list[int], layers: int = 2, heads: int = 3, seed: int = 0, **meta) -> StepMap:
+    generator = torch.Generator().manual_seed(seed)
+    n = len(sizes)
+    return make_map(segments, sizes, torch.rand(layers, heads, n, n, generator=generator) + 0.01, **meta)

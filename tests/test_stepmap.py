@@ -1,0 +1,262 @@
+import json
+import os
+import struct
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import make_map, make_steps, random_map, unchecked
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import mean_over_whole_blocks, pool_by_loops
+from safetensors.torch import save_file
+
+from stepsal import FileError, InputError, StepMap, Trace
+from stepsal.files import atomic_path
+
+# Steps of 2, 1 and 3 tokens. The last token is no query, so the rows have 2, 1 and 2 queries.
+PAIRS = [[3, 0, 0], [2, 1, 0], [4, 2, 3]]
+MASS = [[6.0, 0, 0], [1, 3, 0], [2, 0, 6]]
+
+
+def by_hand(mass=MASS, **meta):
+    mass = torch.tensor(mass)
+    return StepMap(
+        mass[(None,) * (4 - mass.ndim)], torch.tensor(PAIRS), make_steps("qts", [2, 1, 3]), (5,), {"model": "m"} | meta
+    )
+
+
+def two_heads(**meta):
+    return by_hand([[MASS, [[0.0, 0, 0], [3, 1, 0], [4, 2, 2]]]], **meta)
+
+
+def test_density_is_mass_per_pair_and_nan_where_no_pair_is():
+    nan = torch.nan
+    expected = torch.tensor([[2, nan, nan], [0.5, 3, nan], [0.5, 0, 2]])
+    torch.testing.assert_close(by_hand().density()[0, 0], expected, equal_nan=True, rtol=0, atol=0)
+
+
+def test_density_of_a_last_step_of_one_token_is_nan():
+    stepmap = make_map("qt", [3, 1], torch.ones(2, 2))
+    assert stepmap.pairs.tolist() == [[6, 0], [0, 0]]
+    assert torch.isnan(stepmap.density()[0, 0, 1]).all()
+    assert torch.isnan(stepmap.share()[0, 0, 1]).all()
+
+
+def test_density_with_the_noncausal_half_divides_by_whole_blocks():
+    expected = torch.tensor([[6 / 4, 0, 0], [1 / 2, 3, 0], [2 / 6, 0, 6 / 9]])
+    torch.testing.assert_close(by_hand().density(noncausal=True)[0, 0], expected)
+
+
+@given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=6), seed=st.integers(0, 99))
+def test_density_with_the_noncausal_half_equals_a_loop_over_whole_blocks(sizes, seed):
+    total, steps = sum(sizes), make_steps("q" + "t" * (len(sizes) - 1), sizes)
+    influence = torch.tril(torch.rand(2, 3, total, total, generator=torch.Generator().manual_seed(seed)))
+    influence[:, :, -1] = 0
+    mass = pool_by_loops(influence, Trace(torch.arange(total), steps, ""))
+    stepmap = StepMap(mass, torch.zeros(len(sizes), len(sizes), dtype=torch.long), steps, (0, 1), {})
+    torch.testing.assert_close(stepmap.density(noncausal=True), mean_over_whole_blocks(influence, steps))
+
+
+def test_share_is_the_part_of_the_row():
+    expected = torch.tensor([[1, 0, 0], [0.25, 0.75, 0], [0.25, 0, 0.75]])
+    assert torch.equal(by_hand().share()[0, 0], expected)
+
+
+@given(sizes=st.lists(st.integers(1, 7), min_size=1, max_size=7), seed=st.integers(0, 99))
+def test_share_rows_sum_to_one_wherever_a_row_has_a_query(sizes, seed):
+    stepmap = random_map("q" + "t" * (len(sizes) - 1), sizes, seed=seed)
+    total = stepmap.share().sum(-1)
+    rows = stepmap.pairs.sum(-1) > 0
+    torch.testing.assert_close(total[:, :, rows], torch.ones_like(total[:, :, rows]))
+    assert torch.isnan(total[:, :, ~rows]).all()
+
+
+def test_mean_heads_averages_the_mass_and_keeps_the_axis():
+    mean = two_heads().mean_heads()
+    assert mean.mass.tolist() == [[[[3, 0, 0], [2, 2, 0], [3, 1, 4]]]]
+    assert mean.pairs.tolist() == PAIRS
+    assert mean.meta == {"model": "m", "heads": "mean"}
+    assert two_heads().meta == {"model": "m"}
+
+
+def test_segment_gives_the_steps_of_that_name():
+    stepmap = random_map("qttts", [2, 1, 1, 3, 2])
+    assert stepmap.segment("question") == [0]
+    assert stepmap.segment("thinking") == [1, 2, 3]
+    assert stepmap.segment("summary") == [4]
+    assert random_map("qt", [2, 3]).segment("summary") == []
+
+
+def test_the_table_has_a_row_for_every_layer_head_and_causal_pair():
+    table = two_heads().to_dataframe()
+    assert len(table) == 2 * 6
+    assert set(table["layer"]) == {5}
+    row = table.query("head == 1 and query_step == 2 and key_step == 1").iloc[0]
+    assert (row["mass"], row["pairs"], row["density"], row["share"]) == (2, 2, 1, 0.25)
+    assert (row["query_segment"], row["key_segment"]) == ("summary", "thinking")
+    assert (table["key_step"] <= table["query_step"]).all()
+
+
+def test_the_table_puts_each_number_at_its_own_place():
+    stepmap = random_map("qtts", [2, 3, 1, 5], layers=3, heads=2)
+    table = stepmap.to_dataframe().set_index(["layer", "head", "query_step", "key_step"])
+    for layer in range(3):
+        for head in range(2):
+            for query in range(4):
+                for key in range(query + 1):
+                    found = table.loc[(layer, head, query, key)]
+                    assert found["mass"] == stepmap.mass[layer, head, query, key].item()
+                    assert found["density"] == stepmap.density()[layer, head, query, key].item()
+                    assert found["share"] == stepmap.share()[layer, head, query, key].item()
+
+
+@pytest.mark.parametrize(
+    ("layers", "steps", "pairs"), [((5, 6), 3, 3), ((5,), 2, 3), ((5,), 3, 2)], ids=["layers", "steps", "pairs"]
+)
+def test_sizes_that_do_not_agree_are_refused(layers, steps, pairs):
+    with pytest.raises(InputError, match=r"mass has shape \(1, 1, 3, 3\) and pairs .* layers and . steps"):
+        unchecked(StepMap.__post_init__)(
+            SimpleNamespace(
+                mass=torch.ones(1, 1, 3, 3),
+                pairs=torch.ones(pairs, pairs, dtype=torch.long),
+                steps=make_steps("qts"[:steps], [1] * steps),
+                layers=layers,
+            )
+        )
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+META = {"model": "é/模型", "answer": [3, 5], "chunk": 7, "seconds": 0.125, "nothing": None, "nested": {"a": [True]}}
+
+
+def test_a_map_comes_back_from_its_file_bit_for_bit(tmp_path):
+    stepmap = random_map("qttss", [2, 3, 1, 5, 1], layers=3, heads=2, **META)
+    stepmap.mass[0, 0, 1, 0] = torch.nan
+    stepmap.mass[0, 0, 0, 0] = 1e-45  # the smallest float32
+    path = tmp_path / "deep" / "é.safetensors"
+    stepmap.save(path)
+    loaded = StepMap.load(str(path))
+    assert loaded.mass.dtype == torch.float32
+    assert torch.equal(loaded.mass.view(torch.int32), stepmap.mass.view(torch.int32))
+    assert torch.equal(loaded.pairs, stepmap.pairs)
+    assert loaded.steps == stepmap.steps
+    assert "é→🙂" in loaded.steps[1].text
+    assert loaded.layers == stepmap.layers == (0, 1, 2)
+    assert loaded.meta == META
+
+
+def test_a_computed_map_comes_back_with_its_whole_record(qwen2, trace, tmp_path):
+    from stepsal import step_saliency
+
+    stepmap = step_saliency(qwen2, trace, objective="answer", answer=(30, 34))
+    stepmap.save(tmp_path / "a.safetensors")
+    loaded = StepMap.load(tmp_path / "a.safetensors")
+    assert loaded.meta == stepmap.meta
+    assert loaded.meta["answer"] == [30, 34]
+    assert loaded.layers == (0, 1, 2)
+    assert torch.equal(loaded.mass, stepmap.mass)
+
+
+def test_a_view_of_a_larger_map_is_saved_as_it_looks(tmp_path):
+    whole = random_map("qtt", [2, 3, 4], layers=3)
+    part = StepMap(whole.mass.transpose(2, 3)[1:, ::2], whole.pairs.T, whole.steps, (1, 2), {})
+    part.save(tmp_path / "part.safetensors")
+    assert torch.equal(StepMap.load(tmp_path / "part.safetensors").mass, part.mass)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 7, 8, 9, 100, 0.5, 0.9, -8, -1])
+def test_a_file_cut_short_is_named_as_such(tmp_path, kept):
+    path = tmp_path / "cut.safetensors"
+    random_map("qts", [2, 3, 5]).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
+    with pytest.raises(FileError, match=r"cut\.safetensors is cut short or damaged .* make it again"):
+        StepMap.load(path)
+
+
+@pytest.mark.parametrize("content", [b"\0" * 40, b"\xff" * 40, b"hello, world: no tensors here", bytes(range(1, 256))])
+def test_garbage_is_no_step_map(tmp_path, content):
+    path = tmp_path / "garbage.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(FileError, match="is cut short or damaged"):
+        StepMap.load(path)
+
+
+def test_a_folder_is_no_step_map(tmp_path):
+    with pytest.raises(FileError, match="is cut short or damaged"):
+        StepMap.load(tmp_path)
+
+
+def test_other_safetensors_are_not_a_step_map(tmp_path):
+    save_file({"weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(FileError, match="its format is None, expected 'stepsal step map 1'"):
+        StepMap.load(tmp_path / "model.safetensors")
+
+
+def change_header(path, **changes):
+    """Rewrite entries of the JSON header of a safetensors file; None takes one out."""
+    content = path.read_bytes()
+    (size,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = {k: v for k, v in (header["__metadata__"] | changes).items() if v is not None}
+    encoded = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + content[8 + size :])
+
+
+def test_a_map_of_another_version_says_so(tmp_path):
+    path = tmp_path / "new.safetensors"
+    by_hand().save(path)
+    change_header(path, format="stepsal step map 2")
+    with pytest.raises(FileError, match="its format is 'stepsal step map 2', expected 'stepsal step map 1'. Make it again"):
+        StepMap.load(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"steps": None}, {"steps": "[{"}, {"steps": '[{"index": 0}]'}, {"layers": "[5, 6]"}, {"layers": "5"}, {"meta": None}],
+)
+def test_a_header_that_does_not_fit_its_tensors_is_damage(tmp_path, changes):
+    path = tmp_path / "odd.safetensors"
+    by_hand().save(path)
+    change_header(path, **changes)
+    with pytest.raises(FileError, match="odd.safetensors is cut short or damaged"):
+        StepMap.load(path)
+
+
+def test_a_map_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileError, match="there is no step map at .*nowhere"):
+        StepMap.load(tmp_path / "nowhere")
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(FileError, match=r"cannot write .*map\.safetensors: .* Choose a folder you may write to"):
+        by_hand().save(tmp_path / "file" / "map.safetensors")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    for interruption in (KeyboardInterrupt, RuntimeError):
+        with pytest.raises(interruption), atomic_path(path) as part:
+            part.write_text("half")
+            raise interruption
+    assert os.listdir(tmp_path) == ["a.txt"]
+    assert path.read_text() == "old"
+
+
+def test_a_map_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    by_hand().save(path)
+    before = path.read_bytes()
+
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(FileError, match="No space left on device"):
+        two_heads().save(path)
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+    assert path.read_bytes() == before
