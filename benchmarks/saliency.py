@@ -76,7 +76,7 @@ def case(kind: str, length: int, folder: str) -> Callable[[], Any]:
             Step(i, "question" if i == 0 else "thinking", a, b, "")
             for i, (a, b) in enumerate(zip(starts, [*starts[1:], length], strict=True))
         )
-        trace = Trace(tokens, steps)
+        trace = Trace(tokens, steps, prompt="")
         return lambda: stepsal.step_saliency(model, trace)
     attention = "sdpa" if kind == "floor" else "eager"
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention, dtype=torch.float32)
@@ -104,7 +104,7 @@ def case(kind: str, length: int, folder: str) -> Callable[[], Any]:
             loss = F.cross_entropy(output.logits[0, position], tokens[position + 1])
             gradients = torch.autograd.grad(loss, output.attentions, retain_graph=True)
             rows.append(
-                torch.stack([(p[0, :, position] * g[0, :, position]).abs() for p, g in zip(output.attentions, gradients)])
+                torch.stack([(p[0, :, position] * g[0, :, position]).abs() for p, g in zip(output.attentions, gradients, strict=True)])
             )
         return rows
 

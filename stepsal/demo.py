@@ -84,26 +84,23 @@ def draw(groups: Groups) -> "Figure":
     """One correct and one wrong trace, shallow and deep layers, on one colour scale; beside them the depth profiles."""
     from matplotlib.figure import Figure
 
-    examples = {name: group[0] for name, group in groups.items() if group}
+    shown = {name: group for name, group in groups.items() if group}
+    examples = {name: group[0] for name, group in shown.items()}
     bands = ("shallow", "deep")
-    figure = Figure(figsize=(9.2, 2.9 * len(examples) + 0.2), layout="constrained")
-    axes = figure.subplots(len(examples), 3, squeeze=False, width_ratios=[1, 1, 1.15])
+    figure = Figure(figsize=(9.2, max(4.4, 2.8 * len(examples) + 0.6)), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[2, 1.15])
+
+    axes = left.subplots(len(examples), 2, squeeze=False)
     values = [plot.map_values(m, band, None, "density") for _, m in examples.values() for band in bands]
     norm = plot.log_scale(*(v[torch.isfinite(v)][None] for v in values))
     for row, (name, (trace, stepmap)) in zip(axes, examples.items(), strict=True):
-        for ax, band in zip(row[:2], bands, strict=True):
+        kind = f" ({trace.meta['error']})" if trace.meta["error"] else ""
+        for ax, band in zip(row, bands, strict=True):
             plot.step_map(stepmap, layer=band, norm=norm, colorbar=False, ax=ax)
-            kind = f": {trace.meta['error']}" if trace.meta["error"] else ""
-            ax.set_title(f"{name}{kind}, {band} layers", loc="left")
-    figure.colorbar(
-        axes[0][0].images[0], ax=axes[:, :2], label="influence per token pair", location="bottom", shrink=0.5, aspect=40
-    )
-    shown = {name: group for name, group in groups.items() if group}
-    for ax, metric in zip(axes[:, 2], METRICS, strict=False):
-        plot.depth_profile(
-            {name: by_layer(group, metric) for name, group in shown.items()},
-            label=LABELS[metric],
-            reference=0.5 if metric == "lock_in" else None,
-            ax=ax,
-        )
+            ax.set_title(f"{name}{kind}: {band} layers", loc="left")
+    left.colorbar(axes[0][0].images[0], ax=axes, label="influence per token pair", location="bottom", shrink=0.6, aspect=40)
+
+    for ax, metric in zip(right.subplots(2, 1, sharex=True), METRICS, strict=True):
+        profiles = {name: by_layer(group, metric) for name, group in shown.items()}
+        plot.depth_profile(profiles, label=LABELS[metric], reference=0.5 if metric == "lock_in" else None, ax=ax)
     return figure
