@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 else:  # imported where used: it takes a while
     Axes = LogNorm = Any
 
-SEGMENT_LABELS = {"question": "Q", "thinking": "thinking", "summary": "summary"}
+_SEGMENT_LABELS = {"question": "Q", "thinking": "thinking", "summary": "summary"}
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: safe for colour blindness
 _DECADES = 3.0
 
@@ -70,7 +70,8 @@ def step_map(
         ax: where to draw; by default a new figure.
 
     Raises:
-        InputError: a layer the map does not hold, an unknown measure, or a map without any positive value.
+        InputError: a layer the map does not hold, an unknown measure, a map without any positive value or with negative
+            ones (rule `signed`).
 
     >>> from stepsal import Trace, load_model, plot, step_saliency
     >>> model = load_model()
@@ -82,14 +83,15 @@ def step_map(
     ax = ax or _new_axes((4.2, 3.6))
     n = len(stepmap.steps)
     causal = torch.tril(torch.ones(n, n, dtype=torch.bool)) & torch.isfinite(values)
+    if (values[causal] < 0).any():
+        raise InputError("the map holds negative influence (rule 'signed'), which a logarithmic scale cannot show")
     image = ax.imshow(
         values.masked_fill(~causal, torch.nan).numpy(),
-        norm=norm or log_scale(values[causal]),
+        norm=norm or log_scale(values[causal][None]),
         cmap="viridis",
         interpolation="nearest",
         aspect="equal",
     )
-    image.cmap.set_bad(alpha=0)
     _mark_segments(ax, stepmap)
     _number_steps(ax, n)
     ax.set_xlabel("step read from")
@@ -111,52 +113,62 @@ def map_values(
     if measure not in ("density", "share"):
         raise InputError(f"unknown measure {measure!r}: expected 'density' or 'share'")
     if isinstance(layer, str):
-        positions = band(layer, len(stepmap.layers))
+        model_layers = stepmap.meta.get("model_layers", max(stepmap.layers) + 1)  # a map may hold some of them only
+        wanted = list(stepmap.layers) if layer == "all" else list(band(layer, model_layers))
     else:
         wanted = [layer] if isinstance(layer, int) else list(layer)
-        if missing := [one for one in wanted if one not in stepmap.layers]:
-            raise InputError(f"layer {missing[0]} is not in this map, which holds layers {list(stepmap.layers)}")
-        positions = tuple(stepmap.layers.index(one) for one in wanted)
+    if not wanted:
+        raise InputError("no layer is named: give an index, several, or a band")
+    if missing := [one for one in wanted if one not in stepmap.layers]:
+        raise InputError(f"layer {missing[0]} is not in this map, which holds layers {list(stepmap.layers)}")
+    positions = [stepmap.layers.index(one) for one in wanted]
     if head is not None and not 0 <= head < stepmap.mass.shape[1]:
         raise InputError(f"head {head} is not in this map, which holds heads 0 to {stepmap.mass.shape[1] - 1}")
     values = stepmap.density() if measure == "density" else stepmap.share()
-    chosen = values[list(positions)]
+    chosen = values[positions]
     return (chosen if head is None else chosen[:, head : head + 1]).mean((0, 1))
 
 
 def _mark_segments(ax: Axes, stepmap: StepMap) -> None:
-    """A line between segments, their names along the top, and a bar at the left."""
-    bounds = [s.index for s in stepmap.steps if s.index and s.segment != stepmap.steps[s.index - 1].segment]
-    n = len(stepmap.steps)
+    """Lines between segments; above the map a bar and a name for each.
+
+    The first name starts and the last one ends with the map, so that they fit however narrow their segments are.
+    """
+    steps, n = stepmap.steps, len(stepmap.steps)
+    bounds = [step.index for step in steps[1:] if step.segment != steps[step.index - 1].segment]
     for bound in bounds:
-        ax.plot([-0.5, bound - 0.5], [bound - 0.5, bound - 0.5], color="black", linewidth=0.8)
-        ax.plot([bound - 0.5, bound - 0.5], [bound - 0.5, n - 0.5], color="black", linewidth=0.8)
+        ax.plot([-0.5, bound - 0.5], [bound - 0.5, bound - 0.5], color="white", linewidth=1.2)
+        ax.plot([bound - 0.5, bound - 0.5], [bound - 0.5, n - 0.5], color="white", linewidth=1.2)
     ends = [0, *bounds, n]
-    for first, last in zip(ends, ends[1:], strict=False):
-        # Above the diagonal the map is empty: the name stands there, at the segment's own corner.
-        label = SEGMENT_LABELS[stepmap.steps[first].segment]
-        ax.annotate(
-            label,
-            ((first + last) / 2 - 0.5, (first + last) / 2 - 0.5),
-            xytext=(9, 9),
-            textcoords="offset points",
-            ha="left",
-            va="bottom",
-            fontsize="small",
-            fontweight="bold",
-            annotation_clip=False,
+    places: list[tuple[float, str]] = []
+    for index, (first, last) in enumerate(zip(ends, ends[1:], strict=False)):
+        ax.plot(
+            [first - 0.5, last - 0.5],
+            [1.02, 1.02],
+            transform=ax.get_xaxis_transform(),  # x in steps, y in parts of the height
+            color="0.6" if index % 2 else "black",
+            linewidth=2,
+            solid_capstyle="butt",
+            clip_on=False,
         )
+        middle = min(max((first + last) / 2, 0.25 * n), 0.55 * n) - 0.5
+        places.append((-0.5, "left") if first == 0 else (n - 0.5, "right") if last == n else (middle, "center"))
+    names = ax.secondary_xaxis("top")  # an axis, so that a title knows to stay above it
+    names.set_xticks([x for x, _ in places], [_SEGMENT_LABELS[steps[first].segment] for first in ends[:-1]])
+    names.tick_params(length=0, pad=5)
+    names.spines[:].set_visible(False)
+    for text, (_, alignment) in zip(names.get_xticklabels(), places, strict=True):
+        text.set_horizontalalignment(alignment)
 
 
 def _number_steps(ax: Axes, n: int) -> None:
     from matplotlib.ticker import MaxNLocator
 
     for axis in (ax.xaxis, ax.yaxis):
-        if n <= 16:
+        if n <= 10:
             axis.set_ticks(range(n))
         else:
             axis.set_major_locator(MaxNLocator(8, integer=True))
-    ax.tick_params(labelsize="small")
 
 
 def depth_profile(
@@ -175,12 +187,17 @@ def depth_profile(
         reference: a value worth a dashed line (1/2 for lock-in).
         ax: where to draw; by default a new figure.
 
+    Raises:
+        InputError: more groups than can be told apart.
+
     >>> import torch
     >>> from stepsal import plot
     >>> plot.depth_profile({"correct": torch.rand(9, 8)}, label="lock-in").get_ylabel()
     'lock-in'
     """
     groups = metrics if isinstance(metrics, Mapping) else {"": metrics}
+    if len(groups) > len(_COLOURS):
+        raise InputError(f"{len(groups)} groups; there are colours for {len(_COLOURS)}. Draw them in several pictures.")
     ax = ax or _new_axes((4.2, 2.8))
     if reference is not None:
         ax.axhline(reference, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
