@@ -135,7 +135,12 @@ def decode_greedily(
 ) -> Int[Tensor, "batch longer_pos"]:
     """Left-padded prompts and their greedy continuations; rows that ended are filled up with the end-of-sequence token."""
     return model.hf_generate(
-        tokens, max_new_tokens=max_new_tokens, do_sample=False, temperature=None, attention_mask=mask, return_type="tokens"
+        tokens,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        temperature=None,
+        attention_mask=mask,
+        return_type="tokens",
     )
 
 
@@ -185,12 +190,14 @@ def check_supported(model: Model) -> None:
         value, pattern, output = (seen[maker(layer)] for maker in (value_name, pattern_name, head_output_name))
         if pattern.shape != (1, size.heads, 2, 2) or value.shape[:3] != (1, 2, size.kv_heads):
             raise refuse(f"in layer {layer} the pattern is {tuple(pattern.shape)} and values are {tuple(value.shape)}")
-        expected = einsum(
-            pattern, per_query_head(value, size.heads).to(pattern.dtype), "b h q k, b k h d -> b q h d"
-        )
+        expected = einsum(pattern, per_query_head(value, size.heads).to(pattern.dtype), "b h q k, b k h d -> b q h d")
         if expected.shape != output.shape or not torch.allclose(
-                expected, output.to(expected), rtol=1e-2, atol=1e-2, equal_nan=True  # NaNs are reported later, by position
-            ):
+            expected,
+            output.to(expected),
+            rtol=1e-2,
+            atol=1e-2,
+            equal_nan=True,  # NaNs are reported later, by position
+        ):
             raise refuse(f"in layer {layer} the head output is not the attention pattern times the values")
     if getattr(model.blocks[0].attn.original_component, "attn_logit_softcapping", None):
         raise refuse("its attention scores are soft-capped, which the diagonal term does not know yet")
@@ -246,24 +253,30 @@ def load_model(
     if source.exists() and not (source / "config.json").is_file():
         raise FileError(f"{source} is no model: there is no config.json in it. Give a Hugging Face model directory.")
     if not source.exists() and (source.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1):
-        raise FileError(f"there is no folder {source}. Give a Hugging Face model directory or a hub id such as 'org/name'.")
+        raise FileError(
+            f"there is no folder {source}. Give a Hugging Face model directory or a hub id such as 'org/name'."
+        )
     where = _device(device)
     precision = None if isinstance(dtype, str) and dtype == "auto" else _dtype(dtype)
 
+    from safetensors import SafetensorError
     from transformer_lens.model_bridge import TransformerBridge
 
     given = str(source if source.exists() else name)
-    tokenizer = load_tokenizer(given)
+    tokenizer, for_booting = load_tokenizer(given), load_tokenizer(given)
     try:
         model = TransformerBridge.boot_transformers(
-            given, device=where, dtype=precision or _own_dtype(given, where), tokenizer=tokenizer
+            given, device=where, dtype=precision or _own_dtype(given, where), tokenizer=for_booting
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise FileError(
             f"cannot load a model from {given!r}: {error}. Give a Hugging Face model directory, or a hub id "
             "(that needs the network)."
         ) from error
-    model.tokenizer = tokenizer  # booting may put the automatic class in its place
+    # Booting puts the automatic class in the tokenizer's place, which for some model types (Qwen2) gives other token ids,
+    # and so does the setter of `model.tokenizer`, which then takes the vocabulary's size from it.
+    model._tokenizer = tokenizer
+    model.cfg.tokenizer_prepends_bos = tokenizer.encode("a")[:1] == [tokenizer.bos_token_id]
     model.requires_grad_(False)
     return model.eval()
 
@@ -293,9 +306,7 @@ def _own_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    found = getattr(torch, dtype, None)
+    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise InputError(f"unknown dtype {dtype!r}: expected 'auto', 'float32', 'bfloat16' or 'float16'")
     return found

@@ -19,7 +19,14 @@ else:  # imported where used: it takes a while
     Axes = LogNorm = Any
 
 _SEGMENT_LABELS = {"question": "Q", "thinking": "thinking", "summary": "summary"}
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: safe for colour blindness
+_COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+)  # Okabe and Ito: safe for colour blindness
 _DECADES = 3.0
 
 
@@ -136,9 +143,10 @@ def _mark_segments(ax: Axes, stepmap: StepMap) -> None:
     """
     steps, n = stepmap.steps, len(stepmap.steps)
     bounds = [step.index for step in steps[1:] if step.segment != steps[step.index - 1].segment]
+    width = max(0.4, min(1.2, 24 / n))  # a segment of one step stays visible beside the line
     for bound in bounds:
-        ax.plot([-0.5, bound - 0.5], [bound - 0.5, bound - 0.5], color="white", linewidth=1.2)
-        ax.plot([bound - 0.5, bound - 0.5], [bound - 0.5, n - 0.5], color="white", linewidth=1.2)
+        ax.plot([-0.5, bound - 0.5], [bound - 0.5, bound - 0.5], color="white", linewidth=width)
+        ax.plot([bound - 0.5, bound - 0.5], [bound - 0.5, n - 0.5], color="white", linewidth=width)
     ends = [0, *bounds, n]
     places: list[tuple[float, str]] = []
     for index, (first, last) in enumerate(zip(ends, ends[1:], strict=False)):

@@ -93,7 +93,9 @@ def test_the_colour_bar_can_be_left_out():
     stepmap = random_map(SEGMENTS, SIZES)
     assert len(plot.step_map(stepmap).figure.axes) == 2
     assert len(plot.step_map(stepmap, colorbar=False).figure.axes) == 1
-    labels = {measure: plot.step_map(stepmap, measure=measure).figure.axes[1].get_ylabel() for measure in ("density", "share")}
+    labels = {
+        measure: plot.step_map(stepmap, measure=measure).figure.axes[1].get_ylabel() for measure in ("density", "share")
+    }
     assert labels == {"density": "influence per token pair", "share": "share of the row's influence"}
 
 
@@ -175,7 +177,11 @@ def test_no_two_labels_overlap_at_any_number_of_steps(counts, size):
         renderer = rendered(figure)
     (names,) = ax.child_axes
     in_view = [
-        [label for at, label in zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True) if -0.5 <= at <= len(segments)]
+        [
+            label
+            for at, label in zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
+            if -0.5 <= at <= len(segments)
+        ]
         for axis in (ax.xaxis, ax.yaxis)
     ]
     assert all(3 <= len(labels) <= 10 for labels in in_view)
