@@ -53,7 +53,9 @@ def build(folder: str) -> None:
     )
     Qwen2ForCausalLM(config).save_pretrained(folder)
     words = {f"w{i}": i for i in range(8192)}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")), eos_token="w1")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")), eos_token="w1"
+    )
     tokenizer.save_pretrained(folder)
 
 
@@ -104,7 +106,12 @@ def case(kind: str, length: int, folder: str) -> Callable[[], Any]:
             loss = F.cross_entropy(output.logits[0, position], tokens[position + 1])
             gradients = torch.autograd.grad(loss, output.attentions, retain_graph=True)
             rows.append(
-                torch.stack([(p[0, :, position] * g[0, :, position]).abs() for p, g in zip(output.attentions, gradients, strict=True)])
+                torch.stack(
+                    [
+                        (p[0, :, position] * g[0, :, position]).abs()
+                        for p, g in zip(output.attentions, gradients, strict=True)
+                    ]
+                )
             )
         return rows
 
@@ -131,7 +138,9 @@ def isolated(kind: str, length: int, folder: str, repetitions: int) -> dict[str,
     if done.returncode:
         raise SystemExit(f"{kind} at {length} tokens failed:\n{done.stderr}")
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    print(f"{kind:>9} {length:>6} tokens  {result['seconds']:8.2f} s  {result['bytes'] / 2**20:8.0f} MiB", file=sys.stderr)
+    print(
+        f"{kind:>9} {length:>6} tokens  {result['seconds']:8.2f} s  {result['bytes'] / 2**20:8.0f} MiB", file=sys.stderr
+    )
     return result
 
 
@@ -146,10 +155,10 @@ def table(quick: bool) -> str:
         floor = {n: isolated("floor", n, folder, repetitions) for n in (middle, 2 * middle)}
         official = isolated("official", middle, folder, repetitions)
         slow = isolated("passes", passes, folder, 1)
-    rows = [
-        ("floor: SDPA forward + backward", n, result["seconds"], result["bytes"], n) for n, result in floor.items()
-    ]
-    rows.append(("official: all patterns and gradients, one loss", middle, official["seconds"], official["bytes"], middle))
+    rows = [("floor: SDPA forward + backward", n, result["seconds"], result["bytes"], n) for n, result in floor.items()]
+    rows.append(
+        ("official: all patterns and gradients, one loss", middle, official["seconds"], official["bytes"], middle)
+    )
     rows.append(("definition: a backward pass per token", passes, slow["seconds"], slow["bytes"], passes))
     lines = [
         "| against | tokens | its time | its memory | stepsal's time | stepsal's memory | time ratio | memory ratio |",

@@ -75,9 +75,8 @@ def layer_table(groups: Groups) -> str:
     heads = [f"{LABELS[metric]}, {name}" for metric in METRICS for name in shown]
     lines = ["| layer | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     means = [by_layer(group, metric).nanmean(0) for metric in METRICS for group in shown.values()]
-    for layer in range(len(means[0])):
-        lines.append(f"| {layer} | " + " | ".join(f"{column[layer]:.3f}" for column in means) + " |")
-    return "\n".join(lines)
+    rows = [f"| {layer} | " + " | ".join(f"{column[layer]:.3f}" for column in means) for layer in range(len(means[0]))]
+    return "\n".join([*lines, *(row + " |" for row in rows)])
 
 
 def draw(groups: Groups) -> "Figure":
@@ -88,7 +87,8 @@ def draw(groups: Groups) -> "Figure":
     examples = {name: group[0] for name, group in shown.items()}
     bands = ("shallow", "deep")
     figure = Figure(figsize=(9.2, max(4.4, 2.8 * len(examples) + 0.6)), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[2, 1.15])
+    parts: Any = figure.subfigures(1, 2, width_ratios=[2, 1.15])
+    left, right = parts
 
     axes = left.subplots(len(examples), 2, squeeze=False)
     values = [plot.map_values(m, band, None, "density") for _, m in examples.values() for band in bands]
@@ -98,7 +98,9 @@ def draw(groups: Groups) -> "Figure":
         for ax, band in zip(row, bands, strict=True):
             plot.step_map(stepmap, layer=band, norm=norm, colorbar=False, ax=ax)
             ax.set_title(f"{name}{kind}: {band} layers", loc="left")
-    left.colorbar(axes[0][0].images[0], ax=axes, label="influence per token pair", location="bottom", shrink=0.6, aspect=40)
+    left.colorbar(
+        axes[0][0].images[0], ax=axes, label="influence per token pair", location="bottom", shrink=0.6, aspect=40
+    )
 
     for ax, metric in zip(right.subplots(2, 1, sharex=True), METRICS, strict=True):
         profiles = {name: by_layer(group, metric) for name, group in shown.items()}

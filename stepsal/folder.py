@@ -1,8 +1,8 @@
 """A folder of step maps, one file a trace: computed once each, resumable, every file whole.
 
-    OUT/saliency.json      what the maps were made with; another run into the same folder must agree
-    OUT/traces.jsonl       the traces (by the caller)
-    OUT/maps/ID.safetensors
+OUT/saliency.json      what the maps were made with; another run into the same folder must agree
+OUT/traces.jsonl       the traces (by the caller)
+OUT/maps/ID.safetensors
 """
 
 import hashlib
@@ -83,7 +83,9 @@ def save_step_maps(
     _agree(out / "saliency.json", settings)
     paths = [map_path(out, trace.id) for trace in traces]
     left = [(trace, path) for trace, path in zip(traces, paths, strict=True) if not _is_done(trace, path)]
-    with tqdm(total=len(traces), initial=len(traces) - len(left), desc="step maps", unit="trace", disable=not progress) as bar:
+    with tqdm(
+        total=len(traces), initial=len(traces) - len(left), desc="step maps", unit="trace", disable=not progress
+    ) as bar:
         for trace, path in left:
             step_saliency(model, trace, objective=objective, rule=rule, layers=layers, chunk=chunk).save(path)
             bar.update()

@@ -4,6 +4,7 @@ In: prompts. Out: a `Trace` each, made from the tokens that the model really pro
 """
 
 from collections.abc import Sequence
+
 import torch
 
 from stepsal import host
@@ -56,7 +57,9 @@ def generate(
         )
     if max_new_tokens < 1 or batch_size < 1:
         raise InputError(f"max_new_tokens={max_new_tokens} and batch_size={batch_size} must be at least 1")
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))  # little padding: prompts of like length together
+    order = sorted(
+        range(len(encoded)), key=lambda i: len(encoded[i])
+    )  # little padding: prompts of like length together
     traces: dict[int, Trace] = {}
     with tqdm(total=len(encoded), desc="generating", unit="trace", disable=not progress) as bar:
         for first in range(0, len(order), batch_size):

@@ -16,36 +16,37 @@ Every row `t` has its own loss, so the definition asks for one backward pass per
 4. Since past keys and values are detached anyway, the trace runs through the model in chunks of queries over a growing
    key-value cache, forward and backward per chunk. Memory grows with `chunk * T`, not with `T^2 * layers * heads`.
 
-The last token has no target; nothing else reads it, so it never enters the model. Source: method.md section 2.
+Steps 1 and 2 and the hooks of step 3 are in `stepsal.gradients`. The last token has no target and nothing else reads it, so
+it never enters the model. Source: method.md section 2.
 """
 
 import time
 import warnings
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import torch
-from einops import einsum, reduce
+from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from stepsal import host
-from stepsal.errors import InputError, NumericalError
-from stepsal.host import Hook, Model
+from stepsal.errors import InputError
+from stepsal.gradients import PatternReader, Receive, Rule, check_logits
+from stepsal.host import Model
 from stepsal.layers import LayerSpec, resolve_layers
 from stepsal.memory import free_bytes, peak_bytes
 from stepsal.stepmap import StepMap
 from stepsal.trace import Trace
 
 Objective = Literal["token", "sequence", "answer"]
-Rule = Literal["abs", "signed", "grad", "attention"]
 
-MAX_CHUNK = {"cpu": 128, "cuda": 512, "mps": 256}  # longer chunks were no faster where measured (benchmarks/saliency.py)
-
-# What is done with a block of influence: (index in `layers`, first query position, influence). Keys start at 0.
-Receive = Callable[[int, int, Float[Tensor, "head query key"]], None]
+MAX_CHUNK = {
+    "cpu": 128,
+    "cuda": 512,
+    "mps": 256,
+}  # longer chunks were no faster where measured (benchmarks/saliency.py)
 
 
 def step_saliency(
@@ -168,7 +169,7 @@ def _run(
     tokens = trace.tokens.to(host.device_of(model))[None]
     with host.frozen(model):
         if rule == "attention" or objective == "token":
-            size = _chunk_size(model, len(trace.tokens), layers, chunk, rule)
+            size = _chunk_size(model, len(trace.tokens), chunk)
             _run_chunks(model, tokens, rule, layers, size, progress, receive)
         else:
             size = len(trace.tokens) - 1
@@ -206,10 +207,10 @@ def _run_chunks(
     with tqdm(total=queries, desc="saliency", unit="tok", disable=not progress) as bar:
         for start in range(0, queries, chunk):
             stop = min(start + chunk, queries)
-            reader = _Reader(model, rule, layers, start, receive, cut=True)
+            reader = PatternReader(model, rule, layers, start, receive, cut=True)
             with nullcontext() if gradient else torch.no_grad():
                 logits = host.forward(model, tokens[:, start:stop], reader.hooks(), cache)
-                _check_logits(model, logits, tokens[:, :stop], start)
+                check_logits(model, logits, tokens[:, :stop], start)
                 if gradient:
                     loss = F.cross_entropy(logits[0].float(), tokens[0, start + 1 : stop + 1], reduction="sum")
                     reader.backward(loss)
@@ -224,112 +225,11 @@ def _run_whole(
     target: tuple[int, int],
     receive: Receive,
 ) -> None:
-    reader = _Reader(model, rule, layers, 0, receive, cut=False)
+    reader = PatternReader(model, rule, layers, 0, receive, cut=False)
     logits = host.forward(model, tokens[:, :-1], reader.hooks())
-    _check_logits(model, logits, tokens[:, :-1], 0)
+    check_logits(model, logits, tokens[:, :-1], 0)
     start, stop = target
     reader.backward(F.cross_entropy(logits[0, start - 1 : stop - 1].float(), tokens[0, start:stop], reduction="sum"))
-
-
-class _Reader:
-    """Hooks for one forward pass and its backward pass; `cut` severs the gradient through other positions (steps 1-2)."""
-
-    def __init__(
-        self, model: Model, rule: Rule, layers: tuple[int, ...], start: int, receive: Receive, *, cut: bool
-    ) -> None:
-        self.model, self.rule, self.layers, self.start, self.receive, self.cut = model, rule, layers, start, receive, cut
-        self.heads = host.shape(model).heads
-        self.leaf: Tensor | None = None
-        self.now: dict[str, Tensor] = {}  # of the layer that is running: query, key, value, own (A_tt)
-        self.errors: list[NumericalError] = []
-
-    def hooks(self) -> list[Hook]:
-        if self.rule == "attention":
-            return [(host.pattern_name(layer), self._pattern(layer)) for layer in self.layers]
-        lowest, top = self.layers[0], host.shape(self.model).layers
-        hooks: list[Hook] = [(host.residual_name(lowest), self._start)]
-        for layer in range(lowest, top):
-            if self.cut:
-                hooks += [
-                    (host.value_name(layer), self._detach("value")),
-                    (host.query_name(layer), self._keep_query),
-                    (host.key_name(layer), self._detach("key")),
-                ]
-            hooks.append((host.pattern_name(layer), self._pattern(layer)))
-            if self.cut:
-                hooks.append((host.head_output_name(layer), self._own_key_and_value(layer)))
-        return hooks
-
-    def backward(self, loss: Tensor) -> None:
-        assert self.leaf is not None
-        torch.autograd.grad(loss, self.leaf)  # to the leaf only: no parameter gradients; the hooks do the work
-        if self.errors:
-            raise self.errors[0]  # the highest layer: gradients flow down
-
-    def _start(self, residual: Tensor, hook: Any) -> Tensor:
-        self.leaf = residual.detach().requires_grad_(True)
-        return self.leaf
-
-    def _keep_query(self, query: Tensor, hook: Any) -> Tensor:
-        self.now["query"] = query.detach()
-        return query
-
-    def _detach(self, name: str) -> Callable[[Tensor, Any], Tensor]:
-        def detach(tensor: Tensor, hook: Any) -> Tensor:
-            self.now[name] = tensor
-            return tensor.detach()
-
-        return detach
-
-    def _pattern(self, layer: int) -> Callable[[Tensor, Any], None]:
-        def read(pattern: Tensor, hook: Any) -> None:
-            values = pattern.detach()
-            if self.cut:
-                self.now["own"] = values.diagonal(values.shape[-1] - values.shape[-2], -2, -1)  # batch head query
-            if layer not in self.layers:
-                return
-            index = self.layers.index(layer)
-            if self.rule == "attention":
-                self.receive(index, self.start, values[0])
-            else:
-                pattern.register_hook(lambda gradient: self._take(index, values[0], gradient[0]))
-
-        return read
-
-    def _take(
-        self, index: int, pattern: Float[Tensor, "head query key"], gradient: Float[Tensor, "head query key"]
-    ) -> None:
-        """The pattern's gradient has arrived: multiply, hand on, keep nothing."""
-        if self.rule == "grad":
-            block = gradient.abs().masked_fill_(pattern == 0, 0)  # masked keys have a gradient, but no influence
-        else:
-            block = gradient * pattern
-            if self.rule == "abs":
-                block.abs_()
-        if not torch.isfinite(block.sum(dtype=torch.float32)) and not (finite := torch.isfinite(block)).all():
-            position = self.start + int((~finite).any(-1).any(0).nonzero()[0])
-            self.errors.append(
-                NumericalError(
-                    f"the gradient of the attention pattern is not finite in layer {self.layers[index]} at query "
-                    f"position {position}. Load the model in a wider precision (dtype='float32')."
-                )
-            )
-            return
-        self.receive(index, self.start, block)
-
-    def _own_key_and_value(self, layer: int) -> Callable[[Tensor, Any], Tensor]:
-        scale = host.score_scale(self.model, layer)
-
-        def add(output: Float[Tensor, "batch pos head d_head"], hook: Any) -> Tensor:
-            value = host.per_query_head(self.now["value"], self.heads)
-            key = host.per_query_head(self.now["key"], self.heads)
-            own = self.now["own"].transpose(1, 2)[..., None]  # batch pos head 1
-            score = einsum(self.now["query"], key - key.detach(), "batch pos head d, batch pos head d -> batch pos head")
-            by_score = own * (value - output).detach() * (scale * score[..., None])
-            self.now.clear()
-            return output + (own * (value - value.detach()) + by_score).to(output.dtype)
-
-        return add
 
 
 def check_trace(model: Model, trace: Trace) -> None:
@@ -358,34 +258,23 @@ def check_options(length: int, objective: str, rule: str, chunk: object, answer:
     if chunk != "auto" and (not isinstance(chunk, int) or chunk < 1):
         raise InputError(f"chunk {chunk!r} must be 'auto' or a whole number of query positions, at least 1")
     if chunk != "auto" and objective != "token":
-        raise InputError(f"objective {objective!r} needs the whole graph and cannot run in chunks: leave out chunk={chunk}")
+        raise InputError(
+            f"objective {objective!r} needs the whole graph and cannot run in chunks: leave out chunk={chunk}"
+        )
     if (answer is None) == (objective == "answer"):
-        raise InputError(f"objective={objective!r} with answer={answer!r}: give answer=(start, stop) with 'answer' only")
+        raise InputError(
+            f"objective={objective!r} with answer={answer!r}: give answer=(start, stop) with 'answer' only"
+        )
     if answer is not None and not 1 <= answer[0] < answer[1] <= length:
         raise InputError(f"answer {answer} must be token positions [start, stop) within 1 to {length}")
 
 
-def _check_logits(
-    model: Model, logits: Float[Tensor, "batch pos vocabulary"], tokens: Tensor, start: int
-) -> None:
-    """Raise when a logit is not finite, naming the first layer and position where it came from."""
-    if torch.isfinite(logits).all():
-        return
-    position = start + int((~torch.isfinite(logits[0])).any(-1).nonzero()[0])
-    found: list[str] = []
-
-    def look(residual: Tensor, hook: Any) -> None:
-        bad = (~torch.isfinite(residual[0])).any(-1)
-        if bad.any() and not found:
-            found.append(f"first in layer {hook.layer()} at position {int(bad.nonzero()[0])}")
-
-    hooks: list[Hook] = [(host.residual_out_name(layer), look) for layer in range(host.shape(model).layers)]
-    with torch.no_grad():
-        host.forward(model, tokens, hooks)
-    raise NumericalError(
-        f"the logits at position {position} are not finite; {found[0] if found else 'every layer is finite, so it is the unembedding'}."
-        " Check the weights, or load the model in a wider precision (dtype='float32')."
-    )
+def _chunk_size(model: Model, length: int, chunk: int | Literal["auto"]) -> int:
+    if chunk != "auto":
+        return min(chunk, length - 1)
+    device = host.device_of(model)
+    fits = free_bytes(device) // 2 // _bytes_per_query(model, length)
+    return max(16, min(MAX_CHUNK.get(device.type, 128), fits, length - 1))
 
 
 def _bytes_per_query(model: Model, length: int) -> int:
@@ -394,16 +283,6 @@ def _bytes_per_query(model: Model, length: int) -> int:
     width = torch.finfo(next(model.parameters()).dtype).bits // 8
     row = size.heads * length * width
     return size.layers * (2 * row + 24 * model.cfg.d_model * width) + 3 * size.vocabulary * 4
-
-
-def _chunk_size(
-    model: Model, length: int, layers: tuple[int, ...], chunk: int | Literal["auto"], rule: Rule
-) -> int:
-    if chunk != "auto":
-        return min(chunk, length - 1)
-    device = host.device_of(model)
-    room = free_bytes(device) // 2
-    return max(16, min(MAX_CHUNK.get(device.type, 128), room // _bytes_per_query(model, length), length - 1))
 
 
 def _warn_if_large(model: Model, queries: int, objective: str) -> None:

@@ -154,7 +154,23 @@ def test_no_traces_give_no_maps(qwen2, tmp_path):
     assert save(qwen2, [], tmp_path) == []
 
 
-IDS = ["a", "a/b", "a%2Fb", "a\\b", "..", ".", "", " ", "...", "/etc/passwd", "x" * 500, "x" * 501, "é", "模" * 90, "a\nb"]
+IDS = [
+    "a",
+    "a/b",
+    "a%2Fb",
+    "a\\b",
+    "..",
+    ".",
+    "",
+    " ",
+    "...",
+    "/etc/passwd",
+    "x" * 500,
+    "x" * 501,
+    "é",
+    "模" * 90,
+    "a\nb",
+]
 
 
 def test_any_id_makes_a_safe_file_of_its_own(tmp_path):

@@ -1,3 +1,4 @@
+import itertools
 import math
 import warnings
 
@@ -24,7 +25,7 @@ def random_trace(length: int, ends: list[int], vocabulary: int = 300) -> Trace:
     bounds = [0, *sorted(set(ends) - {0, length}), length]
     steps = tuple(
         Step(i, "question" if i == 0 else "thinking", a, b, f"{i}")
-        for i, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False))
+        for i, (a, b) in enumerate(itertools.pairwise(bounds))
     )
     return Trace(tokens, steps, "0")
 
@@ -130,7 +131,12 @@ def test_the_other_objectives_equal_one_backward_pass_of_that_loss(tiny, trace, 
     assert relative_error(found, expected) <= 1e-5
     if span:
         assert not found[:, :, span[1] - 1 :].any()  # rows after the answer cannot change it
-    assert relative_error(step_saliency(tiny, trace, objective=objective, answer=span).mass, pool_by_loops(expected, trace)) <= 1e-5
+    assert (
+        relative_error(
+            step_saliency(tiny, trace, objective=objective, answer=span).mass, pool_by_loops(expected, trace)
+        )
+        <= 1e-5
+    )
 
 
 def test_the_model_is_left_as_it_was(tiny, trace):
@@ -227,7 +233,9 @@ def test_infinite_logits_name_layer_and_position(qwen2, trace):
     try:
         with torch.no_grad():
             weight[0, 0] = math.inf
-        with pytest.raises(NumericalError, match="the logits at position 0 are not finite; first in layer 1 at position 0"):
+        with pytest.raises(
+            NumericalError, match="the logits at position 0 are not finite; first in layer 1 at position 0"
+        ):
             step_saliency(qwen2, trace)
     finally:
         with torch.no_grad():

@@ -54,7 +54,8 @@ def test_a_problem_is_the_same_each_time(index, length):
 
 def test_the_splits_share_no_chain():
     keys = {
-        split: {chain_key(make_problem(split, i, length)) for i in range(400) for length in (2, 3, 6)} for split in SPLITS
+        split: {chain_key(make_problem(split, i, length)) for i in range(400) for length in (2, 3, 6)}
+        for split in SPLITS
     }
     assert not keys["train"] & keys["test"]
     assert not keys["train"] & keys["validation"]
@@ -97,7 +98,9 @@ def spoil(line: int, pattern: str, replacement: str) -> str:
     return "\n\n".join([*lines[:line], changed, *lines[line + 1 :]])
 
 
-OTHER = next(name for name in "xyzw" if name not in {p.name for p in PROBLEM.chain} and f"{name} =" not in PROBLEM.question)
+OTHER = next(
+    name for name in "xyzw" if name not in {p.name for p in PROBLEM.chain} and f"{name} =" not in PROBLEM.question
+)
 
 
 @pytest.mark.parametrize(

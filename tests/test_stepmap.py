@@ -208,13 +208,22 @@ def test_a_map_of_another_version_says_so(tmp_path):
     path = tmp_path / "new.safetensors"
     by_hand().save(path)
     change_header(path, format="stepsal step map 2")
-    with pytest.raises(FileError, match="its format is 'stepsal step map 2', expected 'stepsal step map 1'. Make it again"):
+    with pytest.raises(
+        FileError, match="its format is 'stepsal step map 2', expected 'stepsal step map 1'. Make it again"
+    ):
         StepMap.load(path)
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"steps": None}, {"steps": "[{"}, {"steps": '[{"index": 0}]'}, {"layers": "[5, 6]"}, {"layers": "5"}, {"meta": None}],
+    [
+        {"steps": None},
+        {"steps": "[{"},
+        {"steps": '[{"index": 0}]'},
+        {"layers": "[5, 6]"},
+        {"layers": "5"},
+        {"meta": None},
+    ],
 )
 def test_a_header_that_does_not_fit_its_tensors_is_damage(tmp_path, changes):
     path = tmp_path / "odd.safetensors"

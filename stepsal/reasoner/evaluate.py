@@ -16,7 +16,9 @@ from stepsal.reasoner.problems import DEFAULT_LENGTH, ERROR_KINDS, grade, make_p
 from stepsal.trace import Trace
 
 
-def solve(model: Model, n: int, length: int = DEFAULT_LENGTH, split: str = "test", *, progress: bool = True) -> list[Trace]:
+def solve(
+    model: Model, n: int, length: int = DEFAULT_LENGTH, split: str = "test", *, progress: bool = True
+) -> list[Trace]:
     """The model's greedy answers to the first `n` problems of a split, graded: `correct`, and `meta["error"]` by rule."""
     problems = make_problems(split, n, length)
     room = 40 + 20 * (length + 3)  # a right response takes about 17 tokens a step; what is longer goes round in circles

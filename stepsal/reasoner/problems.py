@@ -92,7 +92,8 @@ class Problem:
             lines.append(f"{_CONNECTIVES[i % 3]} {p} = {left} {p.op} {right} = {p.value}.")
         last, asked, op = self.chain[-1], self.asked, self.op
         return (
-            "\n\n".join(lines) + f"\n</think>\n\nFrom the steps, {last.name} = {last.value} and {asked} = {values[asked]}."
+            "\n\n".join(lines)
+            + f"\n</think>\n\nFrom the steps, {last.name} = {last.value} and {asked} = {values[asked]}."
             f"\n\nSo {last.name} {op} {asked} = {last.value} {op} {values[asked]} = \\boxed{{{self.answer}}}"
         )
 
@@ -108,7 +109,9 @@ def make_problem(split: str, index: int, length: int = DEFAULT_LENGTH) -> Proble
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
     if not 2 <= length <= 16:
-        raise ValueError(f"length {length} is outside 2-16: longer ones were never trained on, shorter ones carry nothing far")
+        raise ValueError(
+            f"length {length} is outside 2-16: longer ones were never trained on, shorter ones carry nothing far"
+        )
     rng = random.Random(f"stepsal-{split}-{length}-{index}")
     while True:
         steps = _draw_chain(rng, length)
@@ -131,7 +134,9 @@ def make_problem(split: str, index: int, length: int = DEFAULT_LENGTH) -> Proble
     premises = chain + _draw_decoys(rng, names[length + 1 :], names[: length + 1])
     rng.shuffle(premises)
     question = (
-        "Facts: " + ". ".join(map(str, premises)) + f".\nStart at {names[0]}. What is {chain[-1].name} {op} {chain[asked].name}?"
+        "Facts: "
+        + ". ".join(map(str, premises))
+        + f".\nStart at {names[0]}. What is {chain[-1].name} {op} {chain[asked].name}?"
     )
     return Problem(
         id=f"{split}-{length}-{index}",

@@ -76,7 +76,9 @@ def encode(tokenizer: PreTrainedTokenizerFast, problems: list[Problem], parts: i
     prompts = [tokenizer.apply_chat_template(p.messages, tokenize=False, add_generation_prompt=True) for p in problems]
     starts = [len(ids) for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]]
     texts = [a + p.response + tokenizer.eos_token for a, p in zip(prompts, problems, strict=True)]
-    rows = sorted(zip(tokenizer(texts, add_special_tokens=False)["input_ids"], starts, strict=True), key=lambda r: len(r[0]))
+    rows = sorted(
+        zip(tokenizer(texts, add_special_tokens=False)["input_ids"], starts, strict=True), key=lambda r: len(r[0])
+    )
     size = -(-len(rows) // parts)
     batches = []
     for first in range(0, len(rows), size):
@@ -113,7 +115,9 @@ def _write(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-def _checkpoint(out: Path, step: int, seconds: float, model: Qwen2ForCausalLM, optimizer: torch.optim.Optimizer) -> None:
+def _checkpoint(
+    out: Path, step: int, seconds: float, model: Qwen2ForCausalLM, optimizer: torch.optim.Optimizer
+) -> None:
     from safetensors.torch import save_file
 
     tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
@@ -130,7 +134,7 @@ def _restore(out: Path, model: Qwen2ForCausalLM, optimizer: torch.optim.Optimize
         metadata: Mapping[str, str] = file.metadata()
         state: dict[int, dict[str, torch.Tensor]] = {}
         parameters = dict(model.named_parameters())
-        for key in file.keys():
+        for key in file.keys():  # noqa: SIM118 (a file, not a dictionary)
             kind, rest = key.split(".", 1)
             if kind == "model":
                 parameters[rest].data.copy_(file.get_tensor(key))
@@ -174,7 +178,9 @@ def train(settings: Settings, out: Path, *, evaluate_every: int = 250, device: s
         for group in optimizer.param_groups:
             group["lr"] = settings.rate(step)
         first = settings.seed * 10**9 + step * settings.batch
-        problems = [make_problem("train", first + i, LENGTHS[(first + i) % len(LENGTHS)]) for i in range(settings.batch)]
+        problems = [
+            make_problem("train", first + i, LENGTHS[(first + i) % len(LENGTHS)]) for i in range(settings.batch)
+        ]
         batches = on_device(encode(tokenizer, problems))
         count = sum(int((targets != -100).sum()) for _, targets in batches)
         total = 0.0
@@ -199,7 +205,9 @@ def train(settings: Settings, out: Path, *, evaluate_every: int = 250, device: s
     bar.close()
     model.to("cpu").save_pretrained(out / "model")
     tokenizer.save_pretrained(out / "model")
-    _write(out / "model" / "training.json", json.dumps(asdict(settings) | {"torch": torch.__version__}, indent=2) + "\n")
+    _write(
+        out / "model" / "training.json", json.dumps(asdict(settings) | {"torch": torch.__version__}, indent=2) + "\n"
+    )
     _write(out / "model" / "training.jsonl", (out / "log.jsonl").read_text(encoding="utf-8"))
     print(f"wrote {out / 'model'}", file=sys.stderr)
 
@@ -214,7 +222,12 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.device == "cpu":
         torch.set_num_threads(min(2, os.cpu_count() or 1))
-    train(Settings(steps=given.steps, seed=given.seed), given.out, evaluate_every=given.evaluate_every, device=given.device)
+    train(
+        Settings(steps=given.steps, seed=given.seed),
+        given.out,
+        evaluate_every=given.evaluate_every,
+        device=given.device,
+    )
 
 
 if __name__ == "__main__":

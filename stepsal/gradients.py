@@ -1,0 +1,156 @@
+"""Hooks that read attention patterns and the gradients that reach them, for one forward and one backward pass.
+
+In: a model, which layers, and what to do with each block of influence. Out: calls of `receive`. `stepsal.influence` says what
+is computed and why it is exact; `cut` is its steps 1 and 2.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from einops import einsum
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stepsal import host
+from stepsal.errors import NumericalError
+from stepsal.host import Hook, Model
+
+Rule = Literal["abs", "signed", "grad", "attention"]
+
+# What is done with a block of influence: (index in `layers`, first query position, influence). Keys start at 0.
+Receive = Callable[[int, int, Float[Tensor, "head query key"]], None]
+
+
+class PatternReader:
+    """Hooks for one forward pass and its backward pass; `cut` severs the gradient through other positions (steps 1-2)."""
+
+    def __init__(
+        self, model: Model, rule: Rule, layers: tuple[int, ...], start: int, receive: Receive, *, cut: bool
+    ) -> None:
+        self.model, self.rule, self.layers, self.start, self.receive, self.cut = (
+            model,
+            rule,
+            layers,
+            start,
+            receive,
+            cut,
+        )
+        self.heads = host.shape(model).heads
+        self.leaf: Tensor | None = None
+        self.now: dict[str, Tensor] = {}  # of the layer that is running: query, key, value, own (A_tt)
+        self.errors: list[NumericalError] = []
+
+    def hooks(self) -> list[Hook]:
+        if self.rule == "attention":
+            return [(host.pattern_name(layer), self._pattern(layer)) for layer in self.layers]
+        lowest, top = self.layers[0], host.shape(self.model).layers
+        hooks: list[Hook] = [(host.residual_name(lowest), self._start)]
+        for layer in range(lowest, top):
+            if self.cut:
+                hooks += [
+                    (host.value_name(layer), self._detach("value")),
+                    (host.query_name(layer), self._keep_query),
+                    (host.key_name(layer), self._detach("key")),
+                ]
+            hooks.append((host.pattern_name(layer), self._pattern(layer)))
+            if self.cut:
+                hooks.append((host.head_output_name(layer), self._own_key_and_value(layer)))
+        return hooks
+
+    def backward(self, loss: Tensor) -> None:
+        assert self.leaf is not None
+        torch.autograd.grad(loss, self.leaf)  # to the leaf only: no parameter gradients; the hooks do the work
+        if self.errors:
+            raise self.errors[0]  # the highest layer: gradients flow down
+
+    def _start(self, residual: Tensor, hook: Any) -> Tensor:
+        self.leaf = residual.detach().requires_grad_(True)
+        return self.leaf
+
+    def _keep_query(self, query: Tensor, hook: Any) -> Tensor:
+        self.now["query"] = query.detach()
+        return query
+
+    def _detach(self, name: str) -> Callable[[Tensor, Any], Tensor]:
+        def detach(tensor: Tensor, hook: Any) -> Tensor:
+            self.now[name] = tensor
+            return tensor.detach()
+
+        return detach
+
+    def _pattern(self, layer: int) -> Callable[[Tensor, Any], None]:
+        def read(pattern: Tensor, hook: Any) -> None:
+            values = pattern.detach()
+            if self.cut:
+                self.now["own"] = values.diagonal(values.shape[-1] - values.shape[-2], -2, -1)  # batch head query
+            if layer not in self.layers:
+                return
+            index = self.layers.index(layer)
+            if self.rule == "attention":
+                self.receive(index, self.start, values[0])
+            else:
+                pattern.register_hook(lambda gradient: self._take(index, values[0], gradient[0]))
+
+        return read
+
+    def _take(
+        self, index: int, pattern: Float[Tensor, "head query key"], gradient: Float[Tensor, "head query key"]
+    ) -> None:
+        """The pattern's gradient has arrived: multiply, hand on, keep nothing."""
+        if self.rule == "grad":
+            block = gradient.abs().masked_fill_(pattern == 0, 0)  # masked keys have a gradient, but no influence
+        else:
+            block = gradient * pattern
+            if self.rule == "abs":
+                block.abs_()
+        if not torch.isfinite(block.sum(dtype=torch.float32)) and not (finite := torch.isfinite(block)).all():
+            position = self.start + int((~finite).any(-1).any(0).nonzero()[0])
+            self.errors.append(
+                NumericalError(
+                    f"the gradient of the attention pattern is not finite in layer {self.layers[index]} at query "
+                    f"position {position}. Load the model in a wider precision (dtype='float32')."
+                )
+            )
+            return
+        self.receive(index, self.start, block)
+
+    def _own_key_and_value(self, layer: int) -> Callable[[Tensor, Any], Tensor]:
+        scale = host.score_scale(self.model, layer)
+
+        def add(output: Float[Tensor, "batch pos head d_head"], hook: Any) -> Tensor:
+            value = host.per_query_head(self.now["value"], self.heads)
+            key = host.per_query_head(self.now["key"], self.heads)
+            own = self.now["own"].transpose(1, 2)[..., None]  # batch pos head 1
+            score = einsum(
+                self.now["query"], key - key.detach(), "batch pos head d, batch pos head d -> batch pos head"
+            )
+            by_score = own * (value - output).detach() * (scale * score[..., None])
+            self.now.clear()
+            return output + (own * (value - value.detach()) + by_score).to(output.dtype)
+
+        return add
+
+
+def check_logits(
+    model: Model, logits: Float[Tensor, "batch pos vocabulary"], tokens: Int[Tensor, "batch all_pos"], start: int
+) -> None:
+    """Raise when a logit is not finite, naming the first layer and position where it came from."""
+    if torch.isfinite(logits).all():
+        return
+    position = start + int((~torch.isfinite(logits[0])).any(-1).nonzero()[0])
+    found: list[str] = []
+
+    def look(residual: Tensor, hook: Any) -> None:
+        bad = (~torch.isfinite(residual[0])).any(-1)
+        if bad.any() and not found:
+            found.append(f"first in layer {hook.layer()} at position {int(bad.nonzero()[0])}")
+
+    hooks: list[Hook] = [(host.residual_out_name(layer), look) for layer in range(host.shape(model).layers)]
+    with torch.no_grad():
+        host.forward(model, tokens, hooks)
+    where = found[0] if found else "every layer is finite, so it is the unembedding"
+    raise NumericalError(
+        f"the logits at position {position} are not finite; {where}. Check the weights, or load the model in a wider "
+        "precision (dtype='float32')."
+    )
