@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -148,8 +149,8 @@ def _mark_segments(ax: Axes, stepmap: StepMap) -> None:
         ax.plot([-0.5, bound - 0.5], [bound - 0.5, bound - 0.5], color="white", linewidth=width)
         ax.plot([bound - 0.5, bound - 0.5], [bound - 0.5, n - 0.5], color="white", linewidth=width)
     ends = [0, *bounds, n]
-    places: list[tuple[float, str]] = []
-    for index, (first, last) in enumerate(zip(ends, ends[1:], strict=False)):
+    places: list[tuple[float, Literal["left", "center", "right"]]] = []
+    for index, (first, last) in enumerate(pairwise(ends)):
         ax.plot(
             [first - 0.5, last - 0.5],
             [1.02, 1.02],
@@ -203,6 +204,8 @@ def depth_profile(
     >>> plot.depth_profile({"correct": torch.rand(9, 8)}, label="lock-in").get_ylabel()
     'lock-in'
     """
+    from matplotlib.ticker import MaxNLocator
+
     groups = metrics if isinstance(metrics, Mapping) else {"": metrics}
     if len(groups) > len(_COLOURS):
         raise InputError(f"{len(groups)} groups; there are colours for {len(_COLOURS)}. Draw them in several pictures.")
@@ -220,7 +223,7 @@ def depth_profile(
         ax.fill_between(layers, mean - margin, mean + margin, color=colour, alpha=0.2, linewidth=0)
     ax.set_xlabel("layer")
     ax.set_ylabel(label)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.spines[["top", "right"]].set_visible(False)
     if any(groups):
         ax.legend(frameon=False, fontsize="small")

@@ -54,9 +54,8 @@ def test_lock_in_is_one_half_where_every_pair_weighs_the_same():
 
 
 def test_lock_in_goes_to_one_as_earlier_steps_fade():
-    values = []
-    for earlier in (1.0, 0.1, 0.01, 0.0):
-        values.append(lock_in(make_map("qttt", [2, 3, 2, 3], torch.full((4, 4), earlier).fill_diagonal_(1))).item())
+    maps = [make_map("qttt", [2, 3, 2, 3], torch.full((4, 4), x).fill_diagonal_(1)) for x in (1.0, 0.1, 0.01, 0.0)]
+    values = [lock_in(stepmap).item() for stepmap in maps]
     assert values == sorted(values)
     assert values[-1] == 1
     torch.testing.assert_close(values[1], 1 / 1.1, rtol=1e-6, atol=0)
