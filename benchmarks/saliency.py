@@ -6,8 +6,11 @@ Cases, each in a process of its own, on a Qwen2-style model with random weights 
 - stepsal: `step_saliency`, all layers and heads, `chunk="auto"`.
 - floor: one forward and backward pass through the activations with fused (SDPA) attention, no parameter gradients; what
   any method that uses gradients pays at least.
-- official: what the authors' code does: eager attention, every layer's pattern and its gradient of one whole-sequence
-  loss kept, then attention times gradient. It computes another objective (`objective="sequence"`).
+- official: what the authors' code does to get a step map: eager attention, every layer's pattern and its gradient of one
+  whole-sequence loss kept (with gradients for the weights), attention times gradient, head means, block means. It computes
+  another objective (`objective="sequence"`).
+- default: the same as their extractor runs by default, with entropy, first-token and self attention of every pattern and
+  every saliency matrix.
 - passes: one backward pass per token through one full graph: the definition of the per-token objective.
 
 Time is the median of the repetitions (after one warm-up); memory is the peak resident set over that before the first.
@@ -67,13 +70,13 @@ def case(kind: str, length: int, folder: str) -> Callable[[], Any]:
     torch.set_num_threads(THREADS)
     torch.manual_seed(length)
     tokens = torch.randint(2, 8192, (length,))
+    width = max(1, length // 50)
+    starts = list(range(0, length, width))
     if kind == "stepsal":
         import stepsal
         from stepsal import Step, Trace
 
         model = stepsal.load_model(folder)
-        width = max(1, length // 50)
-        starts = list(range(0, length, width))
         steps = tuple(
             Step(i, "question" if i == 0 else "thinking", a, b, "")
             for i, (a, b) in enumerate(zip(starts, [*starts[1:], length], strict=True))
@@ -82,7 +85,7 @@ def case(kind: str, length: int, folder: str) -> Callable[[], Any]:
         return lambda: stepsal.step_saliency(model, trace)
     attention = "sdpa" if kind == "floor" else "eager"
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention, dtype=torch.float32)
-    model.eval().requires_grad_(kind == "official")
+    model.eval().requires_grad_(kind in ("official", "default"))
 
     def floor() -> None:
         leaf = model.get_input_embeddings()(tokens[None]).detach().requires_grad_(True)
@@ -95,8 +98,20 @@ def case(kind: str, length: int, folder: str) -> Callable[[], Any]:
             pattern.retain_grad()
         F.cross_entropy(output.logits[0, :-1], tokens[1:]).backward()
         maps = [(pattern * pattern.grad).abs().detach() for pattern in output.attentions]
+        if kind == "default":
+            for matrix in [*(pattern.detach() for pattern in output.attentions), *maps]:
+                floored = matrix.clamp_min(1e-12)
+                float(-(floored * floored.log()).sum(-1).mean())
+                float(matrix[..., 0].mean())
+                float((matrix * torch.eye(length)).sum(-1).mean())
         model.zero_grad(set_to_none=True)
-        return maps
+        pooled = torch.zeros(len(maps), len(starts), len(starts))
+        for layer, matrix in enumerate(maps):
+            mean = matrix[0].mean(0)
+            for i, row in enumerate(mean.split(width)):
+                for j, block in enumerate(row[:, : starts[i] + width].split(width, dim=1)):
+                    pooled[layer, i, j] = block.mean()
+        return [pooled]
 
     def passes() -> list[torch.Tensor]:
         leaf = model.get_input_embeddings()(tokens[None]).detach().requires_grad_(True)
@@ -115,7 +130,7 @@ def case(kind: str, length: int, folder: str) -> Callable[[], Any]:
             )
         return rows
 
-    return {"floor": floor, "official": official, "passes": passes}[kind]
+    return {"floor": floor, "official": official, "default": official, "passes": passes}[kind]
 
 
 def measure(kind: str, length: int, folder: str, repetitions: int) -> dict[str, float]:
@@ -153,12 +168,13 @@ def table(quick: bool) -> str:
         subprocess.run([sys.executable, __file__, "--build", folder], check=True, capture_output=True)
         ours = {n: isolated("stepsal", n, folder, repetitions) for n in sorted({middle, passes, *lengths})}
         floor = {n: isolated("floor", n, folder, repetitions) for n in (middle, 2 * middle)}
-        official = isolated("official", middle, folder, repetitions)
+        official = {kind: isolated(kind, middle, folder, repetitions) for kind in ("official", "default")}
         slow = isolated("passes", passes, folder, 1)
     rows = [("floor: SDPA forward + backward", n, result["seconds"], result["bytes"], n) for n, result in floor.items()]
-    rows.append(
-        ("official: all patterns and gradients, one loss", middle, official["seconds"], official["bytes"], middle)
-    )
+    for name, result in zip(
+        ("official: one loss, step map", "official, as run by default"), official.values(), strict=True
+    ):
+        rows.append((name, middle, result["seconds"], result["bytes"], middle))
     rows.append(("definition: a backward pass per token", passes, slow["seconds"], slow["bytes"], passes))
     lines = [
         "| against | tokens | its time | its memory | stepsal's time | stepsal's memory | time ratio | memory ratio |",

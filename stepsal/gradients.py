@@ -18,24 +18,22 @@ from stepsal.host import Hook, Model
 
 Rule = Literal["abs", "signed", "grad", "attention"]
 
-# What is done with a block of influence: (index in `layers`, first query position, influence). Keys start at 0.
-Receive = Callable[[int, int, Float[Tensor, "head query key"]], None]
+# What is done with a block of influence: (index in `layers`, first query position, influence). Keys start at 0. It returns
+# what it made of the block: if that is finite, so was the block.
+Receive = Callable[[int, int, Float[Tensor, "head query key"]], Tensor]
 
 
 class PatternReader:
-    """Hooks for one forward pass and its backward pass; `cut` severs the gradient through other positions (steps 1-2)."""
+    """Hooks for one forward pass and its backward pass; `cut` severs the gradient through other positions (steps 1-2).
+
+    The lowest layer's pattern is the leaf: what lies below it takes no part in any gradient.
+    """
 
     def __init__(
         self, model: Model, rule: Rule, layers: tuple[int, ...], start: int, receive: Receive, *, cut: bool
     ) -> None:
-        self.model, self.rule, self.layers, self.start, self.receive, self.cut = (
-            model,
-            rule,
-            layers,
-            start,
-            receive,
-            cut,
-        )
+        self.model, self.rule, self.layers = model, rule, layers
+        self.start, self.receive, self.cut = start, receive, cut
         self.heads = host.shape(model).heads
         self.leaf: Tensor | None = None
         self.now: dict[str, Tensor] = {}  # of the layer that is running: query, key, value, own (A_tt)
@@ -45,8 +43,8 @@ class PatternReader:
         if self.rule == "attention":
             return [(host.pattern_name(layer), self._pattern(layer)) for layer in self.layers]
         lowest, top = self.layers[0], host.shape(self.model).layers
-        hooks: list[Hook] = [(host.residual_name(lowest), self._start)]
-        for layer in range(lowest, top):
+        hooks: list[Hook] = [(host.pattern_name(lowest), self._start)]
+        for layer in range(lowest + 1, top):
             if self.cut:
                 hooks += [
                     (host.value_name(layer), self._detach("value")),
@@ -60,12 +58,13 @@ class PatternReader:
 
     def backward(self, loss: Tensor) -> None:
         assert self.leaf is not None
-        torch.autograd.grad(loss, self.leaf)  # to the leaf only: no parameter gradients; the hooks do the work
+        (gradient,) = torch.autograd.grad(loss, self.leaf)  # no parameter gradients; hooks serve the layers above
+        self._take(0, self.leaf.detach()[0], gradient[0])
         if self.errors:
             raise self.errors[0]  # the highest layer: gradients flow down
 
-    def _start(self, residual: Tensor, hook: Any) -> Tensor:
-        self.leaf = residual.detach().requires_grad_(True)
+    def _start(self, pattern: Tensor, hook: Any) -> Tensor:
+        self.leaf = pattern.detach().requires_grad_(True)
         return self.leaf
 
     def _keep_query(self, query: Tensor, hook: Any) -> Tensor:
@@ -104,16 +103,14 @@ class PatternReader:
             block = gradient * pattern
             if self.rule == "abs":
                 block.abs_()
-        if not torch.isfinite(block.sum(dtype=torch.float32)) and not (finite := torch.isfinite(block)).all():
-            position = self.start + int((~finite).any(-1).any(0).nonzero()[0])
+        if not torch.isfinite(self.receive(index, self.start, block)).all():
+            position = self.start + int((~torch.isfinite(block)).any(-1).any(0).nonzero()[0])
             self.errors.append(
                 NumericalError(
                     f"the gradient of the attention pattern is not finite in layer {self.layers[index]} at query "
                     f"position {position}. Load the model in a wider precision (dtype='float32')."
                 )
             )
-            return
-        self.receive(index, self.start, block)
 
     def _own_key_and_value(self, layer: int) -> Callable[[Tensor, Any], Tensor]:
         scale = host.score_scale(self.model, layer)

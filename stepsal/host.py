@@ -30,11 +30,6 @@ BUNDLED = Path(__file__).parent / "reasoner" / "model"
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
-def residual_name(layer: int) -> str:
-    """What enters a layer, `batch pos d_model`."""
-    return f"blocks.{layer}.hook_in"
-
-
 def residual_out_name(layer: int) -> str:
     """What leaves a layer, `batch pos d_model`."""
     return f"blocks.{layer}.hook_out"

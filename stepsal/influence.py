@@ -98,7 +98,7 @@ def step_saliency(
     step_of = trace.step_of
     mass: Tensor | None = None
 
-    def pool(index: int, start: int, block: Float[Tensor, "head query key"]) -> None:
+    def pool(index: int, start: int, block: Float[Tensor, "head query key"]) -> Tensor:
         nonlocal mass
         if mass is None:
             mass = torch.zeros(len(indices), len(block), n_steps, n_steps, device=block.device)
@@ -110,6 +110,7 @@ def step_saliency(
             prefix = F.pad(part.cumsum(-1, dtype=torch.float64), (1, 0))[:, bounds]
             mass[index, :, step] += torch.diff(prefix, prepend=torch.zeros_like(prefix[:, :1])).to(torch.float32)
             row += count
+        return mass[index, :, first]
 
     indices = resolve_layers(layers, host.shape(model).layers)
     meta = _run(model, trace, objective, rule, indices, chunk, answer, progress, pool)
@@ -142,8 +143,9 @@ def token_influence(
     length = len(trace.tokens)
     influence = torch.zeros(len(indices), size.heads, length, length)
 
-    def store(index: int, start: int, block: Float[Tensor, "head query key"]) -> None:
+    def store(index: int, start: int, block: Float[Tensor, "head query key"]) -> Tensor:
         influence[index, :, start : start + block.shape[1], : block.shape[2]] = block
+        return block
 
     _run(model, trace, objective, rule, indices, "auto", answer, False, store)
     return influence
