@@ -36,7 +36,7 @@ def generate(
         progress: show a progress bar.
 
     Raises:
-        InputError: no room for `max_new_tokens` in the model's context, or an empty prompt.
+        InputError: no room for `max_new_tokens` in the model's context, an empty prompt, or a tokenizer without an end.
 
     >>> from stepsal import generate, load_model
     >>> model = load_model()
@@ -55,6 +55,8 @@ def generate(
             f"a prompt of {longest} tokens and max_new_tokens={max_new_tokens} do not fit the model's context of {context}: "
             f"use max_new_tokens={max(1, context - longest)} at most"
         )
+    if tokenizer.eos_token_id is None:
+        raise InputError("the tokenizer has no end-of-sequence token, so no answer would end: set tokenizer.eos_token")
     if max_new_tokens < 1 or batch_size < 1:
         raise InputError(f"max_new_tokens={max_new_tokens} and batch_size={batch_size} must be at least 1")
     order = sorted(
