@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from helpers import unchecked
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import influence_by_separate_passes, influence_of_one_loss, pool_by_loops
@@ -201,13 +202,6 @@ def test_a_whole_graph_that_may_not_fit_is_announced(qwen2, trace, monkeypatch):
 def test_options_that_mean_nothing_are_refused(qwen2, trace, options, message):
     with pytest.raises(InputError, match=message):
         unchecked(step_saliency)(qwen2, trace, **options)
-
-
-def unchecked(function):
-    """The function without the test run's type checks, as a user has it."""
-    while hasattr(function, "__wrapped__"):
-        function = function.__wrapped__
-    return function
 
 
 def test_a_trace_longer_than_the_context_is_refused(qwen2):
