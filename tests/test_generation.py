@@ -1,7 +1,8 @@
 import pytest
 import torch
+from conftest import save_tiny
 
-from stepsal import InputError, generate
+from stepsal import InputError, generate, load_model
 from stepsal.reasoner import make_problems
 
 PROBLEMS = make_problems("validation", 5, length=2) + make_problems("validation", 2, length=4)
@@ -50,10 +51,11 @@ def test_numbers_that_make_no_sense_are_refused(reasoner, options):
         generate(reasoner, [PROBLEMS[0].messages], progress=False, **options)
 
 
-def test_a_tokenizer_without_an_end_is_refused(reasoner, monkeypatch):
-    monkeypatch.setattr(reasoner.tokenizer, "eos_token", None)
+def test_a_tokenizer_without_an_end_is_refused(tmp_path):
+    model = load_model(save_tiny("qwen2", tmp_path))
+    model.tokenizer.eos_token = None
     with pytest.raises(InputError, match="no end-of-sequence token"):
-        generate(reasoner, ["2+2?"], max_new_tokens=3, progress=False)
+        generate(model, ["2+2?"], max_new_tokens=3, progress=False)
 
 
 def test_no_prompts_give_no_traces(reasoner):
