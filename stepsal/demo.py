@@ -84,7 +84,10 @@ def draw(groups: Groups) -> "Figure":
     from matplotlib.figure import Figure
 
     shown = {name: group for name, group in groups.items() if group}
-    examples = {name: group[0] for name, group in shown.items()}
+    examples = {  # of the correct ones the first without a slip on the way, if there is one
+        name: next((each for each in group if name == "wrong" or not each[0].meta["error"]), group[0])
+        for name, group in shown.items()
+    }
     bands = ("shallow", "deep")
     figure = Figure(figsize=(9.2, max(4.4, 2.8 * len(examples) + 0.6)), layout="constrained")
     parts: Any = figure.subfigures(1, 2, width_ratios=[2, 1.15])
@@ -94,7 +97,7 @@ def draw(groups: Groups) -> "Figure":
     values = [plot.map_values(m, band, None, "density") for _, m in examples.values() for band in bands]
     norm = plot.log_scale(*(v[torch.isfinite(v)][None] for v in values))
     for row, (name, (trace, stepmap)) in zip(axes, examples.items(), strict=True):
-        kind = f" ({trace.meta['error']})" if trace.meta["error"] else ""
+        kind = "" if trace.correct else f" ({trace.meta['error']})"
         for ax, band in zip(row, bands, strict=True):
             plot.step_map(stepmap, layer=band, norm=norm, colorbar=False, ax=ax)
             ax.set_title(f"{name}{kind}: {band} layers", loc="left")
@@ -105,4 +108,5 @@ def draw(groups: Groups) -> "Figure":
     for ax, metric in zip(right.subplots(2, 1, sharex=True), METRICS, strict=True):
         profiles = {name: by_layer(group, metric) for name, group in shown.items()}
         plot.depth_profile(profiles, label=LABELS[metric], reference=0.5 if metric == "lock_in" else None, ax=ax)
+        ax.label_outer()
     return figure
