@@ -3,6 +3,8 @@
 __version__ = "0.1.0"
 
 from stepsal import plot
+from stepsal.comparison import Comparison, compare
+from stepsal.diagnosis import Diagnosis, Verdict, diagnose
 from stepsal.errors import FileError, InputError, NumericalError, StepsalError, UnsupportedModelError
 from stepsal.folder import save_step_maps
 from stepsal.generation import generate
@@ -14,6 +16,8 @@ from stepsal.trace import Step, Trace
 from stepsal.trace_files import read_traces, write_traces
 
 __all__ = [
+    "Comparison",
+    "Diagnosis",
     "FileError",
     "InputError",
     "NumericalError",
@@ -22,6 +26,9 @@ __all__ = [
     "StepsalError",
     "Trace",
     "UnsupportedModelError",
+    "Verdict",
+    "compare",
+    "diagnose",
     "generate",
     "load_model",
     "load_tokenizer",

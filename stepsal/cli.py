@@ -64,7 +64,58 @@ def _parser() -> argparse.ArgumentParser:
     saliency.add_argument("--dtype", default="auto")
     saliency.add_argument("--skip-broken", action="store_true", help="read the other lines of a file with broken ones")
     saliency.set_defaults(run=_saliency)
+
+    diagnose = commands.add_parser(
+        "diagnose",
+        help="metrics and verdicts of each trace's step map",
+        description="Judge each step map in DIR. Writes DIR/diagnosis.jsonl, a line per trace, and prints a summary.",
+    )
+    _folder(diagnose)
+    diagnose.add_argument(
+        "--reference", type=Path, metavar="DIR2", help="judge against the correct traces of this folder (same model)"
+    )
+    diagnose.set_defaults(run=_diagnose)
+
+    compare = commands.add_parser(
+        "compare",
+        help="correct against wrong traces, with intervals and controls",
+        description="Compare the correct with the wrong traces of DIR. Writes DIR/comparison.json and prints its table.",
+    )
+    _folder(compare)
+    _graded(compare)
+    compare.add_argument(
+        "--resamples", type=_positive, default=2000, help="bootstrap and permutations (default: %(default)s)"
+    )
+    compare.add_argument("--seed", type=int, default=0)
+    compare.set_defaults(run=_compare)
+
+    figure = commands.add_parser("figure", help="a figure for a paper, from a folder of results (PNG, PDF, caption)")
+    figure.add_argument(
+        "name", choices=["tokens", "maps", "profiles", "heads", "forest"], metavar="NAME", help="%(choices)s"
+    )
+    _folder(figure)
+    figure.add_argument("--out", type=Path, required=True, metavar="FILE", help="its PDF and caption go beside it")
+    figure.set_defaults(run=_figure)
+
+    report = commands.add_parser("report", help="one interactive HTML page of a folder's traces and step maps")
+    _folder(report)
+    report.add_argument("--out", type=Path, default=None, metavar="FILE", help="default: DIR/report.html")
+    report.add_argument(
+        "--heads", type=_indices, default=None, help="single heads to embed, such as 0,3 (default: the mean)"
+    )
+    report.add_argument("--traces", nargs="+", metavar="ID", default=None, help="these traces only")
+    report.set_defaults(run=_report)
     return parser
+
+
+def _folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="what `stepsal saliency` or `stepsal demo` wrote")
+
+
+def _graded(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--traces", type=Path, default=None, metavar="TRACES.jsonl", help='"correct" by id, where the maps do not say'
+    )
 
 
 def _demo(given: argparse.Namespace) -> None:
@@ -93,6 +144,56 @@ def _saliency(given: argparse.Namespace) -> None:
     print(f"{len(paths)} step map{'s' * (len(paths) != 1)} in {given.out}/maps (stepsal.StepMap.load)")
 
 
+def _diagnose(given: argparse.Namespace) -> None:
+    from stepsal.diagnosis import diagnose, summarise, write_diagnoses
+    from stepsal.folder import group_maps, load_step_maps
+
+    maps = load_step_maps(given.folder, progress=True)
+    reference = None
+    if given.reference is not None:
+        reference = [diagnose(each) for each in group_maps(load_step_maps(given.reference, progress=True))["correct"]]
+    diagnoses = [diagnose(each, reference=reference) for each in maps]
+    write_diagnoses(given.folder / "diagnosis.jsonl", diagnoses)
+    print(f"{summarise(diagnoses)}\n\n{given.folder}/diagnosis.jsonl   a line per trace")
+
+
+def _compare(given: argparse.Namespace) -> None:
+    from stepsal.comparison import compare
+    from stepsal.folder import group_maps, load_step_maps
+    from stepsal.trace_files import read_grades
+
+    graded = None if given.traces is None else read_grades(given.traces)
+    groups = group_maps(load_step_maps(given.folder, progress=True), graded)
+    result = compare(groups["correct"], groups["wrong"], resamples=given.resamples, seed=given.seed)
+    result.save(given.folder / "comparison.json")
+    print(f"{result.summary()}\n\n{given.folder}/comparison.json   all of it (stepsal.Comparison.load)")
+
+
+def _figure(given: argparse.Namespace) -> None:
+    from stepsal.figures import save_figure
+
+    for path in save_figure(given.name, given.folder, given.out):
+        print(path)
+
+
+def _report(given: argparse.Namespace) -> None:
+    from stepsal.folder import load_step_maps
+    from stepsal.report import report
+
+    maps = load_step_maps(given.folder, progress=True)
+    if given.traces is not None:
+        names = [each.meta.get("trace") for each in maps]
+        if missing := [name for name in given.traces if name not in names]:
+            raise InputError(
+                f"there is no trace {missing[0]!r} in {given.folder}: it holds {', '.join(map(str, names[:5]))}, ..."
+            )
+        maps = [each for each in maps if each.meta.get("trace") in given.traces]
+    path = report(given.out or given.folder / "report.html", maps, heads=given.heads)
+    print(
+        f"{path}   {len(maps)} trace{'s' * (len(maps) != 1)}, {path.stat().st_size / 1e6:.1f} MB; open it in a browser"
+    )
+
+
 def _calm() -> None:
     """Two threads at most on the CPU of a laptop, and no progress bars but our own."""
     import torch
@@ -115,6 +216,13 @@ def _chunk(text: str) -> int | str:
     if text != "auto" and not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a whole number")
     return text if text == "auto" else _positive(text)
+
+
+def _indices(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of indices such as 0,3,7") from error
 
 
 def _layers(text: str) -> str | list[int]:

@@ -1,13 +1,12 @@
 """A folder of step maps, one file a trace: computed once each, resumable, every file whole.
 
 OUT/saliency.json      what the maps were made with; another run into the same folder must agree
-OUT/traces.jsonl       the traces (by the caller)
 OUT/maps/ID.safetensors
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
@@ -117,3 +116,36 @@ def _is_done(trace: Trace, path: Path) -> bool:
             "delete that file."
         )
     return True
+
+
+def load_step_maps(out: str | Path, *, progress: bool = False) -> list[StepMap]:
+    """Every map of a folder that `save_step_maps` wrote, in the order of their file names.
+
+    Raises `FileError` for a folder without maps and for a damaged map.
+    """
+    from tqdm import tqdm
+
+    paths = sorted((Path(out) / "maps").glob("*.safetensors"))
+    if not paths:
+        raise FileError(
+            f"there are no step maps in {Path(out) / 'maps'}: make them with `stepsal saliency` or `stepsal demo`"
+        )
+    return [StepMap.load(path) for path in tqdm(paths, desc="reading", unit="map", disable=not progress)]
+
+
+def group_maps(maps: Sequence[StepMap], graded: Mapping[str, bool | None] | None = None) -> dict[str, list[StepMap]]:
+    """Maps of correct and of wrong traces, by what the trace said when the map was made, or by `graded` (id -> correct).
+
+    Raises `InputError` where that is not known of a trace.
+    """
+    groups: dict[str, list[StepMap]] = {"correct": [], "wrong": []}
+    for stepmap in maps:
+        name = stepmap.meta.get("trace", "")
+        correct = stepmap.meta.get("correct") if graded is None else graded.get(name)
+        if correct is None:
+            raise InputError(
+                f'whether trace {name!r} is correct is not known. Give "correct": true or false in its line of the traces\' '
+                "file, and that file with --traces."
+            )
+        groups["correct" if correct else "wrong"].append(stepmap)
+    return groups

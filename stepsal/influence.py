@@ -185,6 +185,7 @@ def _run(
         "tokens": len(trace.tokens),
         "model_layers": host.shape(model).layers,
         "trace": trace.id,
+        "correct": trace.correct,
         "stepsal": __version__,
         "torch": torch.__version__,
         "seconds": round(time.monotonic() - started, 3),

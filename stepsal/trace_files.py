@@ -236,3 +236,25 @@ def _field(record: dict[str, Any], name: str, *kinds: type) -> Any:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def read_grades(path: str | Path) -> dict[str, bool]:
+    """`correct` by id, of the lines of a JSONL file that have both; nothing else of them is read.
+
+    Raises `FileError` for a file that cannot be read and `InputError`, with its number, for a line that is not JSON.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"cannot read grades from {path}: {error}") from error
+    grades: dict[str, bool] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"line {number} of {path} is not JSON ({error})") from error
+        if isinstance(record, dict) and isinstance(record.get("correct"), bool) and "id" in record:
+            grades[str(record["id"])] = record["correct"]
+    return grades

@@ -109,3 +109,23 @@ def mean_over_whole_blocks(influence, steps):
             ]
             means[:, :, i, j] = sum(numbers) / len(numbers)
     return means
+
+
+def official_metrics(influence, trace):
+    """The official code's three quantities of one layer, from a token map averaged over heads, by loops over blocks.
+
+    Their step matrix averages whole blocks, the masked half included; the final (analysis) block is the square of summary
+    (thinking) steps, averaged likewise.
+    """
+    steps = mean_over_whole_blocks(influence[None, None], trace.steps)[0, 0]
+
+    def block(name):
+        indices = [step.index for step in trace.steps if step.segment == name]
+        return sum(float(steps[i, j]) for i in indices for j in indices) / len(indices) ** 2
+
+    final, analysis = block("summary"), block("thinking")
+    return {
+        "final_block_intensity": final,
+        "analysis_block_intensity": analysis,
+        "final_heat_anomaly": final / analysis,
+    }

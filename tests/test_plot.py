@@ -4,12 +4,13 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
-from helpers import make_map, random_map, unchecked
+from helpers import make_map, make_steps, random_map, unchecked
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from stepsal import InputError, plot
+from stepsal import Diagnosis, InputError, compare, plot
+from stepsal.metrics import METRICS
 from stepsal.plot import map_values
 
 SEGMENTS, SIZES = "qttts", [5, 3, 2, 4, 3]
@@ -209,10 +210,18 @@ def band_of(ax, index=0) -> tuple[np.ndarray, np.ndarray]:
     return np.array(low), np.array(high)
 
 
-def test_the_line_is_the_mean_over_traces_and_nan_is_left_out():
-    values = torch.tensor([[1.0, 2, 3], [3, 2, 7], [torch.nan] * 3])
-    ax = plot.depth_profile({"correct": values}, label="lock-in")
-    assert line_of(ax).get_xdata().tolist() == [0, 1, 2]
+def diagnosed(*profiles) -> list[Diagnosis]:
+    """Diagnoses whose lock-in, by layer, is as given; two heads, a little above and below."""
+    found = []
+    for profile in (torch.as_tensor(each, dtype=torch.float32) for each in profiles):
+        values = {name: torch.stack([profile - 0.125, profile + 0.125], 1) for name in METRICS}
+        found.append(Diagnosis(values, {}, {}, tuple(range(2, 2 + len(profile))), (), {}))
+    return found
+
+
+def test_the_line_is_the_mean_over_heads_and_traces_and_nan_is_left_out():
+    ax = plot.depth_profile({"correct": diagnosed([1.0, 2, 3], [3, 2, 7], [torch.nan] * 3)})
+    assert line_of(ax).get_xdata().tolist() == [2, 3, 4]  # the model's layers
     assert line_of(ax).get_ydata().tolist() == [2, 2, 5]
     assert ax.get_ylabel() == "lock-in"
     assert ax.get_xlabel() == "layer"
@@ -220,53 +229,99 @@ def test_the_line_is_the_mean_over_traces_and_nan_is_left_out():
 
 
 def test_the_band_is_the_normal_interval_of_the_mean():
-    values = torch.tensor([[1.0, 4], [3, 4], [8, torch.nan], [torch.nan, torch.nan]])
-    low, high = band_of(plot.depth_profile({"a": values}))
+    nan = torch.nan
+    low, high = band_of(plot.depth_profile({"a": diagnosed([1.0, 4], [3, 4], [8, nan], [nan, nan])}))
     deviation = np.std([1, 3, 8], ddof=1)
     np.testing.assert_allclose(low, [4 - 1.96 * deviation / 3**0.5, 4], rtol=1e-5)
     np.testing.assert_allclose(high, [4 + 1.96 * deviation / 3**0.5, 4], rtol=1e-5)
 
 
 def test_one_trace_gives_a_band_without_width():
-    ax = plot.depth_profile({"one": torch.tensor([[0.2, 0.5, 0.3]])})
+    (one,) = diagnosed([0.25, 0.5, 0.375])
+    ax = plot.depth_profile(one)
     low, high = band_of(ax)
     np.testing.assert_array_equal(low, high)
     np.testing.assert_array_equal(low, line_of(ax).get_ydata())
+    assert ax.get_legend() is None
+    assert [set(line.get_ydata()) for line in ax.lines if line.get_linestyle() == "--"] == [{0.5}]
 
 
 def test_groups_differ_in_colour_and_marker_and_have_their_own_n():
-    groups = {"correct": torch.rand(5, 4), "wrong": torch.rand(3, 4)}
-    ax = plot.depth_profile(groups)
+    ax = plot.depth_profile({"correct": diagnosed(*torch.rand(5, 4)), "wrong": diagnosed(*torch.rand(3, 4))})
     first, second = line_of(ax, 0), line_of(ax, 1)
     assert first.get_color() != second.get_color()
     assert first.get_marker() != second.get_marker()
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["correct (n = 5)", "wrong (n = 3)"]
-    for line, values in zip((first, second), groups.values(), strict=True):
-        np.testing.assert_allclose(line.get_ydata(), values.mean(0), rtol=1e-6)
-
-
-def test_more_groups_than_colours_are_refused():
-    with pytest.raises(InputError, match="7 groups; there are colours for 6"):
-        plot.depth_profile({str(i): torch.rand(2, 3) for i in range(7)})
-
-
-def test_a_single_group_needs_no_legend():
-    ax = plot.depth_profile(torch.rand(3, 4), reference=0.5)
-    assert ax.get_legend() is None
-    reference = [line for line in ax.lines if line.get_linestyle() == "--"]
-    assert [set(line.get_ydata()) for line in reference] == [{0.5}]
 
 
 def test_a_group_without_any_value_draws_nothing_and_says_so():
-    ax = plot.depth_profile({"none": torch.full((3, 4), torch.nan), "some": torch.rand(2, 4)})
+    ax = plot.depth_profile({"none": diagnosed([torch.nan] * 4), "some": diagnosed(*torch.rand(2, 4))})
     assert np.isnan(line_of(ax, 0).get_ydata()).all()
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["none (n = 0)", "some (n = 2)"]
 
 
 def test_layers_are_whole_numbers():
-    ax = plot.depth_profile(torch.rand(3, 4))
+    ax = plot.depth_profile(diagnosed(*torch.rand(3, 4)))
     rendered(ax.figure)
     assert all(float(tick).is_integer() for tick in ax.get_xticks())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (lambda: {"diagnosis": {str(i): diagnosed([1.0]) for i in range(7)}}, "7 groups; there are colours for 6"),
+        (
+            lambda: {"diagnosis": diagnosed([1.0]), "metric": "lockin"},
+            "unknown metric 'lockin': expected one of lock_in,",
+        ),
+        (lambda: {"diagnosis": {"wrong": []}}, "there is no diagnosis in group 'wrong' to draw"),
+        (lambda: {"diagnosis": [*diagnosed([1.0]), *diagnosed([1.0, 2.0])]}, "differ in layers"),
+    ],
+)
+def test_what_cannot_be_drawn_as_a_profile_is_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        plot.depth_profile(**arguments())
+
+
+# --- heads and comparisons -------------------------------------------------------------------------------------------
+def test_heads_are_columns_and_layers_rows_from_the_bottom():
+    ax = plot.heads(diagnosed([1.0, 2, 3], [3, 2, 7]), limits=(0, 8))
+    np.testing.assert_allclose(drawn(ax), [[1.875, 2.125], [1.875, 2.125], [4.875, 5.125]])
+    assert ax.get_ylim()[0] < ax.get_ylim()[1]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["2", "3", "4"]
+    assert ax.images[0].get_clim() == (0, 8)
+
+
+def test_the_forest_plot_shows_each_control_and_fills_what_is_significant():
+    maps = [random_map("qtttss", [6, 3, 4, 5, 3, 4], layers=4, heads=2, seed=seed) for seed in range(24)]
+    for stepmap in maps[12:]:
+        stepmap.mass[1, :, 2, 2] *= 50  # lock-in of layer 1
+        stepmap.mass[1, :, 3, 3] *= 50
+    result = compare(maps[:12], maps[12:], resamples=199)
+    ax = plot.comparison(result)
+    assert ax.get_legend_handles_labels()[1] == ["all traces", "matched pairs", "distance alone"]
+    for points, table in zip(ax.collections[1::2], (result.table, result.matched), strict=False):
+        rows = table[table["metric"] == "lock_in"]
+        np.testing.assert_allclose(points.get_offsets()[:, 0], rows["auc"])
+        filled = [tuple(colour) != (1, 1, 1, 1) for colour in points.get_facecolors()]
+        assert filled == (rows["p_corrected"] < 0.05).tolist() == [False, True, False, False]
+
+
+def test_the_token_map_is_drawn_as_it_is_with_a_line_at_each_steps_end():
+    steps = make_steps("qtts", [2, 3, 2, 3])
+    influence = torch.rand(10, 10).tril() + 0.1
+    ax = plot.token_map(influence, steps)
+    np.testing.assert_array_equal(drawn(ax).compressed(), influence[tuple(np.tril_indices(10))])
+    assert segment_labels(ax) == ["Q", "thinking", "summary"]
+    assert [line.get_xdata()[1] for line in ax.lines[:3]] == [1.5, 4.5, 6.5]
+    with pytest.raises(InputError, match=r"the map is \(7, 7\) but the steps have 10 tokens"):
+        plot.token_map(torch.rand(7, 7), steps)
+
+
+def test_narrow_maps_name_their_segments_by_a_letter():
+    figure = Figure(figsize=(3.4, 2), layout="constrained")
+    left, _ = figure.subplots(1, 2)
+    assert segment_labels(plot.step_map(random_map(SEGMENTS, SIZES), ax=left)) == ["Q", "T", "S"]
 
 
 # --- the rest of matplotlib ------------------------------------------------------------------------------------------
@@ -277,7 +332,7 @@ def test_plotting_leaves_settings_and_pyplot_as_they_were():
     with plot.style():
         assert mpl.rcParams["font.size"] == 8
         plot.step_map(random_map(SEGMENTS, SIZES))
-        plot.depth_profile({"a": torch.rand(3, 4)})
+        plot.depth_profile({"a": diagnosed(*torch.rand(3, 4))})
     plot.step_map(random_map(SEGMENTS, SIZES))
     assert dict(mpl.rcParams) == before
     assert plt.get_fignums() == figures

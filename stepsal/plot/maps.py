@@ -1,9 +1,7 @@
-"""Pictures: data and an `Axes` in, the `Axes` out. No files, no global style, nothing computed that is not shown."""
+"""Maps, of steps and of tokens."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -11,7 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stepsal.errors import InputError
+from stepsal.plot.canvas import new_axes
 from stepsal.stepmap import StepMap
+from stepsal.trace import Step
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,29 +20,8 @@ else:  # imported where used: it takes a while
     Axes = LogNorm = Any
 
 _SEGMENT_LABELS = {"question": "Q", "thinking": "thinking", "summary": "summary"}
-_COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-)  # Okabe and Ito: safe for colour blindness
+_NARROW = 1.6  # inches, below which segments are named by their first letter
 _DECADES = 3.0
-
-
-@contextmanager
-def style() -> Iterator[None]:
-    """The house style for figures, inside a `with` block: small sans-serif type, embedded fonts, 200 dots an inch.
-
-    >>> from stepsal import plot
-    >>> with plot.style():
-    ...     pass
-    """
-    import matplotlib as mpl
-
-    with mpl.rc_context(fname=str(Path(__file__).with_name("stepsal.mplstyle"))):
-        yield
 
 
 def log_scale(*maps: Float[Tensor, "query_step key_step"]) -> LogNorm:
@@ -88,7 +67,7 @@ def step_map(
     'reading step'
     """
     values = map_values(stepmap, layer, head, measure)
-    ax = ax or _new_axes((4.2, 3.6))
+    ax = ax or new_axes((4.2, 3.6))
     n = len(stepmap.steps)
     causal = torch.tril(torch.ones(n, n, dtype=torch.bool)) & torch.isfinite(values)
     if (values[causal] < 0).any():
@@ -100,7 +79,7 @@ def step_map(
         interpolation="nearest",
         aspect="equal",
     )
-    _mark_segments(ax, stepmap)
+    _mark_segments(ax, [step.segment for step in stepmap.steps])
     _number_steps(ax, n)
     ax.set_xlabel("step read from")
     ax.set_ylabel("reading step")
@@ -109,6 +88,61 @@ def step_map(
         label = "influence per token pair" if measure == "density" else "share of the row's influence"
         figure: Any = ax.figure
         figure.colorbar(image, ax=ax, label=label, fraction=0.046, pad=0.03, extend="min")
+    return ax
+
+
+def token_map(
+    influence: Float[Tensor, "query key"],
+    steps: Sequence[Step],
+    *,
+    norm: LogNorm | None = None,
+    colorbar: bool = True,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a token-to-token map, which a step map pools, with a line at each step's end.
+
+    Args:
+        influence: of one layer and head, or a mean of several, from `token_influence`; the last token, which has no target,
+            may be left out.
+        steps: the trace's steps.
+        norm, colorbar, ax: as for `step_map`.
+
+    Raises:
+        InputError: a map of another number of tokens than the steps have, or without any positive value.
+
+    >>> import torch
+    >>> from stepsal import Step, plot
+    >>> steps = [Step(0, "question", 0, 2, "2+2"), Step(1, "summary", 2, 4, "= 4")]
+    >>> plot.token_map(torch.rand(4, 4).tril(), steps).get_xlabel()
+    'token read from'
+    """
+    n = len(influence)
+    if influence.shape != (n, n) or not steps or n not in (steps[-1].stop, steps[-1].stop - 1):
+        raise InputError(
+            f"the map is {tuple(influence.shape)} but the steps have {steps[-1].stop if steps else 0} tokens: give the "
+            "influence of the same trace, of one layer and head or a mean of several"
+        )
+    causal = torch.tril(torch.ones(n, n, dtype=torch.bool))
+    norm = norm or log_scale(influence[causal][None])
+    ax = ax or new_axes((4.2, 3.6))
+    image = ax.imshow(
+        influence.masked_fill(~causal, torch.nan).numpy(),
+        norm=norm,
+        cmap="viridis",
+        interpolation="nearest",
+        aspect="equal",
+    )
+    for step in steps[:-1]:
+        end = step.stop - 0.5
+        ax.plot([-0.5, end, end], [end, end, n - 0.5], color="white", linewidth=0.3, alpha=0.7)
+    _mark_segments(ax, [step.segment for step in steps for _ in range(step.start, min(step.stop, n))])
+    _number_steps(ax, n)
+    ax.set_xlabel("token read from")
+    ax.set_ylabel("reading token")
+    ax.spines[["top", "right"]].set_visible(False)
+    if colorbar:
+        figure: Any = ax.figure
+        figure.colorbar(image, ax=ax, label="influence", fraction=0.046, pad=0.03, extend="min")
     return ax
 
 
@@ -137,13 +171,19 @@ def map_values(
     return (chosen if head is None else chosen[:, head : head + 1]).mean((0, 1))
 
 
-def _mark_segments(ax: Axes, stepmap: StepMap) -> None:
+def _mark_segments(ax: Axes, segments: Sequence[str]) -> None:
     """Lines between segments; above the map a bar and a name for each.
 
     The first name starts and the last one ends with the map, so that they fit however narrow their segments are.
     """
-    steps, n = stepmap.steps, len(stepmap.steps)
-    bounds = [step.index for step in steps[1:] if step.segment != steps[step.index - 1].segment]
+    n = len(segments)
+    figure: Any = ax.figure
+    labels = (
+        {name: label[0].upper() for name, label in _SEGMENT_LABELS.items()}
+        if ax.bbox.width / figure.dpi < _NARROW
+        else _SEGMENT_LABELS
+    )
+    bounds = [index for index in range(1, n) if segments[index] != segments[index - 1]]
     width = max(0.4, min(1.2, 24 / n))  # a segment of one step stays visible beside the line
     for bound in bounds:
         ax.plot([-0.5, bound - 0.5], [bound - 0.5, bound - 0.5], color="white", linewidth=width)
@@ -163,7 +203,7 @@ def _mark_segments(ax: Axes, stepmap: StepMap) -> None:
         middle = min(max((first + last) / 2, 0.25 * n), 0.55 * n) - 0.5
         places.append((-0.5, "left") if first == 0 else (n - 0.5, "right") if last == n else (middle, "center"))
     names = ax.secondary_xaxis("top")  # an axis, so that a title knows to stay above it
-    names.set_xticks([x for x, _ in places], [_SEGMENT_LABELS[steps[first].segment] for first in ends[:-1]])
+    names.set_xticks([x for x, _ in places], [labels[segments[first]] for first in ends[:-1]])
     names.tick_params(length=0, pad=5)
     names.spines[:].set_visible(False)
     for text, (_, alignment) in zip(names.get_xticklabels(), places, strict=True):
@@ -178,60 +218,3 @@ def _number_steps(ax: Axes, n: int) -> None:
             axis.set_ticks(range(n))
         else:
             axis.set_major_locator(MaxNLocator(8, integer=True))
-
-
-def depth_profile(
-    metrics: Mapping[str, Float[Tensor, "trace layer"]] | Float[Tensor, "trace layer"],
-    *,
-    label: str = "",
-    reference: float | None = None,
-    ax: Axes | None = None,
-) -> Axes:
-    """Draw a metric against depth: the mean over traces, with a 95 % interval (normal, over traces) as a band.
-
-    Args:
-        metrics: one row per trace and one column per layer (NaN where a trace has no value), or several such groups by
-            name (`{"correct": ..., "wrong": ...}`).
-        label: the metric's name, for the vertical axis.
-        reference: a value worth a dashed line (1/2 for lock-in).
-        ax: where to draw; by default a new figure.
-
-    Raises:
-        InputError: more groups than can be told apart.
-
-    >>> import torch
-    >>> from stepsal import plot
-    >>> plot.depth_profile({"correct": torch.rand(9, 8)}, label="lock-in").get_ylabel()
-    'lock-in'
-    """
-    from matplotlib.ticker import MaxNLocator
-
-    groups = metrics if isinstance(metrics, Mapping) else {"": metrics}
-    if len(groups) > len(_COLOURS):
-        raise InputError(f"{len(groups)} groups; there are colours for {len(_COLOURS)}. Draw them in several pictures.")
-    ax = ax or _new_axes((4.2, 2.8))
-    if reference is not None:
-        ax.axhline(reference, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
-    for colour, marker, (name, values) in zip(_COLOURS, "osD^vP", groups.items(), strict=False):
-        count = torch.isfinite(values).sum(0)
-        mean = torch.nanmean(values, 0)
-        deviation = torch.sqrt(torch.nanmean((values - mean) ** 2, 0) * count / (count - 1).clamp(min=1))
-        margin = 1.96 * deviation / count.clamp(min=1).sqrt()
-        layers = torch.arange(values.shape[1])
-        shown = f"{name} (n = {int(count.max())})" if name else None
-        ax.plot(layers, mean, color=colour, marker=marker, markersize=3.5, linewidth=1.4, label=shown)
-        ax.fill_between(layers, mean - margin, mean + margin, color=colour, alpha=0.2, linewidth=0)
-    ax.set_xlabel("layer")
-    ax.set_ylabel(label)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.spines[["top", "right"]].set_visible(False)
-    if any(groups):
-        ax.legend(frameon=False, fontsize="small")
-    return ax
-
-
-def _new_axes(size: tuple[float, float]) -> Axes:
-    """Axes of a new figure that pyplot does not keep (nothing to close, no global state)."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=size, layout="constrained").subplots()

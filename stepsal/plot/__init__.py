@@ -1,0 +1,18 @@
+"""Pictures: data and an `Axes` in, the `Axes` out. No files, no global style, nothing computed that is not shown."""
+
+from stepsal.metrics import LABELS
+from stepsal.plot.canvas import style
+from stepsal.plot.maps import log_scale, map_values, step_map, token_map
+from stepsal.plot.statistics import comparison, depth_profile, heads
+
+__all__ = [
+    "LABELS",
+    "comparison",
+    "depth_profile",
+    "heads",
+    "log_scale",
+    "map_values",
+    "step_map",
+    "style",
+    "token_map",
+]

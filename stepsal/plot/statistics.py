@@ -1,0 +1,195 @@
+"""Depth profiles, layer x head heat maps and forest plots, of diagnoses and comparisons."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from einops import rearrange, reduce
+
+from stepsal.comparison import Comparison
+from stepsal.diagnosis import Diagnosis, check_alike
+from stepsal.errors import InputError
+from stepsal.metrics import LABELS, METRICS
+from stepsal.plot.canvas import COLOURS, MARKERS, new_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+else:  # imported where used: it takes a while
+    Axes = Any
+
+_REFERENCE = {"lock_in": 0.5}  # a value worth a dashed line
+_CONTROLS = (("table", "all traces"), ("matched", "matched pairs"), ("position_only", "distance alone"))
+
+Diagnoses = Diagnosis | Sequence[Diagnosis]
+
+
+def depth_profile(
+    diagnosis: Diagnoses | Mapping[str, Diagnoses], *, metric: str = "lock_in", ax: Axes | None = None
+) -> Axes:
+    """Draw a metric against depth: the mean over heads and traces, with a 95 % interval (normal, over traces) as a band.
+
+    Args:
+        diagnosis: one, several, or such groups by name (`{"correct": ..., "wrong": ...}`).
+        metric: a name in `stepsal.metrics.METRICS`.
+        ax: where to draw; by default a new figure.
+
+    Raises:
+        InputError: an unknown metric, diagnoses of maps made differently, an empty group, or more groups than colours.
+
+    >>> import torch
+    >>> from stepsal import Step, StepMap, diagnose, plot
+    >>> steps = (Step(0, "question", 0, 2, "2+2"), Step(1, "summary", 2, 4, "= 4"))
+    >>> stepmap = StepMap(torch.rand(8, 3, 2, 2).tril(), torch.tensor([[3, 0], [2, 1]]), steps, tuple(range(8)), {})
+    >>> plot.depth_profile(diagnose(stepmap), metric="summary_self").get_ylabel()
+    "summary's share from itself"
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    _check_metric(metric)
+    groups = {
+        name: [group] if isinstance(group, Diagnosis) else list(group)
+        for name, group in (diagnosis.items() if isinstance(diagnosis, Mapping) else [("", diagnosis)])
+    }
+    if len(groups) > len(COLOURS):
+        raise InputError(f"{len(groups)} groups; there are colours for {len(COLOURS)}. Draw them in several pictures.")
+    layers = _common_layers(groups)
+    ax = ax or new_axes((4.2, 2.8))
+    if metric in _REFERENCE:
+        ax.axhline(_REFERENCE[metric], color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+    for colour, marker, (name, group) in zip(COLOURS, MARKERS, groups.items(), strict=False):
+        values = rearrange([each.profile[metric] for each in group], "trace layer -> trace layer")
+        count = torch.isfinite(values).sum(0)
+        mean = torch.nanmean(values, 0)
+        deviation = torch.sqrt(torch.nanmean((values - mean) ** 2, 0) * count / (count - 1).clamp(min=1))
+        margin = 1.96 * deviation / count.clamp(min=1).sqrt()
+        shown = f"{name} (n = {int(count.max())})" if name else None
+        ax.plot(layers, mean, color=colour, marker=marker, markersize=3.5, linewidth=1.4, label=shown)
+        ax.fill_between(layers, mean - margin, mean + margin, color=colour, alpha=0.2, linewidth=0)
+    ax.set_xlabel("layer")
+    ax.set_ylabel(LABELS[metric])
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.spines[["top", "right"]].set_visible(False)
+    if any(groups):
+        ax.legend(frameon=False, fontsize="small")
+    return ax
+
+
+def heads(
+    diagnosis: Diagnoses,
+    *,
+    metric: str = "lock_in",
+    limits: tuple[float | int, float | int] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a metric as a heat map, layer (row) by head (column): the mean over traces.
+
+    Args:
+        diagnosis: one or several.
+        metric: a name in `stepsal.metrics.METRICS`.
+        limits: ends of the colour scale; by default the smallest and largest value.
+        ax: where to draw; by default a new figure.
+
+    Raises:
+        InputError: an unknown metric, diagnoses of maps made differently, or none.
+
+    >>> import torch
+    >>> from stepsal import Step, StepMap, diagnose, plot
+    >>> steps = (Step(0, "question", 0, 2, "2+2"), Step(1, "summary", 2, 4, "= 4"))
+    >>> stepmap = StepMap(torch.rand(8, 3, 2, 2).tril(), torch.tensor([[3, 0], [2, 1]]), steps, tuple(range(8)), {})
+    >>> plot.heads(diagnose(stepmap), metric="summary_self").get_xlabel()
+    'head'
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    _check_metric(metric)
+    group = [diagnosis] if isinstance(diagnosis, Diagnosis) else list(diagnosis)
+    layers = _common_layers({"": group})
+    values = reduce(
+        rearrange([each.values[metric] for each in group], "trace layer head -> trace layer head"),
+        "trace layer head -> layer head",
+        torch.nanmean,
+    )
+    ax = ax or new_axes((0.28 * values.shape[1] + 1.6, 0.16 * len(layers) + 1.4))
+    low, high = limits or (None, None)
+    image = ax.imshow(values.numpy(), cmap="cividis", vmin=low, vmax=high, aspect="auto", origin="lower")
+    ax.set_xlabel("head")
+    ax.set_ylabel("layer")
+    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    every = max(1, -(-len(layers) // 10))
+    ax.set_yticks(range(0, len(layers), every), [str(layer) for layer in layers[::every]])
+    ax.spines[:].set_visible(False)
+    figure: Any = ax.figure
+    figure.colorbar(image, ax=ax, label=LABELS[metric], pad=0.03)
+    return ax
+
+
+def comparison(comparison: Comparison, *, metric: str = "lock_in", ax: Axes | None = None) -> Axes:
+    """Draw a comparison as a forest plot: per layer, how well the metric tells wrong traces from correct ones.
+
+    The area under the ROC curve with its 95 % interval, for all traces, for the matched pairs, and for what the metric would
+    be if influence depended on distance alone. Filled: all traces, p < 0.05 corrected over layers.
+
+    Args:
+        comparison: from `compare`.
+        metric: a name in `stepsal.metrics.METRICS`.
+        ax: where to draw; by default a new figure.
+
+    Raises:
+        InputError: a metric the comparison does not hold by layer.
+
+    >>> import torch
+    >>> from stepsal import Step, StepMap, compare, plot
+    >>> steps = tuple(Step(i, s, 2 * i, 2 * i + 2, s) for i, s in enumerate(["question", "thinking", "thinking", "summary"]))
+    >>> pairs = torch.tensor([[3, 0, 0, 0], [4, 3, 0, 0], [4, 4, 3, 0], [2, 2, 2, 1]])
+    >>> maps = [StepMap(torch.rand(8, 3, 4, 4).tril(), pairs, steps, tuple(range(8)), {}) for _ in range(8)]
+    >>> plot.comparison(compare(maps[:4], maps[4:], resamples=99)).get_xlabel()
+    'AUC: a high value means wrong'
+    """
+    _check_metric(metric)
+    layers = comparison.meta["layers"]
+    ax = ax or new_axes((3.4, 0.24 * len(layers) + 1.0))
+    ax.axvline(0.5, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+    for index, (part, name) in enumerate(_CONTROLS):
+        table = getattr(comparison, part)
+        if not len(table):
+            continue
+        rows = table[table["metric"] == metric].set_index("layer").loc[layers]
+        height = torch.arange(len(layers)).numpy() + 0.22 * (1 - index)
+        colour = COLOURS[index]
+        ax.hlines(height, rows["auc_low"], rows["auc_high"], color=colour, linewidth=1.1)
+        sure = (rows["p_corrected"] < 0.05).to_numpy()
+        ax.scatter(
+            rows["auc"],
+            height,
+            s=14,
+            marker=MARKERS[index],
+            edgecolors=colour,
+            facecolors=[colour if each else "white" for each in sure],
+            linewidths=1,
+            zorder=3,
+            label=name,
+        )
+    every = max(1, -(-len(layers) // 14))
+    ax.set_yticks(range(0, len(layers), every), [str(layer) for layer in layers[::every]])
+    ax.set_ylim(-0.6, len(layers) - 0.4)
+    ax.set_xlim(-0.03, 1.03)
+    ax.set_xticks([0, 0.5, 1], ["0", "½", "1"])
+    ax.set_xlabel("AUC: a high value means wrong")
+    ax.set_ylabel("layer")
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def _check_metric(metric: str) -> None:
+    if metric not in METRICS:
+        raise InputError(f"unknown metric {metric!r}: expected one of {', '.join(METRICS)}")
+
+
+def _common_layers(groups: Mapping[str, Sequence[Diagnosis]]) -> tuple[int, ...]:
+    for name, group in groups.items():
+        if not group:
+            raise InputError(f"there is no diagnosis{f' in group {name!r}' if name else ''} to draw")
+    every = [each for group in groups.values() for each in group]
+    for each in every:
+        check_alike(every[0], each)
+    return every[0].layers
