@@ -11,6 +11,7 @@ from stepsal.generation import generate
 from stepsal.host import load_model, load_tokenizer
 from stepsal.influence import step_saliency, token_influence
 from stepsal.metrics import lock_in, thinking_to_summary
+from stepsal.report import report
 from stepsal.stepmap import StepMap
 from stepsal.trace import Step, Trace
 from stepsal.trace_files import read_traces, write_traces
@@ -35,6 +36,7 @@ __all__ = [
     "lock_in",
     "plot",
     "read_traces",
+    "report",
     "save_step_maps",
     "step_saliency",
     "thinking_to_summary",

@@ -117,7 +117,8 @@ FIGURES = {
     "tokens": Kind(
         tokens,
         "Token-level influence of one trace (left; a line at each step's end) and the step map that pools it (right), question "
-        "(Q), thinking (T), summary (S): mean over layers and heads, logarithmic colour, each on a scale of at most three decades.",
+        "(Q), thinking (T), summary (S): mean over layers and heads, logarithmic colour, each on a scale of three decades at "
+        "most.",
     ),
     "maps": Kind(
         maps,

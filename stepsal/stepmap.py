@@ -71,6 +71,23 @@ class StepMap:
         layers, heads, steps, _ = self.mass.shape
         return f"StepMap({layers} layers, {heads} heads, {steps} steps)"
 
+    def _repr_png_(self) -> bytes | None:
+        """The picture a notebook shows: the mean over layers and heads. None where a logarithmic scale has nothing to show."""
+        from io import BytesIO
+        from typing import cast
+
+        from matplotlib.figure import Figure
+
+        from stepsal import plot
+
+        if not (self.mass > 0).any() or (self.mass < 0).any():
+            return None
+        with plot.style():
+            figure = cast(Figure, plot.step_map(self).figure)
+            file = BytesIO()
+            figure.savefig(file, format="png", dpi=110)
+        return file.getvalue()
+
     def density(self, noncausal: bool = False) -> Float[Tensor, "layer head query_step key_step"]:
         """Mean influence per token pair, `mass / pairs`: the paper's pooling. NaN where there is no pair.
 

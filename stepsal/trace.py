@@ -71,6 +71,17 @@ class Trace:
         parts = ", ".join(f"{len(self.segment(name))} {name}" for name in ("question", "thinking", "summary"))
         return f"Trace({self.id!r}, {len(self.tokens)} tokens, steps: {parts})"
 
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        rows = "".join(
+            f"<tr><td>{step.index}</td><td>{step.segment}</td><td>{step.stop - step.start}</td>"
+            f'<td style="text-align:left;white-space:pre-wrap">{escape(step.text)}</td></tr>'
+            for step in self.steps
+        )
+        heads = "".join(f"<th>{name}</th>" for name in ("step", "segment", "tokens", "text"))
+        return f"<b>{escape(repr(self))}</b><table><tr>{heads}</tr>{rows}</table>"
+
     @property
     def text(self) -> str:
         """The decoded text, special tokens included."""

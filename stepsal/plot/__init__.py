@@ -2,6 +2,7 @@
 
 from stepsal.metrics import LABELS
 from stepsal.plot.canvas import style
+from stepsal.plot.circuits import step_heads
 from stepsal.plot.maps import log_scale, map_values, step_map, token_map
 from stepsal.plot.statistics import comparison, depth_profile, heads
 
@@ -12,6 +13,7 @@ __all__ = [
     "heads",
     "log_scale",
     "map_values",
+    "step_heads",
     "step_map",
     "style",
     "token_map",

@@ -1,0 +1,24 @@
+"""The notebooks run from top to bottom, in order, without an error."""
+
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("ignore")  # of Jupyter's own packages
+def test_the_notebook_runs(path):
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=240, resources={"metadata": {"path": path.parent}}).execute()
+    outputs = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    assert sum("image/png" in output.get("data", {}) for cell in outputs for output in cell) >= 2
+    assert not any(output.get("name") == "stderr" and "Warning" in output.text for cell in outputs for output in cell)
+
+
+def test_there_are_notebooks():
+    assert len(NOTEBOOKS) >= 2
