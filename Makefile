@@ -2,11 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+FIGURE_PROBLEMS := 800
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo figures test lint format bench clean
 
 demo: $(STAMP)  ## step maps of the bundled reasoner's right and wrong traces -> demo/
 	$(BIN)/stepsal demo --out demo
+
+figures: $(STAMP)  ## the committed figures, from FIGURE_PROBLEMS test problems of the bundled reasoner (about 10 minutes)
+	$(BIN)/stepsal demo --out build/figures --problems $(FIGURE_PROBLEMS)
+	$(BIN)/stepsal compare build/figures
+	for name in tokens maps profiles heads forest; do $(BIN)/python figures/$$name.py build/figures || exit 1; done
+	cp build/figures/demo.png build/figures/demo.pdf figures/
 
 test: $(STAMP)  ## the whole suite, docstring examples included; offline, CPU
 	$(BIN)/python -m pytest
@@ -29,4 +36,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis demo
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis demo build

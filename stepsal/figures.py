@@ -50,15 +50,22 @@ def draw_maps(figure: Any, examples: dict[str, StepMap], notes: dict[str, str] |
     """Draw step maps into a figure, a row each: shallow and deep layers, on one colour scale."""
     bands = ("shallow", "deep")
     axes = figure.subplots(len(examples), 2, squeeze=False)
-    values = [plot.map_values(stepmap, band, None, "density") for stepmap in examples.values() for band in bands]
-    norm = plot.log_scale(*(each[torch.isfinite(each)][None] for each in values))
+    norm = plot.log_scale(
+        *(
+            plot.answer_rows(plot.map_values(each, band, None, "density").tril(), [step.segment for step in each.steps])
+            for each in examples.values()
+            for band in bands
+        )
+    )
     for row, (name, stepmap) in zip(axes, examples.items(), strict=True):
         for ax, band in zip(row, bands, strict=True):
             plot.step_map(stepmap, layer=band, norm=norm, colorbar=False, ax=ax)
             ax.set_title(f"{name}{(notes or {}).get(name, '')}: {band} layers", loc="left")
             ax.label_outer()
     image = axes[0][0].images[0]
-    figure.colorbar(image, ax=axes, label="influence per token pair", location="bottom", shrink=0.7, aspect=40)
+    figure.colorbar(
+        image, ax=axes, label="influence per token pair", location="bottom", shrink=0.7, aspect=40, extend="both"
+    )
 
 
 def profiles(folder: Path) -> Figure:
@@ -123,7 +130,8 @@ FIGURES = {
     "maps": Kind(
         maps,
         "Step maps of one correct and one wrong trace, mean over the heads of the shallow (bottom quarter) and the deep (top "
-        "quarter) layers, on one logarithmic colour scale. The traces are the first of their group.",
+        "quarter) layers, on one logarithmic colour scale (the question's own row may exceed it). "
+        "The traces are the first of their group.",
     ),
     "profiles": Kind(
         profiles,

@@ -50,10 +50,11 @@ class PatternReader:
                     (host.value_name(layer), self._detach("value")),
                     (host.query_name(layer), self._keep_query),
                     (host.key_name(layer), self._detach("key")),
+                    (host.scores_name(layer), self._own_key(layer)),
                 ]
             hooks.append((host.pattern_name(layer), self._pattern(layer)))
             if self.cut:
-                hooks.append((host.head_output_name(layer), self._own_key_and_value(layer)))
+                hooks.append((host.head_output_name(layer), self._own_value))
         return hooks
 
     def backward(self, loss: Tensor) -> None:
@@ -112,21 +113,23 @@ class PatternReader:
                 )
             )
 
-    def _own_key_and_value(self, layer: int) -> Callable[[Tensor, Any], Tensor]:
+    def _own_key(self, layer: int) -> Callable[[Tensor, Any], Tensor]:
         scale = host.score_scale(self.model, layer)
 
-        def add(output: Float[Tensor, "batch pos head d_head"], hook: Any) -> Tensor:
-            value = host.per_query_head(self.now["value"], self.heads)
+        def add(scores: Float[Tensor, "batch head query key"], hook: Any) -> Tensor:
             key = host.per_query_head(self.now["key"], self.heads)
-            own = self.now["own"].transpose(1, 2)[..., None]  # batch pos head 1
-            score = einsum(
-                self.now["query"], key - key.detach(), "batch pos head d, batch pos head d -> batch pos head"
-            )
-            by_score = own * (value - output).detach() * (scale * score[..., None])
-            self.now.clear()
-            return output + (own * (value - value.detach()) + by_score).to(output.dtype)
+            own = einsum(self.now["query"], key - key.detach(), "batch pos head d, batch pos head d -> batch head pos")
+            offset = scores.shape[-1] - scores.shape[-2]
+            diagonal = scores.diagonal(offset, -2, -1) + (scale * own).to(scores.dtype)
+            return scores.diagonal_scatter(diagonal, offset, -2, -1)
 
         return add
+
+    def _own_value(self, output: Float[Tensor, "batch pos head d_head"], hook: Any) -> Tensor:
+        value = host.per_query_head(self.now["value"], self.heads)
+        own = self.now["own"].transpose(1, 2)[..., None]  # batch pos head 1
+        self.now.clear()
+        return output + (own * (value - value.detach())).to(output.dtype)
 
 
 def check_logits(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import einsum, repeat
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stepsal.errors import FileError, InputError, UnsupportedModelError
@@ -60,6 +60,16 @@ def head_output_name(layer: int) -> str:
     return f"blocks.{layer}.attn.hook_z"
 
 
+def tokens_name() -> str:
+    """The token ids of each forward pass, `batch pos`; it fires first, in prefill and at every decoding step."""
+    return "embed.hook_in"
+
+
+def scores_name(layer: int) -> str:
+    """Attention scores before the softmax, masked, `batch head query key`."""
+    return f"blocks.{layer}.attn.hook_attn_scores"
+
+
 # --- sizes -----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Shape:
@@ -97,6 +107,37 @@ def score_scale(model: Model, layer: int) -> float:
     """What a layer multiplies `q . k` by."""
     attention = model.blocks[layer].attn.original_component
     return float(getattr(attention, "scaling", None) or model.cfg.d_head**-0.5)
+
+
+def visible_keys(scores: Float[Tensor, "batch head query key"]) -> Bool[Tensor, "batch query key"]:
+    """The keys that each query may attend to: no later ones, no padding, none outside a sliding window.
+
+    Read off the first head's masked scores, whose mask adds the most negative number of their precision: exact also where
+    a probability has underflowed to zero.
+    """
+    return scores[:, 0].detach() > torch.finfo(scores.dtype).min / 2
+
+
+def attention_kind(model: Model, layer: int) -> str:
+    """A name that layers have in common whose queries see the same keys: Hugging Face's, such as `full_attention`.
+
+    Of any other kind, a cache may hold fewer keys than there were tokens.
+    """
+    config = model.original_model.config.get_text_config()
+    if kinds := getattr(config, "layer_types", None):
+        return str(kinds[layer])
+    return "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+
+
+def end_tokens(model: Model) -> frozenset[int]:
+    """Tokens that end a sequence or fill it up after its end, of the tokenizer and of the generation settings."""
+    settings = getattr(model.original_model, "generation_config", None)
+    ids: list[int] = []
+    for source in (model.tokenizer, settings):
+        for name in ("eos_token_id", "pad_token_id"):
+            given = getattr(source, name, None)
+            ids += given if isinstance(given, list) else [given] if isinstance(given, int) else []
+    return frozenset(ids)
 
 
 def per_query_head(

@@ -8,9 +8,8 @@ Every row `t` has its own loss, so the definition asks for one backward pass per
 
 1. `A[layer, head, t, :]` changes only position `t`'s residual stream, and `L_t` reads only position `t`. So cut the
    gradient through every *other* position's keys and values: they enter attention detached.
-2. A position's own key and value do carry gradient. They are put back at the head output, where they weigh nothing:
-       z_t += A_tt * (v_t - sg(v_t))  +  A_tt * (v_t - z_t) * scale * q_t . (k_t - sg(k_t)),     sg = stop gradient,
-   with all but the bracketed differences detached: the derivative of `z_t` by its own value and by its own score.
+2. A position's own key and value do carry gradient. They are put back with terms of value zero, `sg` = stop gradient:
+       score_tt += scale * sg(q_t) . (k_t - sg(k_t)),     z_t += sg(A_tt) * (v_t - sg(v_t)).
 3. Back-propagate `sum_t L_t` once. The gradient that reaches a pattern is `dL_t / dA[t, :]` for every `t` at once: a
    tensor hook multiplies it by the pattern, pools it and drops it.
 4. Since past keys and values are detached anyway, the trace runs through the model in chunks of queries over a growing

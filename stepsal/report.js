@@ -46,8 +46,12 @@ function compute() {
     }
   }
   view = { density, share, values: $("measure").value === "density" ? density : share };
-  view.top = view.values.reduce((a, b) => (b > a ? b : a), 0);
-  const least = view.values.reduce((a, b) => (b > 0 && b < a ? b : a), view.top);
+  // The scale is that of the thinking and the summary: the question was given, and its own row may be far larger.
+  const answer = trace.steps.findIndex((each) => each.segment !== "question");
+  const rows = answer > 0 ? view.values.subarray(at(answer, 0)) : view.values;
+  const scaled = rows.some((value) => value > 0) ? rows : view.values;
+  view.top = scaled.reduce((a, b) => (b > a ? b : a), 0);
+  const least = scaled.reduce((a, b) => (b > 0 && b < a ? b : a), view.top);
   view.low = Math.max(least, view.top / 1000);
 }
 
@@ -58,7 +62,7 @@ function chosenLayers() {
 
 function level(value) { // 0 to 1 on the colour scale
   if (view.low === view.top) return value < view.top ? 0 : 1;
-  return value <= view.low ? 0 : Math.log(value / view.low) / Math.log(view.top / view.low);
+  return value <= view.low ? 0 : value >= view.top ? 1 : Math.log(value / view.low) / Math.log(view.top / view.low);
 }
 
 function colour(part) {

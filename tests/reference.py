@@ -1,5 +1,7 @@
 """Slow, obvious versions of what stepsal does fast. Tests compare the two."""
 
+import itertools
+import math
 import re
 
 import torch
@@ -129,3 +131,98 @@ def official_metrics(influence, trace):
         "analysis_block_intensity": analysis,
         "final_heat_anomaly": final / analysis,
     }
+
+
+# --- interventions: row by row, over a whole trace whose steps are known -----------------------------------------------
+def bridged_row(row, groups, tau_max, feasible):
+    """One attention row; `groups` has "B", "S" or "O" for each key that the query sees, None for the others."""
+    count = {name: groups.count(name) for name in "BS"}
+    if not count["B"] or not count["S"]:
+        return row
+    mass = {name: float(sum(p for p, group in zip(row, groups, strict=True) if group == name)) for name in "BS"}
+    share = (count["B"] / (count["B"] + count["S"])) ** 0.5
+    reach = mass["B"] + mass["S"]
+    cap = reach * share if feasible == "share" else reach - 1e-6
+    target = min(share, tau_max, cap)
+    if not 0 < mass["B"] < target or not mass["S"] > 0:
+        return row
+    factor = {"B": target / mass["B"], "S": (reach - target) / mass["S"], "O": 1.0, None: 1.0}
+    return row * torch.tensor([factor[group] for group in groups])
+
+
+def groups_of_row(query, steps, step_of, scope, bos, window=None):
+    """What each key up to the query is to it, by the steps of a trace."""
+    own = steps[step_of[query]]
+    bridge_of = {"thinking": "question", "summary": "thinking"}
+    groups = []
+    for key in range(len(step_of)):
+        step = steps[step_of[key]]
+        seen = key <= query and (window is None or query - key < window)
+        if not seen:
+            groups.append(None)
+        elif own.segment == "question" or (key == 0 and not bos):
+            groups.append("O")
+        elif scope == "step":
+            groups.append("S" if step.index == own.index else "B")
+        else:
+            name = {own.segment: "S", bridge_of[own.segment]: "B"}
+            groups.append(name.get(step.segment, "O"))
+    return groups
+
+
+def logits_with_interventions(model, trace, bridges=(), momenta=(), window=None):
+    """A whole trace, with the parts put in by loops: bridges as (layers, heads, options), momenta likewise."""
+    step_of, values = trace.step_of.tolist(), {}
+
+    def bridge(pattern, hook):
+        result = pattern.clone()
+        for layers, heads, options in bridges:
+            for head in heads if hook.layer() in layers else ():
+                for query in range(len(step_of)):
+                    groups = groups_of_row(query, trace.steps, step_of, options["scope"], options["bos"], window)
+                    row = result[0, head, query].clone()
+                    result[0, head, query] = bridged_row(row, groups, options["tau_max"], options["feasible"])
+        return result
+
+    def keep(value, hook):
+        values[hook.layer()] = value
+
+    def inject(output, hook):
+        result = output.clone()
+        for layers, heads, options in momenta:
+            for before, step in itertools.pairwise(trace.steps):
+                if hook.layer() not in layers or before.segment != "thinking" or step.segment not in options["into"]:
+                    continue
+                start = (
+                    before.start if options["window"] is None else max(before.start, before.stop - options["window"])
+                )
+                mean = values[hook.layer()][0, start : before.stop].mean(0)
+                for head in heads:
+                    group = head * mean.shape[0] // output.shape[2]
+                    result[0, step.start, head] += options["alpha"] * mean[group]
+        return result
+
+    hooks = []
+    for layer in range(model.cfg.n_layers):
+        hooks += [(f"blocks.{layer}.attn.hook_pattern", bridge), (f"blocks.{layer}.attn.hook_v", keep)]
+        hooks += [(f"blocks.{layer}.attn.hook_z", inject)]
+    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+        return model(trace.tokens[None])[0]
+
+
+def official_bridge(logits, bridge, current, tau_max, smoothing, eps=1e-6):
+    """The public code's rule on attention logits, `key`: constants added to each group's logits, then a softmax.
+
+    It adds `smoothing = eps` to both sides of the ratios of masses, so its rows sum to 1 only after the softmax.
+    """
+    p = logits.softmax(-1)
+    p_bridge, p_current = float(p[bridge].sum()), float(p[current].sum())
+    available = p_bridge + p_current
+    target = min((int(bridge.sum()) / int((bridge | current).sum())) ** 0.5, tau_max)
+    if not (p_bridge < target and available > eps and p_current > eps):
+        return p
+    target = max(min(target, available - eps), eps)
+    shifted = logits.clone()
+    shifted[bridge] += math.log((target + smoothing) / (p_bridge + smoothing))
+    shifted[current] += math.log((available - target + smoothing) / (p_current + smoothing))
+    return shifted.softmax(-1)

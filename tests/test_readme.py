@@ -14,7 +14,7 @@ def test_the_readmes_python_runs_as_pasted(tmp_path, monkeypatch, capsys):
     for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
         exec(compile(block, "README.md", "exec"), {})
     assert (tmp_path / "step_map.png").stat().st_size > 5000
-    assert "tensor(" in capsys.readouterr().out
+    assert "shallow lock-in" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("page", [README, *[p.read_text(encoding="utf-8") for p in (ROOT / "docs").glob("*.md")]])

@@ -28,14 +28,16 @@ def test_the_right_solution_is_graded_right(spec):
 def test_the_solution_follows_from_the_question_by_lookup(spec):
     """Read the question alone: each premise is found by its first operand, each value computed from those before."""
     problem = make_problem(*spec)
-    premises = re.findall(r"(\w) = (\w+)(?: ([+-]) (\w+))?", problem.question.split("\n")[0])
+    premises = problem.question.split("\n")[0].removeprefix("Facts: ").removesuffix(".").split(". ")
     start, last, op, asked = re.search(r"Start at (\w)\. What is (\w) ([+-]) (\w)\?", problem.question).groups()
-    roots = {name: int(left) for name, left, sign, _ in premises if not sign}
-    by_operand = {}
-    for name, left, sign, right in premises:
-        if sign:
-            assert left not in by_operand, "two premises continue from one variable"
-            by_operand[left] = (name, sign, right)
+    roots, by_operand = {}, {}
+    for premise in premises:
+        match premise.split(" "):
+            case [name, "=", number]:
+                roots[name] = int(number)
+            case [left, sign, right, "=", name]:
+                assert left not in by_operand, "two premises continue from one variable"
+                by_operand[left] = (name, sign, right)
     values, name = {start: roots[start]}, start
     while name != last:
         new, sign, right = by_operand[name]
@@ -106,10 +108,13 @@ OTHER = next(
 @pytest.mark.parametrize(
     ("response", "error"),
     [
-        (spoil(1, r"^(\w+) \w =", rf"\1 {OTHER} ="), "wrong variable"),
-        (spoil(1, r"= (\w) ([+-]) \w+ =", rf"= {OTHER} \2 11 ="), "wrong premise"),
+        (spoil(1, r"^(\w+) \w", rf"\1 {OTHER}"), "wrong variable"),
+        (spoil(1, r" ([+-]) \w+ =", r" \1 00 ="), "wrong premise"),
+        (spoil(1, r"= \w,", f"= {OTHER},"), "wrong premise"),
+        (spoil(1, r"giving \w", f"giving {OTHER}"), "wrong variable"),
         (spoil(2, r"= \d\d ([+-])", r"= 00 \1"), "wrong variable"),
-        (spoil(2, r"\d\d\.$", "00."), "wrong arithmetic"),
+        (spoil(2, r"\d\d, so", "00, so"), "wrong arithmetic"),
+        (spoil(2, r"so \w\.", f"so {OTHER}."), "wrong variable"),
         (spoil(0, r"\d\d", "00"), "wrong premise"),
         (spoil(0, "First", "Well"), "malformed"),
         (spoil(-1, r"\\boxed\{\d+\}", r"\\boxed{1}"), "wrong arithmetic"),
@@ -127,7 +132,7 @@ def test_the_first_deviation_names_the_error(response, error):
 
 
 def test_a_right_answer_after_a_slip_is_still_right():
-    result = grade(PROBLEM, spoil(1, r"^(\w+) \w =", rf"\1 {OTHER} ="))
+    result = grade(PROBLEM, spoil(1, r"^(\w+) \w", rf"\1 {OTHER}"))
     assert result.correct
     assert result.error == "wrong variable"
 
@@ -169,6 +174,14 @@ def test_training_the_tokenizer_again_gives_the_bundled_one():
 def test_every_answer_is_right_or_has_a_kind_of_error(reasoner_traces):
     for trace in reasoner_traces:
         assert trace.correct or trace.meta["error"] in ERROR_KINDS
+
+
+def test_the_reasoner_is_often_right_and_often_wrong(reasoner):
+    """Both kinds of traces abound at the default length: the 99.9 % range of 96 draws at 60 to 90 % right."""
+    from stepsal.reasoner.evaluate import solve
+
+    right = sum(bool(trace.correct) for trace in solve(reasoner, 96, progress=False))
+    assert 41 <= right <= 94
 
 
 def test_a_killed_training_run_goes_on_as_if_undisturbed(tmp_path, monkeypatch):

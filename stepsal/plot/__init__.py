@@ -3,11 +3,12 @@
 from stepsal.metrics import LABELS
 from stepsal.plot.canvas import style
 from stepsal.plot.circuits import step_heads
-from stepsal.plot.maps import log_scale, map_values, step_map, token_map
+from stepsal.plot.maps import answer_rows, log_scale, map_values, step_map, token_map
 from stepsal.plot.statistics import comparison, depth_profile, heads
 
 __all__ = [
     "LABELS",
+    "answer_rows",
     "comparison",
     "depth_profile",
     "heads",

@@ -35,6 +35,15 @@ def log_scale(*maps: Float[Tensor, "query_step key_step"]) -> LogNorm:
     return LogNorm(max(float(values.min()), top / 10**_DECADES) * 0.999, top, clip=True)
 
 
+def answer_rows(values: Float[Tensor, "query key"], segments: Sequence[str]) -> Float[Tensor, "answer_query key"]:
+    """The rows of the thinking and the summary, by which the colours are scaled; all rows where those hold nothing positive.
+
+    The question was given, not predicted: its own rows can be hundreds of times larger, and say nothing about the reasoning.
+    """
+    chosen = values[[segment != "question" for segment in segments]]
+    return chosen if (chosen > 0).any() else values
+
+
 def step_map(
     stepmap: StepMap,
     *,
@@ -46,6 +55,8 @@ def step_map(
     ax: Axes | None = None,
 ) -> Axes:
     """Draw a step map: which step (row) reads from which (column), on a logarithmic colour scale.
+
+    The scale ends at the largest value of the thinking's and the summary's rows; the question's own row may lie beyond.
 
     Args:
         stepmap: the map.
@@ -68,18 +79,18 @@ def step_map(
     """
     values = map_values(stepmap, layer, head, measure)
     ax = ax or new_axes((4.2, 3.6))
-    n = len(stepmap.steps)
+    n, segments = len(stepmap.steps), [step.segment for step in stepmap.steps]
     causal = torch.tril(torch.ones(n, n, dtype=torch.bool)) & torch.isfinite(values)
     if (values[causal] < 0).any():
         raise InputError("the map holds negative influence (rule 'signed'), which a logarithmic scale cannot show")
     image = ax.imshow(
         values.masked_fill(~causal, torch.nan).numpy(),
-        norm=norm or log_scale(values[causal][None]),
+        norm=norm or log_scale(answer_rows(values.masked_fill(~causal, torch.nan), segments)),
         cmap="viridis",
         interpolation="nearest",
         aspect="equal",
     )
-    _mark_segments(ax, [step.segment for step in stepmap.steps])
+    _mark_segments(ax, segments)
     _number_steps(ax, n)
     ax.set_xlabel("step read from")
     ax.set_ylabel("reading step")
@@ -87,7 +98,7 @@ def step_map(
     if colorbar:
         label = "influence per token pair" if measure == "density" else "share of the row's influence"
         figure: Any = ax.figure
-        figure.colorbar(image, ax=ax, label=label, fraction=0.046, pad=0.03, extend="min")
+        figure.colorbar(image, ax=ax, label=label, fraction=0.046, pad=0.03, extend="both")
     return ax
 
 
@@ -123,7 +134,8 @@ def token_map(
             "influence of the same trace, of one layer and head or a mean of several"
         )
     causal = torch.tril(torch.ones(n, n, dtype=torch.bool))
-    norm = norm or log_scale(influence[causal][None])
+    segments = [step.segment for step in steps for _ in range(step.start, min(step.stop, n))]
+    norm = norm or log_scale(answer_rows(influence.masked_fill(~causal, torch.nan), segments))
     ax = ax or new_axes((4.2, 3.6))
     image = ax.imshow(
         influence.masked_fill(~causal, torch.nan).numpy(),
@@ -135,14 +147,14 @@ def token_map(
     for step in steps[:-1]:
         end = step.stop - 0.5
         ax.plot([-0.5, end, end], [end, end, n - 0.5], color="white", linewidth=0.3, alpha=0.7)
-    _mark_segments(ax, [step.segment for step in steps for _ in range(step.start, min(step.stop, n))])
+    _mark_segments(ax, segments)
     _number_steps(ax, n)
     ax.set_xlabel("token read from")
     ax.set_ylabel("reading token")
     ax.spines[["top", "right"]].set_visible(False)
     if colorbar:
         figure: Any = ax.figure
-        figure.colorbar(image, ax=ax, label="influence", fraction=0.046, pad=0.03, extend="min")
+        figure.colorbar(image, ax=ax, label="influence", fraction=0.046, pad=0.03, extend="both")
     return ax
 
 

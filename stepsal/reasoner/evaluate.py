@@ -21,7 +21,7 @@ def solve(
 ) -> list[Trace]:
     """The model's greedy answers to the first `n` problems of a split, graded: `correct`, and `meta["error"]` by rule."""
     problems = make_problems(split, n, length)
-    room = 40 + 20 * (length + 3)  # a right response takes about 17 tokens a step; what is longer goes round in circles
+    room = 40 + 26 * (length + 3)  # a right response takes about 23 tokens a step; what is longer goes round in circles
     traces = generate(model, [p.messages for p in problems], max_new_tokens=room, batch_size=64, progress=progress)
     graded = []
     for problem, trace in zip(problems, traces, strict=True):

@@ -2,7 +2,7 @@ r"""Seeded multi-step problems that need information carried over distance, and 
 
 A problem states *premises* in shuffled order, among decoys that belong to another chain:
 
-    Facts: m = k + 25. w = y - 12. t = m - k. k = 37. y = 50.
+    Facts: k + 25 = m. y - 12 = w. m - k = t. k = 37. y = 50.
     Start at k. What is t + m?
 
 The solution is a chain of lookups. Each step takes the variable just computed, finds the one premise whose first
@@ -12,9 +12,9 @@ does two-digit arithmetic:
     <think>
     First k = 37.
 
-    Then m = k + 25 = 37 + 25 = 62.
+    Then k + 25 = m, giving m = 37 + 25 = 62, so m.
 
-    So t = m - k = 62 - 37 = 25.
+    So m - k = t, giving t = 62 - 37 = 25, so t.
     </think>
 
     From the steps, t = 25 and m = 62.
@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 
 SPLITS = ("train", "validation", "test")
-DEFAULT_LENGTH = 6
+DEFAULT_LENGTH = 3
 """The default difficulty: steps in the chain after the first."""
 ERROR_KINDS = ("wrong premise", "wrong arithmetic", "wrong variable", "malformed")
 
@@ -48,7 +48,7 @@ _CONNECTIVES = ("Then", "So", "Next")  # in turn: they say that a step begins, n
 
 @dataclass(frozen=True)
 class _Premise:
-    """`name = left op right`, or `name = value` for the start of a chain."""
+    """`left op right = name`, or `name = value` for the start of a chain."""
 
     name: str
     value: int
@@ -57,7 +57,7 @@ class _Premise:
     right: str = ""  # a variable or a number, as written
 
     def __str__(self) -> str:
-        return f"{self.name} = {self.left} {self.op} {self.right}" if self.left else f"{self.name} = {self.value}"
+        return f"{self.left} {self.op} {self.right} = {self.name}" if self.left else f"{self.name} = {self.value}"
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,9 @@ class Problem:
         lines = [f"First {self.chain[0]}."]
         for i, p in enumerate(self.chain[1:]):
             left, right = values[p.left or ""], values.get(p.right, p.right)
-            lines.append(f"{_CONNECTIVES[i % 3]} {p} = {left} {p.op} {right} = {p.value}.")
+            lines.append(
+                f"{_CONNECTIVES[i % 3]} {p}, giving {p.name} = {left} {p.op} {right} = {p.value}, so {p.name}."
+            )
         last, asked, op = self.chain[-1], self.asked, self.op
         return (
             "\n\n".join(lines)
@@ -220,7 +222,9 @@ def chain_key(problem: Problem) -> str:
 
 
 _FIRST = re.compile(r"First (\w+) = (\d+)\.")
-_STEP = re.compile(r"(?:Then|So|Next) (\w+) = (\w+) ([+-]) (\w+) = (\d+) ([+-]) (\d+) = (\d+)\.")
+_STEP = re.compile(
+    r"(?:Then|So|Next) (\w+) ([+-]) (\w+) = (\w+), giving (\w+) = (\d+) ([+-]) (\d+) = (\d+), so (\w+)\."
+)
 _RECALL = re.compile(r"From the steps, (\w+) = (\d+) and (\w+) = (\d+)\.")
 _ANSWER = re.compile(r"So (\w+) ([+-]) (\w+) = (\d+) ([+-]) (\d+) = \\boxed\{(\d+)\}")
 _BOXED = re.compile(r"\\boxed\{(\d+)\}\s*$")
@@ -239,9 +243,9 @@ def grade(problem: Problem, response: str) -> Grade:
 
     The first deviation names the kind of error:
 
-    - `wrong variable`: a line about another variable than the chain's next one, too few or too many steps, or a number
-      put in that is not the named variable's value;
-    - `wrong premise`: the right variable, but not the question's formula for it;
+    - `wrong variable`: a line that goes on from another variable than the one just found, too few or too many steps, or a
+      number put in that is not the named variable's value;
+    - `wrong premise`: the right variable, but not what the question says of it;
     - `wrong arithmetic`: the right numbers, but not their sum or difference;
     - `malformed`: not the form of a solution, or no answer.
 
@@ -266,16 +270,20 @@ def _first_error(problem: Problem, response: str) -> str | None:
         if i >= len(problem.chain):
             return "wrong variable"
         premise = problem.chain[i]
-        if match[1] != premise.name:
+        if match[1] != (premise.left or premise.name):
             return "wrong variable"
         if i == 0:
             if int(match[2]) != premise.value:
                 return "wrong premise"
             continue
-        if match.group(2, 3, 4) != (premise.left, premise.op, premise.right):
+        if match.group(2, 3, 4) != (premise.op, premise.right, premise.name):
             return "wrong premise"
-        if (kind := _check(match.group(5, 6, 7, 8), values, (match[2], match[3], match[4]))) is not None:
+        if match[5] != premise.name:
+            return "wrong variable"
+        if (kind := _check(match.group(6, 7, 8, 9), values, (match[1], match[2], match[3]))) is not None:
             return kind
+        if match[10] != premise.name:
+            return "wrong variable"
     if not closed:
         return "malformed"
     if len(lines) < len(problem.chain):

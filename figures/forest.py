@@ -1,0 +1,9 @@
+"""`python figures/forest.py RESULTS` draws figures/forest.png, .pdf and its caption from a folder of results; no model is loaded."""
+
+import sys
+from pathlib import Path
+
+from stepsal.figures import save_figure
+
+if __name__ == "__main__":
+    save_figure("forest", sys.argv[1], Path(__file__).with_suffix(".png"), command="make figures")

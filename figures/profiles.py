@@ -1,0 +1,9 @@
+"""`python figures/profiles.py RESULTS` draws figures/profiles.png, .pdf and its caption from a folder of results; no model is loaded."""
+
+import sys
+from pathlib import Path
+
+from stepsal.figures import save_figure
+
+if __name__ == "__main__":
+    save_figure("profiles", sys.argv[1], Path(__file__).with_suffix(".png"), command="make figures")
