@@ -1,4 +1,4 @@
-"""`python figures/heads.py RESULTS` draws figures/heads.png, .pdf and its caption from a folder of results; no model is loaded."""
+"""`python figures/heads.py RESULTS` draws this figure and its caption from a folder of results; no model is loaded."""
 
 import sys
 from pathlib import Path

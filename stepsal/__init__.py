@@ -10,8 +10,17 @@ from stepsal.folder import save_step_maps
 from stepsal.generation import generate
 from stepsal.host import load_model, load_tokenizer
 from stepsal.influence import step_saliency, token_influence
+from stepsal.intervene import intervene
 from stepsal.metrics import lock_in, thinking_to_summary
 from stepsal.report import report
+from stepsal.stepflow import (
+    NoiseMomentum,
+    OddsEqualBridge,
+    RandomBridge,
+    RandomMomentum,
+    StepMomentum,
+    stepflow,
+)
 from stepsal.stepmap import StepMap
 from stepsal.trace import Step, Trace
 from stepsal.trace_files import read_traces, write_traces
@@ -21,9 +30,14 @@ __all__ = [
     "Diagnosis",
     "FileError",
     "InputError",
+    "NoiseMomentum",
     "NumericalError",
+    "OddsEqualBridge",
+    "RandomBridge",
+    "RandomMomentum",
     "Step",
     "StepMap",
+    "StepMomentum",
     "StepsalError",
     "Trace",
     "UnsupportedModelError",
@@ -31,6 +45,7 @@ __all__ = [
     "compare",
     "diagnose",
     "generate",
+    "intervene",
     "load_model",
     "load_tokenizer",
     "lock_in",
@@ -39,6 +54,7 @@ __all__ = [
     "report",
     "save_step_maps",
     "step_saliency",
+    "stepflow",
     "thinking_to_summary",
     "token_influence",
     "write_traces",

@@ -24,7 +24,7 @@ _NARROW = 1.6  # inches, below which segments are named by their first letter
 _DECADES = 3.0
 
 
-def log_scale(*maps: Float[Tensor, "query_step key_step"]) -> LogNorm:
+def log_scale(*maps: Float[Tensor, "_ _"]) -> LogNorm:
     """One logarithmic colour scale for several maps: up to their largest value, three decades down at most."""
     from matplotlib.colors import LogNorm
 

@@ -1,0 +1,140 @@
+"""What interventions do to attention patterns and head outputs: tensors in, new tensors of the same precision out.
+
+The odds-equal bridge, its control with random groups, and the sums and additions of step momentum. The equations are at the
+top of `stepsal.stepflow`. All of it is differentiable in the pattern and in the head output. Nothing here knows a model.
+"""
+
+from typing import NamedTuple
+
+import torch
+from einops import einsum, rearrange, reduce
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+EPSILON = 1e-6  # the official code's
+TINY = torch.finfo(torch.float32).tiny  # a mass below it cannot be scaled up exactly: it counts as zero
+
+
+class Groups(NamedTuple):
+    """Which visible keys are the bridge and the current group of each query; the same for all heads.
+
+    opportunity: rows with some of both. share: sqrt(|B| / (|B| + |S|)).
+    """
+
+    bridge: Bool[Tensor, "batch 1 query key"]
+    current: Bool[Tensor, "batch 1 query key"]
+    opportunity: Bool[Tensor, "batch 1 query"]
+    share: Float[Tensor, "batch 1 query"]
+
+
+def make_groups(bridge: Bool[Tensor, "batch query key"], current: Bool[Tensor, "batch query key"]) -> Groups:
+    """Count the groups of each query.
+
+    >>> make_groups(torch.tensor([[[True, False, False, False]]]), torch.tensor([[[False, True, True, True]]])).share
+    tensor([[[0.5000]]])
+    """
+    count = bridge.sum(-1)[:, None]
+    both = current.sum(-1)[:, None] + count
+    share = (count / both.clamp(min=1)).sqrt()
+    return Groups(bridge[:, None], current[:, None], (count > 0) & (both > count), share)
+
+
+class Bridged(NamedTuple):
+    """A pattern after the bridge, and what was done to it. `before` and `after` are the masses of the bridge group."""
+
+    pattern: Float[Tensor, "batch head query key"]
+    active: Bool[Tensor, "batch head query"]
+    before: Float[Tensor, "batch head query"]
+    after: Float[Tensor, "batch head query"]
+
+
+def bridge_pattern(
+    pattern: Float[Tensor, "batch head query key"],
+    groups: Groups,
+    tau_max: float,
+    feasible: str = "share",
+    heads: Bool[Tensor, " head"] | None = None,
+) -> Bridged:
+    """The odds-equal bridge on attention rows, in some of the heads.
+
+    >>> pattern, group = torch.tensor([0.02, 0.08, 0.9]), torch.tensor([0, 1, 2])
+    >>> groups = make_groups((group == 0)[None, None], (group == 1)[None, None])
+    >>> [round(mass, 4) for mass in bridge_pattern(pattern[None, None, None], groups, 0.5).pattern.flatten().tolist()]
+    [0.0707, 0.0293, 0.9]
+    """
+    wide = torch.promote_types(pattern.dtype, torch.float32)
+    before = torch.where(groups.bridge, pattern, 0.0).sum(-1, dtype=wide)
+    own = torch.where(groups.current, pattern, 0.0).sum(-1, dtype=wide)
+    reach = before + own  # 1 - p_O
+    cap = reach * groups.share if feasible == "share" else reach - EPSILON
+    target = torch.minimum(cap, groups.share).clamp(max=tau_max)
+    active = (before < target) & (torch.minimum(before, own) >= TINY)
+    if heads is not None:
+        active = active & heads[:, None]
+    # Divide by 1 where nothing is done: a division by zero there would spoil the gradient.
+    lift = torch.where(active, target / torch.where(active, before, 1.0), 1.0)
+    lower = torch.where(active, (reach - target) / torch.where(active, own, 1.0), 1.0)
+    factor = torch.where(groups.bridge, lift[..., None], torch.where(groups.current, lower[..., None], 1.0))
+    after = torch.where(active, target, before)
+    return Bridged((pattern * factor).to(pattern.dtype), active, before.detach(), after.detach())
+
+
+def random_groups(
+    bridge: Bool[Tensor, "batch query key"],
+    current: Bool[Tensor, "batch query key"],
+    priority: Float[Tensor, "batch key"],
+) -> tuple[Bool[Tensor, "batch query key"], Bool[Tensor, "batch query key"]]:
+    """Other groups of the same sizes: the bridge is the earlier keys of both groups with the lowest `priority`.
+
+    The queries are the last keys, one each.
+
+    >>> bridge = torch.tensor([[[True, False, False, False]]])
+    >>> random_groups(bridge, ~bridge, torch.tensor([[0.9, 0.8, 0.1, 0.0]]))[0].tolist()
+    [[[False, False, True, False]]]
+    """
+    queries, keys = bridge.shape[-2:]
+    both = bridge | current
+    before = torch.ones(queries, keys, dtype=torch.bool, device=both.device).tril(keys - queries - 1)
+    order = torch.where(both & before, priority[:, None], torch.inf)
+    count = bridge.sum(-1, keepdim=True)
+    limit = order.sort(-1).values.gather(-1, (count - 1).clamp(min=0))
+    picked = (order <= limit) & (count > 0) & torch.isfinite(order)
+    return picked, both & ~picked
+
+
+def weigh_values(
+    weights: Float[Tensor, "batch event pos"], values: Float[Tensor, "batch pos kv_head d_head"]
+) -> Float[Tensor, "batch event kv_head d_head"]:
+    """Weighted sums of values over positions: the momentum `m` of each event, and the running sums that it is made of.
+
+    >>> weigh_values(torch.tensor([[[0.5, 0.5, 0.0]]]), torch.tensor([1.0, 3.0, 9.0])[None, :, None, None]).item()
+    2.0
+    """
+    return einsum(weights, values, "batch event pos, batch pos kv_head d_head -> batch event kv_head d_head")
+
+
+def add_at(
+    output: Float[Tensor, "batch pos head d_head"],
+    places: tuple[Tensor, Tensor],
+    added: Float[Tensor, "event head d_head"],
+) -> tuple[Float[Tensor, "batch pos head d_head"], Float[Tensor, " head"]]:
+    """Head outputs with something added at some (row, position), and the summed norms of it relative to the outputs there.
+
+    >>> add_at(torch.ones(1, 2, 1, 1), (torch.tensor([0]), torch.tensor([1])), torch.full((1, 1, 1), 0.5))[0].flatten()
+    tensor([1.0000, 1.5000])
+    """
+    there = output[places].detach().to(torch.float32)
+    norms = added.norm(dim=-1) / there.norm(dim=-1).clamp(min=TINY)
+    return output.index_put(places, added.to(output.dtype), accumulate=True), reduce(norms, "event head -> head", "sum")
+
+
+def share_norm(
+    momentum: Float[Tensor, "event head d_head"], directions: Float[Tensor, "event head d_head"]
+) -> Float[Tensor, "event head d_head"]:
+    """Vectors along `directions` with the norms of `momentum`.
+
+    >>> share_norm(torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[0.0, 2.0]]])).flatten()
+    tensor([0., 5.])
+    """
+    norms = rearrange(momentum.norm(dim=-1), "event head -> event head 1")
+    return directions / directions.norm(dim=-1, keepdim=True) * norms

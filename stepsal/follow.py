@@ -1,0 +1,259 @@
+"""Follow the text that a model reads and writes, row by row of a batch, with nothing but what its hooks see.
+
+In: for each forward pass its token ids, which of them are padding, and how many keys attention sees. Out: a `Block`: the
+segment and step of every token so far, and the steps that these tokens open. `stepsal.intervene` calls it.
+
+1. A pass of `n` tokens with `n` keys is a new sequence: everything starts again. With more keys it goes on at the cache's end.
+2. Padding is a token that may not attend to itself, as a left- or right-padded batch's attention mask says. Without a mask
+   padding cannot be told from text (and the model's own output is wrong). A token that ends or fills a sequence, right
+   after another such token, is what `generate` feeds a finished row: it is left out too.
+3. Each other token goes to its row's own `Segmenter`: the same causal steps as in a `Trace`.
+4. What each token belongs to is kept in buffers that double when full, so that a decoding step costs the same at any length.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from stepsal.errors import InputError
+from stepsal.formats import FormatSpec, StepsSpec
+from stepsal.segment import Segmenter, Tokenizer
+
+NONE, QUESTION, THINKING, SUMMARY = -1, 0, 1, 2
+CODES = {"question": QUESTION, "thinking": THINKING, "summary": SUMMARY}
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A token that opens a step. `query` is its index in the block, `giver` the segment of the step before."""
+
+    row: int
+    query: int
+    step: int
+    segment: int
+    giver: int
+
+
+@dataclass(frozen=True)
+class Momentum:
+    """What a layer does with `columns`, its carried numbers followed by this block's values: linear maps of them.
+
+    keep: the next carry: the open step's sum (no window) or its last values.
+    close: the means of the steps that this block closes, `event` counting within each row.
+    """
+
+    keep: Float[Tensor, "batch carried column"]
+    close: Float[Tensor, "batch event column"]
+
+
+@dataclass
+class Block:
+    """The tokens of one forward pass among those of their sequence: columns `[end - length, end)`.
+
+    segments, steps: of every token so far, -1 for padding. first: the column of each row's first token.
+    """
+
+    length: int
+    end: int
+    segments: Int[Tensor, "batch pos"]
+    steps: Int[Tensor, "batch pos"]
+    first: list[int]
+    openings: list[Opening]
+    answering: bool  # whether any of these tokens is thinking or summary
+    goes_on: bool  # whether each row has one token, of the step that was open: the common case of decoding
+    new_steps: Any  # numpy: batch length
+    open_before: Any  # numpy: batch; the step that was open before this block, and its tokens before this block
+    held_before: Any
+    priority_seeds: dict[int, Tensor]
+    shared: dict[Any, Any] = field(default_factory=dict)  # what layers share
+
+    @property
+    def begins(self) -> bool:
+        """Whether these are the first tokens of new sequences."""
+        return self.end == self.length
+
+    def groups(
+        self, keys: int, scope: str, bos: bool
+    ) -> tuple[Bool[Tensor, "batch query key"], Bool[Tensor, "batch query key"]]:
+        """The bridge and the current group of each query, among the last `keys` columns; later ones are not left out."""
+        name = ("groups", keys, scope, bos)
+        if name not in self.shared:
+            columns = slice(self.end - keys, self.end)
+            segments, own = self.segments[:, None, columns], self.segments[:, self.end - self.length : self.end, None]
+            answer = own >= THINKING
+            if scope == "segment":
+                bridge, current = (segments == own - 1) & answer, (segments == own) & answer
+            else:
+                steps, own = self.steps[:, None, columns], self.steps[:, self.end - self.length : self.end, None]
+                bridge, current = (steps < own) & (steps >= 0) & answer, (steps == own) & answer
+            if not bos:
+                bridge = bridge & (self._positions(keys) != 0)[:, None]
+            self.shared[name] = bridge, current
+        return self.shared[name]
+
+    def momentum(self, window: int | None) -> Momentum:
+        """How values become running sums and means of steps; `window` as in `StepMomentum`."""
+        name = ("momentum", window)
+        if name not in self.shared:
+            self.shared[name] = self._momentum(window)
+        return self.shared[name]
+
+    def _momentum(self, window: int | None) -> Momentum:
+        batch, length = self.new_steps.shape
+        size = window or 1
+        # The step of each column. A windowed carry is filled from its end; a sum stands for all the tokens it holds.
+        held = np.minimum(self.held_before, size)
+        carried = np.where(np.arange(size) >= size - held[:, None], self.open_before[:, None], NONE)
+        columns = np.concatenate([carried, self.new_steps], 1)
+        last = columns.max(1)
+        keep = np.zeros((batch, size, size + length), dtype=np.float32)
+        kept = (columns == last[:, None]) & (columns >= 0)
+        if window is None:
+            keep[:, 0] = kept
+        else:
+            rank = kept[:, ::-1].cumsum(1)[:, ::-1]  # 1 for the newest
+            rows, chosen = np.nonzero(kept & (rank <= size))
+            keep[rows, size - rank[rows, chosen], chosen] = 1
+        closings = self.closings()
+        close = np.zeros((batch, max(map(len, closings.values()), default=0), size + length), dtype=np.float32)
+        for row, openings in closings.items():
+            for event, opening in enumerate(openings):
+                chosen = np.flatnonzero(columns[row] == opening.step - 1)
+                count = len(chosen)
+                if window is not None:
+                    chosen = chosen[-size:]
+                    count = len(chosen)
+                elif self.open_before[row] == opening.step - 1 and self.held_before[row]:
+                    count += int(self.held_before[row]) - 1
+                close[row, event, chosen] = 1 / count
+        device = self.segments.device
+        return Momentum(torch.from_numpy(keep).to(device), torch.from_numpy(close).to(device))
+
+    def closings(self) -> dict[int, list[Opening]]:
+        """For each row the openings that close a step before them, in order."""
+        closings: dict[int, list[Opening]] = {}
+        for opening in self.openings:
+            if opening.step > 0:
+                closings.setdefault(opening.row, []).append(opening)
+        return closings
+
+    def priority(self, seed: int, keys: int) -> Float[Tensor, "batch key"]:
+        """A random number for each of the last `keys` columns, from the seed and the token's position in its row."""
+        name = ("priority", seed, keys)
+        if name not in self.shared:
+            known = self.priority_seeds.get(seed, torch.zeros(0))
+            if len(known) < self.end:  # position by position, so that a longer sequence begins alike
+                more = [np.random.default_rng((seed, at)).random() for at in range(len(known), 2 * self.end)]
+                known = self.priority_seeds[seed] = torch.cat([known, torch.tensor(more, dtype=torch.float32)])
+            self.shared[name] = known.to(self.segments.device)[self._positions(keys).clamp(min=0)]
+        return self.shared[name]
+
+    def _positions(self, keys: int) -> Int[Tensor, "batch key"]:
+        """The positions of the last `keys` columns in their rows, which begin after the padding."""
+        device = self.segments.device
+        return torch.arange(self.end - keys, self.end, device=device) - torch.tensor(self.first, device=device)[:, None]
+
+
+class _Row:
+    """One sequence of the batch."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        self.segmenter = segmenter
+        self.step = NONE
+        self.held = 0  # tokens of the open step
+        self.ended = False  # the last token ends a sequence
+        self.first: int | None = None
+
+
+class Follower:
+    """The state of one batch of sequences, made anew whenever a new sequence begins."""
+
+    def __init__(self, tokenizer: Tokenizer, format: FormatSpec, steps: StepsSpec, ends: frozenset[int]) -> None:
+        self._fresh = Segmenter(tokenizer, format, steps)
+        self._ends = ends
+        self._rows: list[_Row] = []
+        self._end = 0
+        self._kept = torch.zeros(0)  # (segments, steps), batch, capacity
+        self._priorities: dict[int, Tensor] = {}
+        self.passes = 0
+        self.answered = False  # whether any token was thinking or summary
+
+    def advance(
+        self, tokens: Int[Tensor, "batch pos"], hidden: Bool[Tensor, "batch pos"], keys: int, slides: bool
+    ) -> Block:
+        """Take in one forward pass: its tokens, which of them are padding, and how many keys attention has.
+
+        Raises `InputError` where the cache does not hold what was followed so far.
+        """
+        batch, length = tokens.shape
+        if keys == length:
+            self._rows, self._end = [_Row(self._fresh.fork()) for _ in range(batch)], 0
+        self._check_cache(batch, length, keys, slides)
+        ids, pads = torch.stack([tokens, hidden.to(tokens.dtype)]).tolist()  # one transfer from the device
+        codes = np.full((2, batch, length), NONE, dtype=np.int64)
+        open_before = np.array([row.step for row in self._rows])
+        held_before = np.array([row.held for row in self._rows])
+        openings: list[Opening] = []
+        for index, row in enumerate(self._rows):
+            for query in range(length):
+                if not pads[index][query]:
+                    self._push(index, row, query, ids[index][query], codes, openings)
+        self._end += length
+        self._store(codes, tokens.device)
+        answering = bool((codes[0] >= THINKING).any())
+        self.answered = self.answered or answering
+        self.passes += 1
+        first = [-1 if row.first is None else row.first for row in self._rows]
+        segments, steps = self._kept[:, :, : self._end]
+        return Block(
+            length,
+            self._end,
+            segments,
+            steps,
+            first,
+            openings,
+            answering,
+            length == 1 and not openings and int(codes[1].min()) >= 0,
+            codes[1],
+            open_before,
+            held_before,
+            self._priorities,
+        )
+
+    def _push(self, index: int, row: _Row, query: int, token: int, codes: Any, openings: list[Opening]) -> None:
+        if row.ended and token in self._ends:
+            return
+        row.ended = token in self._ends and row.first is not None
+        if row.first is None:
+            row.first = self._end + query
+        giver = CODES[row.segmenter.segment] if row.step >= 0 else NONE
+        if opened := row.segmenter.push(token):
+            row.step, row.held = row.step + 1, 0
+            openings.append(Opening(index, query, row.step, CODES[opened], giver))
+        row.held += 1
+        codes[:, index, query] = CODES[row.segmenter.segment], row.step
+
+    def _check_cache(self, batch: int, length: int, keys: int, slides: bool) -> None:
+        before = keys - length
+        if batch == len(self._rows) and (before == self._end or (slides and before < self._end)):
+            return
+        raise InputError(
+            f"a forward pass of {batch} row(s) and {length} token(s) attends to {before} token(s) in the cache, but "
+            f"{self._end} token(s) of {len(self._rows)} row(s) were followed inside this context. Run each sequence from "
+            "its first token on inside the context, one batch at a time, with a growing cache (not a static or cropped one)."
+        )
+
+    def _store(self, codes: Any, device: torch.device) -> None:
+        """Append to the buffers, in place: they are this object's own."""
+        start, batch = self._end - codes.shape[2], codes.shape[1]
+        capacity = self._kept.shape[2] if start else 0
+        if self._end > capacity or start == 0:
+            grown = torch.full((2, batch, max(64, 2 * self._end)), NONE, dtype=torch.int32, device=device)
+            if start:
+                grown[:, :, :start] = self._kept[:, :, :start]
+            self._kept = grown
+        self._kept[:, :, start : self._end] = torch.from_numpy(codes).to(device)

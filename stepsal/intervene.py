@@ -1,0 +1,298 @@
+"""Put interventions into a model: forward hooks that follow the text and act on attention patterns and head outputs.
+
+In: a model and parts (`stepsal.stepflow`). Out: the same model, acting differently inside the context, and a report.
+
+1. `embed.hook_in` keeps the token ids of the forward pass.
+2. The attention scores of the lowest chosen layer say how many keys there are and what is padding: `stepsal.follow` then
+   knows the segment and step of every token. The scores of one bridged layer of each kind of attention say which keys each
+   query can see: causal, no padding, inside the window.
+3. Bridges edit the pattern; momentum reads the values and edits the head outputs (`stepsal.momentum`).
+4. After the highest chosen layer: did every hook fire? If not, `UnsupportedModelError`.
+
+Order. Hooks that were there before come first, then the parts in the order given, then hooks added inside the context: a
+user's own, and those of `step_saliency`, which therefore reads the pattern as it is used. Two bridges in one layer: the second
+sees what the first has made. Two momenta add. A bridge and a momentum of the same layer commute: values and head outputs are
+not patterns. Momentum reads a value as it is when its hook fires; it takes part in no gradient (each row's own loss does not
+depend on other positions' values; with the other objectives the path through the momentum is left out).
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from stepsal import host
+from stepsal.edits import Groups, bridge_pattern, make_groups, random_groups
+from stepsal.errors import InputError, UnsupportedModelError
+from stepsal.follow import Block, Follower
+from stepsal.formats import FormatSpec, StepsSpec
+from stepsal.host import Hook, Model
+from stepsal.momentum import MomentumState
+from stepsal.stepflow import OddsEqualBridge, Part, RandomBridge, StepMomentum, resolve_heads
+from stepsal.tally import Tally
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+HookFunction = Callable[[Tensor, Any], Tensor | None]
+
+
+@contextmanager
+def intervene(
+    model: Model, parts: Part | Sequence[Part], *, format: FormatSpec = "auto", steps: StepsSpec = "auto"
+) -> Iterator["Interventions"]:
+    """Apply the parts to every forward pass of the model inside the context, however it is run.
+
+    A teacher-forced pass over whole traces, a hand-written loop over a cache (chunks or single tokens), `hf_generate`, the
+    bridge's `generate` and `step_saliency` all work, batches with an attention mask too. Not followed: beam search, which
+    reorders the cache; two sequences decoded in turns; cropped and static caches (refused).
+
+    Args:
+        model: a `TransformerBridge`, from `load_model` or booted by you; its tokenizer is used.
+        parts: one or several; none is allowed and does nothing.
+        format, steps: how the text is split, as in `Trace.from_text`. The question ends with the first opening marker. A
+            text without one (always with `plain`) is all question: nothing is done to it, and leaving the context warns.
+
+    Yields:
+        An object whose `report()` says what was done, inside and after the context.
+
+    Raises:
+        InputError: an unknown layer, head or format; on a pass that goes on where nothing was followed.
+        UnsupportedModelError: a hook that is needed does not exist, or does not fire.
+
+    Warns once, on leaving, about each part that never did anything (unless its strength is zero).
+
+    >>> from stepsal import load_model
+    >>> from stepsal.stepflow import stepflow
+    >>> model = load_model()
+    >>> tokens = torch.tensor([model.tokenizer.encode("Facts: k = 37.<think>\\nFirst k = 37.\\n\\nSo 37.</think>37")])
+    >>> with intervene(model, stepflow(tau_max=0.9)) as live:
+    ...     logits = model(tokens)
+    >>> live.report().columns[:5].tolist()
+    ['layer', 'head', 'part', 'opportunities', 'activations']
+    """
+    parts = (parts,) if isinstance(parts, OddsEqualBridge | StepMomentum) else tuple(parts)
+    if wrong := [part for part in parts if not isinstance(part, OddsEqualBridge | StepMomentum)]:
+        raise InputError(
+            f"{wrong[0]!r} is no intervention: expected OddsEqualBridge, StepMomentum or one of their controls"
+        )
+    live = Interventions(model, parts, format, steps)
+    try:
+        context = model.hooks(fwd_hooks=live.hooks())
+        context.__enter__()
+    except (KeyError, ValueError) as error:
+        raise live.refuse(f"a hook cannot be put in: {error}") from error
+    try:
+        yield live
+    finally:
+        context.__exit__(None, None, None)
+    live.check_fired()
+    live.warn_idle()
+
+
+class Interventions:
+    """What is going on inside `intervene`: the state of the current sequences, and the tallies of all of them."""
+
+    def __init__(self, model: Model, parts: tuple[Part, ...], format: FormatSpec, steps: StepsSpec) -> None:
+        if getattr(model, "tokenizer", None) is None:
+            raise InputError("the model has no tokenizer, so its text cannot be followed: set model.tokenizer")
+        size = host.shape(model)
+        self._model, self._parts, self._n_heads = model, parts, size.heads
+        self._heads = [resolve_heads(part, size.layers, size.heads) for part in parts]
+        self._follower = Follower(model.tokenizer, format, steps, host.end_tokens(model))
+        self._tallies = {(index, layer): Tally() for index, each in enumerate(self._heads) for layer in each}
+        self._needed: set[str] = set()
+        self._fired: set[str] = set()
+        # Of the forward pass that is running; `_finish` clears it:
+        self._tokens: Tensor | None = None  # until the first scores are seen
+        self._block: Block | None = None
+        self._visible: dict[str, Tensor] = {}  # kind of attention -> batch query key
+        self._groups_of: dict[Any, Groups] = {}
+        self._values: tuple[int, Tensor] | None = None  # layer, batch pos kv_head d_head
+
+    # --- hooks -------------------------------------------------------------------------------------------------------
+    def hooks(self) -> list[Hook]:
+        """All hooks, `(name, function)`, in the order in which they must be installed."""
+        layers = sorted({layer for each in self._heads for layer in each})
+        if not layers:
+            return []
+        hooks: list[Hook] = [(host.tokens_name(), self._begin)]
+        seen: set[str] = set()  # layers of one kind see the same keys: the first speaks for all
+        for layer in layers:
+            mine = [(index, part) for index, part in enumerate(self._parts) if layer in self._heads[index]]
+            bridges = [(index, part) for index, part in mine if isinstance(part, OddsEqualBridge)]
+            momenta = [(index, part) for index, part in mine if isinstance(part, StepMomentum)]
+            kind = host.attention_kind(self._model, layer)
+            if layer == layers[0] or (bridges and kind not in seen):
+                seen.add(kind)
+                hooks.append((host.scores_name(layer), self._see(host.scores_name(layer), kind)))
+            hooks += [(host.pattern_name(layer), self._bridge(index, layer, kind, part)) for index, part in bridges]
+            if momenta:
+                hooks.append((host.value_name(layer), self._keep_values(layer)))
+            hooks += [(host.head_output_name(layer), self._inject(index, layer, part)) for index, part in momenta]
+        hooks.append((host.residual_out_name(layers[-1]), self._finish(host.residual_out_name(layers[-1]))))
+        self._needed = {name for name, _ in hooks}
+        return hooks
+
+    def _begin(self, tokens: Tensor, hook: Any) -> None:
+        self._fired.add(host.tokens_name())
+        self._clear()
+        self._tokens = tokens
+
+    def _see(self, name: str, kind: str) -> HookFunction:
+        def see(scores: Float[Tensor, "batch head query key"], hook: Any) -> None:
+            self._fired.add(name)
+            visible = self._visible[kind] = host.visible_keys(scores)
+            if self._tokens is not None:
+                queries, keys = visible.shape[1:]
+                hidden = ~visible.diagonal(keys - queries, -2, -1)
+                tokens = self._tokens.to(visible.device).expand(len(visible), queries)
+                slides = kind != "full_attention"
+                self._block, self._tokens = self._follower.advance(tokens, hidden, keys, slides), None
+            elif self._block is None:
+                raise self.refuse(f"its hook {host.tokens_name()} does not fire (embeddings were given, not tokens?)")
+
+        return see
+
+    def _bridge(self, index: int, layer: int, kind: str, part: OddsEqualBridge) -> HookFunction:
+        name, tally, chosen = host.pattern_name(layer), self._tallies[index, layer], self._chosen(index, layer)
+
+        def bridge(pattern: Float[Tensor, "batch head query key"], hook: Any) -> Tensor | None:
+            self._fired.add(name)
+            if self._block is None or kind not in self._visible:
+                raise self.refuse(f"the attention scores of its {kind} layers do not fire before {name}")
+            if not self._block.answering:
+                return None
+            groups = self._groups(part, kind, pattern.device)
+            heads = None if chosen is None else chosen.to(pattern.device)
+            bridged = bridge_pattern(pattern, groups, part.tau_max, part.feasible, heads)
+            tally.add_bridge(groups.opportunity, bridged.active, bridged.before, bridged.after)
+            return bridged.pattern
+
+        return bridge
+
+    def _groups(self, part: OddsEqualBridge, kind: str, device: torch.device) -> Groups:
+        """The groups of this pass's queries; found once for all layers of a kind."""
+        seed = part.seed if isinstance(part, RandomBridge) else None
+        name = (kind, device, part.scope, part.bos_in_bridge, seed)
+        if name not in self._groups_of:
+            assert self._block is not None
+            visible = self._visible[kind].to(device)
+            keys = visible.shape[2]
+            both = self._block.groups(keys, part.scope, part.bos_in_bridge)
+            bridge, current = (group.to(device) & visible for group in both)
+            if seed is not None:
+                bridge, current = random_groups(bridge, current, self._block.priority(seed, keys).to(device))
+            self._groups_of[name] = make_groups(bridge, current)
+        return self._groups_of[name]
+
+    def _keep_values(self, layer: int) -> HookFunction:
+        name = host.value_name(layer)
+
+        def keep(values: Tensor, hook: Any) -> None:
+            self._fired.add(name)
+            self._values = layer, values.detach()
+
+        return keep
+
+    def _inject(self, index: int, layer: int, part: StepMomentum) -> HookFunction:
+        name = host.head_output_name(layer)
+        state = MomentumState(part, layer, self._chosen(index, layer), self._tallies[index, layer])
+
+        def inject(output: Float[Tensor, "batch pos head d_head"], hook: Any) -> Tensor | None:
+            self._fired.add(name)
+            if self._block is None:
+                raise self.refuse(f"the attention scores of its lowest chosen layer do not fire before {name}")
+            if self._values is None or self._values[0] != layer:
+                raise self.refuse(f"its hook {host.value_name(layer)} does not fire before {name}")
+            values = self._values[1]
+            if values.ndim != 4 or output.shape[:2] != values.shape[:2] or output.shape[3] != values.shape[3]:
+                raise self.refuse(
+                    f"in layer {layer} values are {tuple(values.shape)} and head outputs {tuple(output.shape)}; momentum "
+                    "needs both as batch, position, head, d_head"
+                )
+            return state.inject(self._block, values, output)
+
+        return inject
+
+    def _finish(self, name: str) -> HookFunction:
+        def finish(residual: Tensor, hook: Any) -> None:
+            self._fired.add(name)
+            if self._needed:
+                self.check_fired()
+                self._needed = set()  # one pass is proof enough
+            self._clear()
+
+        return finish
+
+    def _clear(self) -> None:
+        self._tokens = self._block = self._values = None
+        self._visible, self._groups_of = {}, {}
+
+    def _chosen(self, index: int, layer: int) -> Bool[Tensor, " head"] | None:
+        heads = self._heads[index][layer]
+        if len(heads) == self._n_heads:
+            return None
+        return torch.zeros(self._n_heads, dtype=torch.bool).index_fill(0, torch.tensor(heads), True)
+
+    # --- what was done -----------------------------------------------------------------------------------------------
+    def refuse(self, reason: str) -> UnsupportedModelError:
+        """An error that names the model."""
+        about = host.describe(self._model)
+        return UnsupportedModelError(f"cannot intervene in {about['model']} ({about['architecture']}): {reason}")
+
+    def check_fired(self) -> None:
+        """Raise `UnsupportedModelError` for a hook that did not fire, if there was a forward pass."""
+        if self._fired and (missing := sorted(self._needed - self._fired)):
+            raise self.refuse(f"its hook {missing[0]} never fires")
+
+    def warn_idle(self) -> None:
+        """Warn about each part that has a strength and never did anything."""
+        for index, part in enumerate(self._parts):
+            tallies = [tally for (which, _), tally in self._tallies.items() if which == index]
+            strength = part.tau_max if isinstance(part, OddsEqualBridge) else part.alpha
+            if strength == 0 or any(tally.acted() for tally in tallies):
+                continue
+            if self._follower.passes == 0:
+                reason = "this model made no forward pass inside the context"
+            elif not self._follower.answered:
+                reason = (
+                    "no text showed the marker that opens the thinking, so every token counts as question. Give format= "
+                    "the model's markers, and prompts that open the thinking (or let the model do it)"
+                )
+            elif isinstance(part, OddsEqualBridge):
+                reason = "no row had both groups and less bridge mass than its target"
+            else:
+                reason = f"no step of {' or '.join(part.into)} followed a thinking step"
+            warnings.warn(f"{part} never fired: {reason}.", stacklevel=4)
+
+    def report(self) -> "DataFrame":
+        """What each part did so far: a row for each layer, head and part.
+
+        - opportunities: for a bridge the rows with some of both groups; for momentum the first tokens of steps that may
+          receive. activations: how many of them were changed.
+        - mean_bridge_before, mean_bridge_after: the bridge group's mass, over the opportunities.
+        - mean_injected_norm: norm of what was added relative to the head output's, over the activations.
+
+        A number that a part does not have is NaN. Parts of the same kind are numbered from the second on.
+        """
+        import pandas as pd
+
+        rows = []
+        for index, part in enumerate(self._parts):
+            kind = type(part).__name__
+            earlier = sum(type(other) is type(part) for other in self._parts[:index])
+            label = f"{kind} {earlier + 1}" if earlier else kind
+            for layer, heads in self._heads[index].items():
+                tally = self._tallies[index, layer]
+                rows += [
+                    {"layer": layer, "head": head, "part": label} | tally.of_head(head, isinstance(part, StepMomentum))
+                    for head in heads
+                ]
+        columns = ["layer", "head", "part", "opportunities", "activations"]
+        columns += ["mean_bridge_before", "mean_bridge_after", "mean_injected_norm"]
+        return pd.DataFrame(rows, columns=columns)
