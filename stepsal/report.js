@@ -47,7 +47,7 @@ function compute() {
   }
   view = { density, share, values: $("measure").value === "density" ? density : share };
   // The scale is that of the thinking and the summary: the question was given, and its own row may be far larger.
-  const answer = trace.steps.findIndex((each) => each.segment !== "question");
+  const answer = trace.steps.findIndex(([segment]) => segment !== "question");
   const rows = answer > 0 ? view.values.subarray(at(answer, 0)) : view.values;
   const scaled = rows.some((value) => value > 0) ? rows : view.values;
   view.top = scaled.reduce((a, b) => (b > a ? b : a), 0);

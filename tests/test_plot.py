@@ -114,6 +114,16 @@ def test_one_scale_spans_several_maps_three_decades_at_most():
     assert plot.log_scale(torch.tensor([[1e-9, 100.0]])).vmin == pytest.approx(0.1, rel=2e-3)
 
 
+def test_the_colours_are_scaled_by_the_answers_rows_and_not_by_the_question():
+    stepmap = make_map("qtts", [3, 3, 3, 3], torch.ones(4, 4).tril())
+    stepmap.mass[0, 0, 0, 0] *= 1e6  # the question's own row
+    stepmap.mass[0, 0, 2, 1] *= 7
+    (image,) = plot.step_map(stepmap).images
+    assert image.norm.vmax == pytest.approx(7)
+    alone = make_map("q", [3], torch.ones(1, 1))  # nothing but a question: its own scale
+    assert plot.step_map(alone).images[0].norm.vmax == pytest.approx(1)
+
+
 def test_layers_heads_and_measures_are_chosen_and_averaged():
     stepmap = random_map(SEGMENTS, SIZES, layers=3, heads=2)
     density, share = stepmap.density(), stepmap.share()
