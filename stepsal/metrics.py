@@ -165,7 +165,8 @@ def position_only(stepmap: StepMap) -> StepMap:
     """The map as it would be if influence depended on distance alone: a control for every metric.
 
     Two steps' distance is the mean distance of their token pairs. Within each layer and head, all pairs of steps whose
-    distances fall into the same half octave get the same density, the mean over them; mass is conserved in each class.
+    distances fall into the same half octave get the same density, the mean over them; mass is conserved in each class. The
+    question's own row stays as it is and counts for nothing: it was given, not predicted, and can outweigh all others by far.
 
     >>> import torch
     >>> from stepsal import Step, StepMap
@@ -186,8 +187,10 @@ def position_only(stepmap: StepMap) -> StepMap:
     own = (stops - starts - 1) / 3  # the mean of t - k over k <= t < n is (n - 1) / 3
     distance = torch.where(torch.eye(len(own), dtype=torch.bool), own, distance)
     classes = (2 * torch.log2(distance.clamp(min=0) + 1)).round().long()
-    mass = torch.zeros_like(stepmap.mass)
-    for number in classes.unique().tolist():
+    question = torch.tensor([step.segment == "question" for step in stepmap.steps])
+    classes[question] = -1
+    mass = torch.where(question[:, None].to(stepmap.mass.device), stepmap.mass, 0)
+    for number in set(classes.unique().tolist()) - {-1}:
         chosen = ((classes == number) & (stepmap.pairs > 0)).to(stepmap.mass.device)
         if not chosen.any():
             continue

@@ -221,3 +221,12 @@ def test_equally_distant_steps_get_equal_density():
     for distance in range(1, 5):
         band = density.diagonal(-distance, 2, 3)
         torch.testing.assert_close(band, band[..., :1].expand_as(band))
+
+
+def test_the_questions_own_row_does_not_reach_the_control_of_the_others():
+    stepmap = random_map("qtttss", [9, 3, 5, 2, 3, 4])
+    before = position_only(stepmap).mass
+    stepmap.mass[:, :, 0, 0] *= 1e3
+    after = position_only(stepmap).mass
+    torch.testing.assert_close(after[:, :, 1:], before[:, :, 1:])
+    assert torch.equal(after[:, :, 0], stepmap.mass[:, :, 0])
