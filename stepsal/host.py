@@ -129,15 +129,31 @@ def attention_kind(model: Model, layer: int) -> str:
     return "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
 
 
+def stop_tokens(model: Model) -> frozenset[int]:
+    """Tokens that end a sequence, of the tokenizer and of the generation settings."""
+    return _special_tokens(model, "eos_token_id")
+
+
 def end_tokens(model: Model) -> frozenset[int]:
-    """Tokens that end a sequence or fill it up after its end, of the tokenizer and of the generation settings."""
-    settings = getattr(model.original_model, "generation_config", None)
+    """Tokens that end a sequence or fill it up after its end."""
+    return _special_tokens(model, "eos_token_id") | _special_tokens(model, "pad_token_id")
+
+
+def _special_tokens(model: Model, name: str) -> frozenset[int]:
     ids: list[int] = []
-    for source in (model.tokenizer, settings):
-        for name in ("eos_token_id", "pad_token_id"):
-            given = getattr(source, name, None)
-            ids += given if isinstance(given, list) else [given] if isinstance(given, int) else []
+    for source in (model.tokenizer, getattr(model.original_model, "generation_config", None)):
+        given = getattr(source, name, None)
+        ids += given if isinstance(given, list) else [given] if isinstance(given, int) else []
     return frozenset(ids)
+
+
+def decoding_bytes(model: Model, prompt: int, total: int) -> int:
+    """About how much memory decoding one sequence takes: its keys and values, and while the prompt is read, three copies of
+    one layer's attention scores in float32."""
+    size = shape(model)
+    element = next(model.parameters()).element_size()
+    cache = 2 * size.layers * size.kv_heads * int(model.cfg.d_head) * element * total
+    return cache + 3 * 4 * size.heads * prompt * prompt
 
 
 def per_query_head(
@@ -166,15 +182,32 @@ def forward(
         return logits
 
 
-def decode_greedily(
-    model: Model, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"], max_new_tokens: int
+def decode(
+    model: Model,
+    tokens: Int[Tensor, "batch pos"],
+    mask: Int[Tensor, "batch pos"],
+    max_new_tokens: int,
+    choose: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Int[Tensor, "batch longer_pos"]:
-    """Left-padded prompts and their greedy continuations; rows that ended are filled up with the end-of-sequence token."""
+    """Left-padded prompts and their continuations; rows that ended are filled up with an end-of-sequence token.
+
+    The most likely token each time, after `choose(tokens so far, logits)` where it is given. What the model's own generation
+    settings would change is switched off.
+    """
+    from transformers import LogitsProcessorList
+
     return model.hf_generate(
         tokens,
         max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(stop_tokens(model)),
         do_sample=False,
-        temperature=None,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=50,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        logits_processor=LogitsProcessorList([] if choose is None else [choose]),
         attention_mask=mask,
         return_type="tokens",
     )

@@ -19,7 +19,7 @@ It is the KL-closest row with those group masses. What a row's probabilities lac
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from typing import Any
 
@@ -187,6 +187,15 @@ def stepflow(**overrides: Any) -> tuple[OddsEqualBridge, StepMomentum]:
         short, field_name = names[name]
         options[short][field_name] = value
     return OddsEqualBridge(**options["oeb"]), StepMomentum(**options["smi"])
+
+
+def part_record(part: Part) -> dict[str, Any]:
+    """A part as plain data, for results and files.
+
+    >>> part_record(StepMomentum(alpha=0.1))["part"]
+    'StepMomentum'
+    """
+    return {"part": type(part).__name__, **asdict(part)}
 
 
 def resolve_heads(part: Part, n_layers: int, n_heads: int) -> dict[int, tuple[int, ...]]:

@@ -13,7 +13,7 @@ import stepsal
 
 settings.register_profile("stepsal", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("stepsal")
-torch.set_num_threads(2)
+torch.set_num_threads(min(2, torch.get_num_threads()))  # OMP_NUM_THREADS=1 is kept
 
 FAMILIES = ("qwen2", "llama")
 
