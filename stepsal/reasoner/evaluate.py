@@ -5,13 +5,13 @@ with 95 % Wilson intervals.
 """
 
 import argparse
-import math
 import sys
 from collections import Counter
 from dataclasses import replace
 
 from stepsal.generation import generate
 from stepsal.host import Model, load_model
+from stepsal.paired import wilson
 from stepsal.reasoner.problems import DEFAULT_LENGTH, ERROR_KINDS, grade, make_problems
 from stepsal.trace import Trace
 
@@ -29,19 +29,6 @@ def solve(
         meta = trace.meta | {"length": length, "error": result.error}
         graded.append(replace(trace, id=problem.id, answer=str(problem.answer), correct=result.correct, meta=meta))
     return graded
-
-
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a proportion.
-
-    >>> low, high = wilson(8, 10)
-    >>> round(low, 3), round(high, 3)
-    (0.49, 0.943)
-    """
-    z = 1.959964
-    centre = (right + z * z / 2) / (n + z * z)
-    margin = z / (n + z * z) * math.sqrt(right * (n - right) / n + z * z / 4)
-    return centre - margin, centre + margin
 
 
 def row(length: int, traces: list[Trace]) -> str:
