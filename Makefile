@@ -27,8 +27,9 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(STAMP)  ## the README's table of time and memory (about 10 minutes)
+bench: $(STAMP)  ## the README's tables of time and memory (about 15 minutes)
 	$(BIN)/python benchmarks/saliency.py
+	$(BIN)/python benchmarks/decoding.py
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -7,7 +7,7 @@ top of `stepsal.stepflow`. All of it is differentiable in the pattern and in the
 from typing import NamedTuple
 
 import torch
-from einops import einsum, rearrange, reduce
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -110,7 +110,7 @@ def weigh_values(
     >>> weigh_values(torch.tensor([[[0.5, 0.5, 0.0]]]), torch.tensor([1.0, 3.0, 9.0])[None, :, None, None]).item()
     2.0
     """
-    return einsum(weights, values, "batch event pos, batch pos kv_head d_head -> batch event kv_head d_head")
+    return (weights @ values.flatten(2)).unflatten(2, values.shape[2:])
 
 
 def add_at(
@@ -125,7 +125,7 @@ def add_at(
     """
     there = output[places].detach().to(torch.float32)
     norms = added.norm(dim=-1) / there.norm(dim=-1).clamp(min=TINY)
-    return output.index_put(places, added.to(output.dtype), accumulate=True), reduce(norms, "event head -> head", "sum")
+    return output.index_put(places, added.to(output.dtype), accumulate=True), norms.sum(0)
 
 
 def share_norm(

@@ -11,7 +11,9 @@ segment and step of every token so far, and the steps that these tokens open. `s
 4. What each token belongs to is kept in buffers that double when full, so that a decoding step costs the same at any length.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from stepsal.errors import InputError
 from stepsal.formats import FormatSpec, StepsSpec
 from stepsal.segment import Segmenter, Tokenizer
 
-NONE, QUESTION, THINKING, SUMMARY = -1, 0, 1, 2
+NOTHING, NONE, QUESTION, THINKING, SUMMARY = -9, -1, 0, 1, 2  # no token is NOTHING; padding is NONE
 CODES = {"question": QUESTION, "thinking": THINKING, "summary": SUMMARY}
 
 
@@ -42,12 +44,12 @@ class Opening:
 class Momentum:
     """What a layer does with `columns`, its carried numbers followed by this block's values: linear maps of them.
 
-    keep: the next carry: the open step's sum (no window) or its last values.
-    close: the means of the steps that this block closes, `event` counting within each row.
+    weights: the first `carried` give the next carry: the open step's sum (no window) or its last values. The others give the
+    means of the steps that this block closes, `event` counting within each row.
     """
 
-    keep: Float[Tensor, "batch carried column"]
-    close: Float[Tensor, "batch event column"]
+    weights: Float[Tensor, "batch result column"]
+    carried: int
 
 
 @dataclass
@@ -86,7 +88,8 @@ class Block:
             segments, own = self.segments[:, None, columns], self.segments[:, self.end - self.length : self.end, None]
             answer = own >= THINKING
             if scope == "segment":
-                bridge, current = (segments == own - 1) & answer, (segments == own) & answer
+                own = own.where(answer, NOTHING)
+                bridge, current = segments == own - 1, segments == own
             else:
                 steps, own = self.steps[:, None, columns], self.steps[:, self.end - self.length : self.end, None]
                 bridge, current = (steps < own) & (steps >= 0) & answer, (steps == own) & answer
@@ -110,16 +113,16 @@ class Block:
         carried = np.where(np.arange(size) >= size - held[:, None], self.open_before[:, None], NONE)
         columns = np.concatenate([carried, self.new_steps], 1)
         last = columns.max(1)
-        keep = np.zeros((batch, size, size + length), dtype=np.float32)
+        closings = self.closings()
+        events = max(map(len, closings.values()), default=0)
+        weights = np.zeros((batch, size + events, size + length), dtype=np.float32)
         kept = (columns == last[:, None]) & (columns >= 0)
         if window is None:
-            keep[:, 0] = kept
+            weights[:, 0] = kept
         else:
             rank = kept[:, ::-1].cumsum(1)[:, ::-1]  # 1 for the newest
             rows, chosen = np.nonzero(kept & (rank <= size))
-            keep[rows, size - rank[rows, chosen], chosen] = 1
-        closings = self.closings()
-        close = np.zeros((batch, max(map(len, closings.values()), default=0), size + length), dtype=np.float32)
+            weights[rows, size - rank[rows, chosen], chosen] = 1
         for row, openings in closings.items():
             for event, opening in enumerate(openings):
                 chosen = np.flatnonzero(columns[row] == opening.step - 1)
@@ -129,9 +132,8 @@ class Block:
                     count = len(chosen)
                 elif self.open_before[row] == opening.step - 1 and self.held_before[row]:
                     count += int(self.held_before[row]) - 1
-                close[row, event, chosen] = 1 / count
-        device = self.segments.device
-        return Momentum(torch.from_numpy(keep).to(device), torch.from_numpy(close).to(device))
+                weights[row, size + event, chosen] = 1 / count
+        return Momentum(torch.from_numpy(weights).to(self.segments.device), size)
 
     def closings(self) -> dict[int, list[Opening]]:
         """For each row the openings that close a step before them, in order."""
@@ -140,6 +142,21 @@ class Block:
             if opening.step > 0:
                 closings.setdefault(opening.row, []).append(opening)
         return closings
+
+    def receiving(self, into: tuple[int, ...]) -> tuple[list[Opening], Int[Tensor, "3 receiver"]]:
+        """The openings of steps of the segments `into` that follow a thinking step; for each its row, query and event."""
+        name = ("receiving", into)
+        if name not in self.shared:
+            found = [
+                (event, opening)
+                for openings in self.closings().values()
+                for event, opening in enumerate(openings)
+                if opening.segment in into and opening.giver == THINKING
+            ]
+            places = [(opening.row, opening.query, event) for event, opening in found]
+            indices = torch.tensor(places, dtype=torch.long, device=self.segments.device).reshape(-1, 3).T
+            self.shared[name] = [opening for _, opening in found], indices
+        return self.shared[name]
 
     def priority(self, seed: int, keys: int) -> Float[Tensor, "batch key"]:
         """A random number for each of the last `keys` columns, from the seed and the token's position in its row."""
@@ -173,7 +190,9 @@ class Follower:
     """The state of one batch of sequences, made anew whenever a new sequence begins."""
 
     def __init__(self, tokenizer: Tokenizer, format: FormatSpec, steps: StepsSpec, ends: frozenset[int]) -> None:
-        self._fresh = Segmenter(tokenizer, format, steps)
+        self._segmenter = partial(Segmenter, tokenizer, format, steps)
+        self._segmenter()  # an unknown format or rule is refused here
+        self.question_tokens: Sequence[int] | None = None  # of each row of the sequences that begin next
         self._ends = ends
         self._rows: list[_Row] = []
         self._end = 0
@@ -191,24 +210,24 @@ class Follower:
         """
         batch, length = tokens.shape
         if keys == length:
-            self._rows, self._end = [_Row(self._fresh.fork()) for _ in range(batch)], 0
+            self._rows, self._end = [_Row(self._segmenter(given)) for given in self._questions(batch)], 0
         self._check_cache(batch, length, keys, slides)
         ids, pads = torch.stack([tokens, hidden.to(tokens.dtype)]).tolist()  # one transfer from the device
-        codes = np.full((2, batch, length), NONE, dtype=np.int64)
-        open_before = np.array([row.step for row in self._rows])
-        held_before = np.array([row.held for row in self._rows])
+        codes = [[[NONE] * length for _ in range(batch)] for _ in range(2)]  # of segments and steps
+        open_before, held_before = [row.step for row in self._rows], [row.held for row in self._rows]
         openings: list[Opening] = []
         for index, row in enumerate(self._rows):
             for query in range(length):
                 if not pads[index][query]:
                     self._push(index, row, query, ids[index][query], codes, openings)
         self._end += length
-        self._store(codes, tokens.device)
-        answering = bool((codes[0] >= THINKING).any())
+        found = np.array(codes, dtype=np.int32)
+        self._store(found, tokens.device)
+        answering = any(code >= THINKING for row in codes[0] for code in row)
         self.answered = self.answered or answering
         self.passes += 1
         first = [-1 if row.first is None else row.first for row in self._rows]
-        segments, steps = self._kept[:, :, : self._end]
+        segments, steps = self._kept.narrow(2, 0, self._end).unbind()
         return Block(
             length,
             self._end,
@@ -217,12 +236,21 @@ class Follower:
             first,
             openings,
             answering,
-            length == 1 and not openings and int(codes[1].min()) >= 0,
-            codes[1],
-            open_before,
-            held_before,
+            length == 1 and not openings and all(row[0] >= 0 for row in codes[1]),
+            found[1],
+            np.array(open_before),
+            np.array(held_before),
             self._priorities,
         )
+
+    def _questions(self, batch: int) -> Sequence[int | None]:
+        given = self.question_tokens
+        if given is not None and len(given) != batch:
+            raise InputError(
+                f"question_tokens={list(given)[:8]} has {len(given)} entries, but a batch of {batch} begins: give one for "
+                "each row"
+            )
+        return [None] * batch if given is None else given
 
     def _push(self, index: int, row: _Row, query: int, token: int, codes: Any, openings: list[Opening]) -> None:
         if row.ended and token in self._ends:
@@ -235,7 +263,7 @@ class Follower:
             row.step, row.held = row.step + 1, 0
             openings.append(Opening(index, query, row.step, CODES[opened], giver))
         row.held += 1
-        codes[:, index, query] = CODES[row.segmenter.segment], row.step
+        codes[0][index][query], codes[1][index][query] = CODES[row.segmenter.segment], row.step
 
     def _check_cache(self, batch: int, length: int, keys: int, slides: bool) -> None:
         before = keys - length
@@ -256,4 +284,4 @@ class Follower:
             if start:
                 grown[:, :, :start] = self._kept[:, :, :start]
             self._kept = grown
-        self._kept[:, :, start : self._end] = torch.from_numpy(codes).to(device)
+        self._kept.narrow(2, start, codes.shape[2]).copy_(torch.from_numpy(codes))

@@ -56,6 +56,7 @@ def intervene(
         parts: one or several; none is allowed and does nothing.
         format, steps: how the text is split, as in `Trace.from_text`. The question ends with the first opening marker. A
             text without one (always with `plain`) is all question: nothing is done to it, and leaving the context warns.
+            Where questions mention markers, say how long they are: `live.question_tokens = [trace.steps[0].stop]`.
 
     Yields:
         An object whose `report()` says what was done, inside and after the context.
@@ -113,6 +114,15 @@ class Interventions:
         self._visible: dict[str, Tensor] = {}  # kind of attention -> batch query key
         self._groups_of: dict[Any, Groups] = {}
         self._values: tuple[int, Tensor] | None = None  # layer, batch pos kv_head d_head
+
+    @property
+    def question_tokens(self) -> Sequence[int] | None:
+        """How many tokens of each row are its question, for the sequences that begin next; None: up to the first marker."""
+        return self._follower.question_tokens
+
+    @question_tokens.setter
+    def question_tokens(self, given: Sequence[int] | None) -> None:
+        self._follower.question_tokens = given
 
     # --- hooks -------------------------------------------------------------------------------------------------------
     def hooks(self) -> list[Hook]:

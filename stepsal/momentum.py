@@ -11,12 +11,12 @@ The values take part in no gradient: see `stepsal.intervene`.
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stepsal import host
 from stepsal.edits import add_at, share_norm, weigh_values
-from stepsal.follow import CODES, THINKING, Block, Opening
+from stepsal.follow import CODES, Block, Opening
 from stepsal.stepflow import NoiseMomentum, RandomMomentum, StepMomentum
 from stepsal.tally import Tally
 
@@ -26,7 +26,7 @@ class MomentumState:
 
     def __init__(self, part: StepMomentum, layer: int, chosen: Bool[Tensor, " head"] | None, tally: Tally) -> None:
         self._part, self._layer, self._chosen, self._tally = part, layer, chosen, tally
-        self._into = [CODES[segment] for segment in part.into]
+        self._into = tuple(CODES[segment] for segment in part.into)
         self._carry: Tensor | None = None  # batch carried kv_head d_head
         self._history: Tensor | None = None  # batch event kv_head d_head: means of all closed steps, for the control
         self._event_of: list[list[int]] = []  # row, step -> event in the history
@@ -48,41 +48,33 @@ class MomentumState:
             return None
         plan = block.momentum(self._part.window)
         columns = torch.cat([self._carry, values], 1)
-        self._carry = weigh_values(plan.keep.to(values.device), columns)
+        sums = weigh_values(plan.weights.to(values.device), columns)
+        self._carry, closed = sums[:, : plan.carried], sums[:, plan.carried :]
         if not block.openings:
             return None
-        closed = weigh_values(plan.close.to(values.device), columns)
         if isinstance(self._part, RandomMomentum):
             self._remember(closed, block)
         self._tally.opportunities += sum(opening.segment in self._into for opening in block.openings)
-        events = [
-            (event, opening)
-            for openings in block.closings().values()
-            for event, opening in enumerate(openings)
-            if opening.segment in self._into and opening.giver == THINKING
-        ]
-        return self._add(events, closed, output) if events else None
+        openings, places = block.receiving(self._into)
+        return self._add(openings, places, closed, output) if openings else None
 
     def _add(
         self,
-        events: list[tuple[int, Opening]],
+        openings: list[Opening],
+        places: Int[Tensor, "3 receiver"],
         closed: Float[Tensor, "batch event kv_head d_head"],
         output: Float[Tensor, "batch pos head d_head"],
     ) -> Float[Tensor, "batch pos head d_head"]:
-        openings = [opening for _, opening in events]
-        rows = torch.tensor([opening.row for opening in openings], device=output.device)
-        queries = torch.tensor([opening.query for opening in openings], device=output.device)
-        if isinstance(self._part, RandomMomentum):
-            momentum = self._draw(openings, self._part.seed)
-        else:
-            momentum = closed[rows, torch.tensor([event for event, _ in events], device=rows.device)]
+        rows, queries, events = places.to(output.device)
+        part = self._part
+        momentum = self._draw(openings, part.seed) if isinstance(part, RandomMomentum) else closed[rows, events]
         added = self._part.alpha * host.per_query_head(momentum[None], output.shape[2])[0]
         if isinstance(self._part, NoiseMomentum):
             added = share_norm(added, self._noise(openings, self._part.seed, added))
         if self._chosen is not None:
             added = added * self._chosen.to(added.device)[:, None]
         result, norms = add_at(output, (rows, queries), added)
-        self._tally.add_momentum(len(events), norms)
+        self._tally.add_momentum(len(openings), norms)
         return result
 
     def _remember(self, closed: Float[Tensor, "batch event kv_head d_head"], block: Block) -> None:

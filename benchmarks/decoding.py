@@ -1,0 +1,174 @@
+"""What StepFlow costs while decoding: `python benchmarks/decoding.py` (`--quick` for a smoke run).
+
+Compared: a cached loop, one token per forward pass, inside `stepsal.intervene(model, stepsal.stepflow())`, and the same loop
+over the same `TransformerBridge` and tokens without any hooks. The tokens are right solutions of the bundled reasoner's test
+problems, thinking and summary: each pass takes the argmax, then the solution's own token is fed, so that both loops do the
+same work and steps begin and segments change as they do in real answers. The rows of a batch are left-padded and begin their
+steps at different times. What is timed is decoding; the prompt (and what of the solution is before the timed tokens) is read
+beforehand, inside the context.
+
+Models: the bundled reasoner (8 layers, d_model 128) and a Qwen2-style model with random weights and the reasoner's tokenizer
+(8 layers, d_model 512, 8 query heads, 2 key-value heads: 20 M parameters), float32. `OMP_NUM_THREADS` says how many threads
+(2): beside other busy processes only 1 gives steady times.
+
+Each case has a process of its own, in which the loops take turns; the overhead is the median of the ratios of neighbours.
+The second table has the same at two lengths of context: what the hooks do in a pass must not grow with it, but for sums over
+the keys, as in attention itself.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import nullcontext
+from typing import Any
+
+THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
+STEP = 23  # tokens of a step in the solutions, about
+
+
+def build(folder: str) -> None:
+    """Write the model with random weights."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    import stepsal
+
+    torch.manual_seed(0)
+    tokenizer = stepsal.load_tokenizer()
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=512,
+        intermediate_size=1216,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def texts(batch: int, context: int | None) -> tuple[Any, Any]:
+    """Left-padded tokens of solved problems and their mask; with `context` as many tokens, of one long thinking."""
+    import torch
+
+    from stepsal import Trace, load_tokenizer
+    from stepsal.reasoner.problems import make_problems
+
+    tokenizer = load_tokenizer()
+    problems = make_problems("test", batch if context is None else 1 + context // 200, 10)
+    if context is not None:
+        thoughts = "".join(problem.response.partition("\n</think>")[0] + "\n\n" for problem in problems)
+        trace = Trace.from_text(tokenizer, problems[0].messages, thoughts)
+        return trace.tokens[None, :context], torch.ones(1, context, dtype=torch.long)
+    phases = random.Random(0)
+    rows = []
+    for problem in problems:
+        trace = Trace.from_text(tokenizer, problem.messages, problem.response + tokenizer.eos_token)
+        rows.append(trace.tokens[: len(trace.tokens) - phases.randrange(STEP)])
+    width = max(map(len, rows))
+    tokens, mask = torch.full((2, batch, width), 0)
+    for index, row in enumerate(rows):
+        tokens[index, width - len(row) :], mask[index, width - len(row) :] = row, 1
+    return tokens, mask
+
+
+def measure(name: str, batch: int, context: int | None, timed: int, pairs: int) -> dict[str, float]:
+    """Seconds per decoding pass of both loops, and the overhead: median ratio and difference of neighbours."""
+    import torch
+
+    import stepsal
+    from stepsal import host
+
+    torch.set_num_threads(THREADS)
+    model = stepsal.load_model(name or None)
+    tokens, mask = texts(batch, context)
+    start = tokens.shape[1] - timed
+
+    @torch.no_grad()
+    def decode(with_stepflow: bool) -> float:
+        with stepsal.intervene(model, stepsal.stepflow()) if with_stepflow else nullcontext():
+            cache = host.new_cache()
+            options: dict[str, Any] = {"return_type": "logits_and_cache", "past_key_values": cache}
+            model(tokens[:, :start], attention_mask=mask[:, :start], **options)
+            begin = time.perf_counter()
+            for at in range(start, tokens.shape[1]):
+                logits, _ = model(tokens[:, at : at + 1], attention_mask=mask[:, : at + 1], **options)
+                logits[:, -1].argmax(-1).tolist()
+            return (time.perf_counter() - begin) / timed
+
+    decode(False), decode(True)  # warm-up
+    results = []
+    for pair in range(pairs):
+        first = bool(pair % 2)
+        seconds = {first: decode(first), (not first): decode(not first)}
+        results.append((seconds[False], seconds[True]))
+    return {
+        "plain": statistics.median(plain for plain, _ in results),
+        "stepflow": statistics.median(ours for _, ours in results),
+        "ratio": statistics.median(ours / plain for plain, ours in results),
+        "added": statistics.median(ours - plain for plain, ours in results),
+    }
+
+
+def isolated(name: str, batch: int, context: int | None, timed: int, pairs: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "--case", json.dumps([name, batch, context, timed, pairs])]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    if done.returncode:
+        raise SystemExit(f"{name or 'reasoner'}, batch {batch}, failed:\n{done.stderr}")
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    about = f"{'20 M' if name else 'reasoner'}, batch {batch}, context {context or 'of the solutions'}"
+    print(f"{about}: {result['ratio'] - 1:+.1%}", file=sys.stderr)
+    return result
+
+
+def table(quick: bool) -> str:
+    timed, pairs, batches, contexts = (8, 1, (2,), (64, 128)) if quick else (240, 9, (1, 16), (256, 2048))
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, __file__, "--build", folder], check=True, capture_output=True)
+        names = {"": "bundled reasoner", folder: "20 M parameters"}
+        cases = {
+            (label, batch): isolated(name, batch, None, timed, pairs)
+            for (name, label), batch in itertools.product(names.items(), batches)
+        }
+        lengths = {n: isolated(folder, 1, n, min(timed, 100), pairs) for n in contexts}
+    lines = [
+        "| model | batch | tokens/s without | tokens/s with StepFlow | overhead |",
+        "|---|---|---|---|---|",
+    ]
+    for (label, batch), case in cases.items():
+        lines.append(
+            f"| {label} | {batch} | {batch / case['plain']:,.0f} | {batch / case['stepflow']:,.0f} "
+            f"| {case['ratio'] - 1:+.1%} |"
+        )
+    lines += ["", "| context, 20 M parameters, batch 1 | ms per token without | StepFlow adds |", "|---|---|---|"]
+    for n, case in lengths.items():
+        lines.append(f"| {n:,} tokens | {1e3 * case['plain']:.2f} ms | {1e3 * case['added']:.2f} ms |")
+    return "\n".join(
+        [*lines, "", f"{THREADS} CPU thread(s); {pairs} pair(s) of runs of {timed} tokens a row in each case."]
+    )
+
+
+def main() -> None:
+    if "--case" in sys.argv:
+        print(json.dumps(measure(*json.loads(sys.argv[2]))))
+    elif "--build" in sys.argv:
+        build(sys.argv[2])
+    else:
+        parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
+        print(table(parser.parse_args().quick))
+
+
+if __name__ == "__main__":
+    main()

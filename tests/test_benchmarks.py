@@ -1,0 +1,14 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+DECODING = Path(__file__).parents[1] / "benchmarks" / "decoding.py"
+
+
+def test_the_decoding_benchmark_runs():
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, DECODING, "--quick"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 2 + 2 + 2  # two headings, two models, two lengths
