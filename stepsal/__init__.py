@@ -3,6 +3,7 @@
 __version__ = "0.1.0"
 
 from stepsal import plot
+from stepsal.choose import Bands, choose_layers
 from stepsal.comparison import Comparison, compare
 from stepsal.diagnosis import Diagnosis, Verdict, diagnose
 from stepsal.errors import FileError, InputError, NumericalError, StepsalError, UnsupportedModelError
@@ -12,6 +13,7 @@ from stepsal.host import load_model, load_tokenizer
 from stepsal.influence import step_saliency, token_influence
 from stepsal.intervene import intervene
 from stepsal.metrics import lock_in, thinking_to_summary
+from stepsal.paired import Paired, paired
 from stepsal.report import report
 from stepsal.stepflow import (
     NoiseMomentum,
@@ -22,10 +24,12 @@ from stepsal.stepflow import (
     stepflow,
 )
 from stepsal.stepmap import StepMap
+from stepsal.sweep import sweep
 from stepsal.trace import Step, Trace
 from stepsal.trace_files import read_traces, write_traces
 
 __all__ = [
+    "Bands",
     "Comparison",
     "Diagnosis",
     "FileError",
@@ -33,6 +37,7 @@ __all__ = [
     "NoiseMomentum",
     "NumericalError",
     "OddsEqualBridge",
+    "Paired",
     "RandomBridge",
     "RandomMomentum",
     "Step",
@@ -42,6 +47,7 @@ __all__ = [
     "Trace",
     "UnsupportedModelError",
     "Verdict",
+    "choose_layers",
     "compare",
     "diagnose",
     "generate",
@@ -49,12 +55,14 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "lock_in",
+    "paired",
     "plot",
     "read_traces",
     "report",
     "save_step_maps",
     "step_saliency",
     "stepflow",
+    "sweep",
     "thinking_to_summary",
     "token_influence",
     "write_traces",

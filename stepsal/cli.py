@@ -89,6 +89,21 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--seed", type=int, default=0)
     compare.set_defaults(run=_compare)
 
+    sweep = commands.add_parser(
+        "sweep",
+        help="many settings of StepFlow on the same problems, resumable",
+        description="Run the sweep that CONFIG.toml describes. Run again after whatever stopped it: it goes on from there.",
+    )
+    sweep.add_argument("config", type=Path, metavar="CONFIG.toml", help="model, problems, decoding, grid")
+    sweep.add_argument("--out", type=Path, default=None, metavar="DIR", help="folder for the rows and results.parquet")
+    sweep.add_argument("--engine", default="local", choices=["local", "ray"])
+    sweep.add_argument("--workers", type=_positive, default=None, help="models at work (default: what is there allows)")
+    sweep.add_argument("--address", default=None, help="of an existing Ray cluster, such as auto or ray://host:10001")
+    sweep.add_argument(
+        "--dry-run", action="store_true", help="print settings, number of answers and time; write nothing"
+    )
+    sweep.set_defaults(run=_sweep)
+
     figure = commands.add_parser("figure", help="a figure for a paper, from a folder of results (PNG, PDF, caption)")
     figure.add_argument(
         "name", choices=["tokens", "maps", "profiles", "heads", "forest"], metavar="NAME", help="%(choices)s"
@@ -167,6 +182,19 @@ def _compare(given: argparse.Namespace) -> None:
     result = compare(groups["correct"], groups["wrong"], resamples=given.resamples, seed=given.seed)
     result.save(given.folder / "comparison.json")
     print(f"{result.summary()}\n\n{given.folder}/comparison.json   all of it (stepsal.Comparison.load)")
+
+
+def _sweep(given: argparse.Namespace) -> None:
+    _calm()
+    from stepsal.sweep import estimate, run_sweep
+
+    if given.dry_run:
+        print(estimate(given.config, given.engine, given.workers, given.address))
+        return
+    if given.out is None:
+        raise InputError("--out DIR is needed: the folder for the rows (or --dry-run, to see what would be done)")
+    table = run_sweep(given.config, given.out, given.engine, True, given.workers, given.address)
+    print(f"{table}\n\n{given.out}/results.parquet   a row per answer (pandas.read_parquet)")
 
 
 def _figure(given: argparse.Namespace) -> None:

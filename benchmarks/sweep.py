@@ -1,0 +1,100 @@
+"""Answers per second of a sweep: `python benchmarks/sweep.py` (`--quick` for a smoke run).
+
+Compared, on the bundled reasoner and the same settings (the baseline, the bridge, the momentum, both) and problems:
+
+- a plain loop: for each setting one call of `stepsal.generate`, one torch thread, answers graded;
+- sweeps with 1 worker of 1 thread (in this process), 2 workers of 1 thread, 1 worker of 2 threads.
+
+Each case is a process of its own. Loading the model is measured apart, by a sweep of one answer for each worker that is run
+first, and left out: a sweep of hours does not see it. The cases take turns, and each ratio is the median of the ratios to the
+1 x 1 sweep of the same turn, so that a machine that is busy with other things for a while hurts all of them alike.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+CASES = {"plain loop": (0, 1), "sweep 1 x 1": (1, 1), "sweep 2 x 1": (2, 1), "sweep 1 x 2": (1, 2)}
+"""Name -> workers (0: no sweep), torch threads of each."""
+
+
+def measure(workers: int, threads: int, count: int) -> float:
+    """Answers per second, loading left out."""
+    import torch
+
+    import stepsal
+    from stepsal.sweep import _Crew, _run_round
+    from stepsal.sweep_config import read_config
+    from stepsal.sweep_problems import grade_answer, load_questions
+    from stepsal.sweep_progress import Progress, Scores
+    from stepsal.sweep_rows import SweepFolder
+    from stepsal.sweep_settings import Setting, next_round
+
+    torch.set_num_threads(threads)
+    given: dict[str, Any] = {
+        "problems": {"count": count},
+        "decoding": {"batch_size": 16},
+        "model": {"threads": threads},
+    }
+    config = read_config(given | {"grid": {"parts": ["oeb", "smi", "both"]}})
+    crew = _Crew(config, "local", max(1, workers), None, print)
+    settings = next_round(config.grid, crew.plan.size, Path(), lambda setting: 0, [])
+    number = len(settings) * count
+    if not workers:
+        model, questions, decoding = stepsal.load_model(), load_questions(config), crew.plan.decoding
+        prompts = [each.prompt for each in questions]
+        options: dict[str, Any] = {"batch_size": 16, "progress": False}
+        stepsal.generate(model, prompts[:1], max_new_tokens=8, **options)
+        begin = time.perf_counter()
+        for setting in settings:
+            traces = stepsal.generate(
+                model, prompts, interventions=setting.parts, max_new_tokens=decoding.max_new_tokens, **options
+            )
+            for question, trace in zip(questions, traces, strict=True):
+                grade_answer(question, trace.response, "")
+        return number / (time.perf_counter() - begin)
+    try:
+        warm = next(iter(crew.plan.items(Setting())))
+        for _ in crew.engine(workers).run([warm | {"stop": 1}] * workers):
+            pass
+        with tempfile.TemporaryDirectory() as out:
+            scores = Scores()
+            begin = time.perf_counter()
+            _run_round(crew.plan, settings, crew, SweepFolder(out), scores, Progress(scores, False))
+            return number / (time.perf_counter() - begin)
+    finally:
+        crew.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="one small turn")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--case", type=int, nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.case:
+        print(json.dumps(measure(*given.case)))
+        return
+    turns, count = (1, 16) if given.quick else (given.turns, 64)
+    rates: dict[str, list[float]] = {name: [] for name in CASES}
+    for _ in range(turns):
+        for name, (workers, threads) in CASES.items():
+            command = [sys.executable, __file__, "--case", str(workers), str(threads), str(count)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            rates[name].append(json.loads(done.stdout.splitlines()[-1]))
+            print(f"{name}: {rates[name][-1]:.2f} answers/s", file=sys.stderr, flush=True)
+    print("| case (workers x threads) | answers/s | against sweep 1 x 1 |")
+    print("|---|---|---|")
+    for name, found in rates.items():
+        ratio = statistics.median(own / base for own, base in zip(found, rates["sweep 1 x 1"], strict=True))
+        print(f"| {name} | {statistics.median(found):.2f} | {ratio:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

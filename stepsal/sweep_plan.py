@@ -1,0 +1,142 @@
+"""A configuration, resolved: the model, the problems, how answers are decoded, and which work items a setting has.
+
+In: a `SweepConfig` and the device. Out: a `Plan`: what is written down as the sweep's identity (`record`), what a worker needs
+to know (`job`), and the items of a setting: fixed slices of its problems, so that whoever computes one, and whenever, decodes
+the same batch.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from stepsal.errors import FileError
+from stepsal.generation import Decoding
+from stepsal.host import BUNDLED
+from stepsal.sweep_config import SweepConfig
+from stepsal.sweep_places import Size
+from stepsal.sweep_problems import Question, load_questions
+from stepsal.sweep_settings import Setting
+from stepsal.sweep_worker import versions
+
+_PEEK = 2**20
+FORMAT = "stepsal sweep 1"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`model`: where it is, what it is, its size in bytes, its `Size`. `seeds` and `decoding` apply to every setting."""
+
+    config: SweepConfig
+    path: str | None
+    fingerprint: str
+    bytes: int
+    size: Size
+    device: str
+    questions: tuple[Question, ...]
+    decoding: Decoding
+
+    @property
+    def job(self) -> dict[str, Any]:
+        """What every worker is told once, plain data."""
+        model: dict[str, Any] = {"path": self.path, "device": self.device, "dtype": self.config.model.dtype}
+        model |= {"threads": self.config.model.threads, "size": [self.size.layers, self.size.heads]}
+        decoding = {name: value for name, value in asdict(self.decoding).items() if name != "seed"}
+        return {"model": model, "decoding": decoding, "questions": [asdict(each) for each in self.questions]}
+
+    def record(self, settings: Sequence[Setting]) -> dict[str, Any]:
+        """The identity of the sweep: two with the same record have the same rows."""
+        said = json.dumps([asdict(each) for each in self.questions], sort_keys=True)
+        facts = {"fingerprint": self.fingerprint, "device": self.device, "size": asdict(self.size)}
+        problems = {"number": len(self.questions), "sha256": hashlib.sha256(said.encode()).hexdigest()}
+        return {
+            "format": FORMAT,
+            "versions": versions(),
+            "config": self.config.record(),
+            "model": facts,
+            "problems": problems,
+            "max_new_tokens": self.decoding.max_new_tokens,
+            "settings": [{"id": each.id, "name": each.name, "parts": each.records} for each in settings],
+        }
+
+    def items(self, setting: Setting) -> Iterator[dict[str, Any]]:
+        """The work items of a setting: plain data, each with a `key` of its own."""
+        step = max(1, self.decoding.batch_size // self.decoding.samples)
+        for seed in self.config.decoding.seeds:
+            for start in range(0, len(self.questions), step):
+                stop = min(start + step, len(self.questions))
+                key = f"{setting.id}-s{seed}-{start:06d}"
+                yield {"key": key, "parts": setting.records, "seed": seed, "start": start, "stop": stop}
+
+    def units(self, items: Sequence[dict[str, Any]]) -> int:
+        """How many answers the items have."""
+        return sum(item["stop"] - item["start"] for item in items) * self.decoding.samples
+
+    def row(self, setting: Setting, row: dict[str, Any]) -> dict[str, Any]:
+        """A worker's row with everything that it stands under."""
+        unit = f"{setting.id}/{row['problem']}/{row['sample']}/{row['seed']}"
+        decoding = {name: value for name, value in asdict(self.decoding).items() if name != "seed"}
+        return {"unit": unit} | setting.columns | decoding | row
+
+
+def make_plan(config: SweepConfig, device: str) -> Plan:
+    """Resolve a configuration, without loading any weights.
+
+    Raises `InputError` and `FileError` for what cannot be.
+
+    >>> from stepsal.sweep_config import read_config
+    >>> plan = make_plan(read_config({"problems": {"count": 5}, "decoding": {"batch_size": 2}}), "cpu")
+    >>> plan.size, [item["stop"] for item in plan.items(Setting())]
+    (Size(layers=8, heads=4), [2, 4, 5])
+    """
+    questions = tuple(load_questions(config))
+    given = config.decoding
+    room = given.max_new_tokens
+    if room is None:
+        lengths = [each.length for each in questions if each.length is not None]
+        room = 40 + 26 * (max(lengths) + 3) if lengths else 512  # a right answer takes about 23 tokens a step
+    decoding = Decoding(room, given.batch_size, given.temperature, given.top_p, given.samples)
+    return Plan(config, *_model(config), device, questions, decoding)
+
+
+def _model(config: SweepConfig) -> tuple[str | None, str, int, Size]:
+    """Where the model is, a hash of what it is, its bytes in float32, its size."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    name = config.model.name
+    path = (
+        None
+        if name == "bundled"
+        else str((config.folder / name).resolve())
+        if (config.folder / name).is_dir()
+        else name
+    )
+    source = Path(BUNDLED if path is None else path)
+    try:
+        found: Any = AutoConfig.from_pretrained(str(source) if source.is_dir() else name)
+    except (OSError, ValueError) as error:
+        raise FileError(
+            f"cannot read the model {name!r}: {error}. Give 'bundled', a Hugging Face model directory or a hub id."
+        ) from error
+    with torch.device("meta"):
+        count = sum(each.numel() for each in AutoModelForCausalLM.from_config(found).parameters())
+    text = found.get_text_config()
+    size = Size(int(text.num_hidden_layers), int(text.num_attention_heads))
+    fingerprint = _fingerprint(source) if source.is_dir() else str(getattr(found, "_commit_hash", None) or name)
+    return path, fingerprint, 4 * count, size
+
+
+def _fingerprint(folder: Path) -> str:
+    """Names, sizes, and the first and last MiB of each file: enough to notice other weights, quick for large ones."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin")):
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_PEEK))
+            if path.stat().st_size > _PEEK:
+                file.seek(-_PEEK, 2)
+                digest.update(file.read())
+    return digest.hexdigest()
