@@ -20,6 +20,7 @@ from stepsal.stepflow import (
     OddsEqualBridge,
     RandomBridge,
     RandomMomentum,
+    Starvation,
     StepMomentum,
     stepflow,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "Paired",
     "RandomBridge",
     "RandomMomentum",
+    "Starvation",
     "Step",
     "StepMap",
     "StepMomentum",

@@ -102,6 +102,33 @@ def random_groups(
     return picked, both & ~picked
 
 
+def starve_pattern(
+    pattern: Float[Tensor, "batch head query key"],
+    starved: Bool[Tensor, "batch 1 query key"],
+    odds: float,
+    heads: Bool[Tensor, " head"] | None = None,
+) -> Bridged:
+    """The odds of the starved keys times `odds`, in some of the heads; `before` and `after` are their mass.
+
+    A row with nothing else to read stays as it is.
+
+    >>> row, starved = torch.tensor([0.5, 0.5]), torch.tensor([True, False])
+    >>> starve_pattern(row[None, None, None], starved[None, None, None], 0.25).pattern.flatten()
+    tensor([0.2000, 0.8000])
+    """
+    wide = torch.promote_types(pattern.dtype, torch.float32)
+    total = pattern.sum(-1, dtype=wide)
+    before = torch.where(starved, pattern, 0.0).sum(-1, dtype=wide)
+    left = torch.where(starved, pattern * odds, pattern).sum(-1, dtype=wide)  # exact where little is left
+    active = (before > 0) & (left >= TINY)
+    if heads is not None:
+        active = active & heads[:, None]
+    scale = torch.where(active, total / torch.where(active, left, 1.0), 1.0)
+    factor = torch.where(starved & active[..., None], odds * scale[..., None], scale[..., None])
+    after = torch.where(active, odds * scale * before, before)
+    return Bridged((pattern * factor).to(pattern.dtype), active, before.detach(), after.detach())
+
+
 def weigh_values(
     weights: Float[Tensor, "batch event pos"], values: Float[Tensor, "batch pos kv_head d_head"]
 ) -> Float[Tensor, "batch event kv_head d_head"]:

@@ -98,6 +98,23 @@ class Block:
             self.shared[name] = bridge, current
         return self.shared[name]
 
+    def starved(self, keys: int, rows: str) -> Bool[Tensor, "batch query key"]:
+        """The keys, among the last `keys` columns, that a `Starvation` of these rows takes from each query."""
+        name = ("starved", keys, rows)
+        if name not in self.shared:
+            columns, queries = slice(self.end - keys, self.end), slice(self.end - self.length, self.end)
+            segments = self.segments[:, None, columns]
+            if rows == "openings":
+                opens = torch.zeros_like(self.steps[:, queries], dtype=torch.bool)
+                for each in self.openings:
+                    opens[each.row, each.query] = each.giver == THINKING
+                earlier = self.steps[:, None, columns] < self.steps[:, queries, None]
+                self.shared[name] = (segments == THINKING) & earlier & opens[..., None]
+            else:
+                own = self.segments[:, queries, None]
+                self.shared[name] = (segments == own - 1) & (own == CODES[rows])
+        return self.shared[name]
+
     def momentum(self, window: int | None) -> Momentum:
         """How values become running sums and means of steps; `window` as in `StepMomentum`."""
         name = ("momentum", window)

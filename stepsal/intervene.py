@@ -26,13 +26,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from stepsal import host
-from stepsal.edits import Groups, bridge_pattern, make_groups, random_groups
+from stepsal.edits import Groups, bridge_pattern, make_groups, random_groups, starve_pattern
 from stepsal.errors import InputError, UnsupportedModelError
 from stepsal.follow import Block, Follower
 from stepsal.formats import FormatSpec, StepsSpec
 from stepsal.host import Hook, Model
 from stepsal.momentum import MomentumState
-from stepsal.stepflow import OddsEqualBridge, Part, RandomBridge, StepMomentum, resolve_heads
+from stepsal.stepflow import OddsEqualBridge, Part, RandomBridge, Starvation, StepMomentum, resolve_heads
 from stepsal.tally import Tally
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ def intervene(
     >>> live.report().columns[:5].tolist()
     ['layer', 'head', 'part', 'opportunities', 'activations']
     """
-    parts = (parts,) if isinstance(parts, OddsEqualBridge | StepMomentum) else tuple(parts)
-    if wrong := [part for part in parts if not isinstance(part, OddsEqualBridge | StepMomentum)]:
+    parts = (parts,) if isinstance(parts, Part) else tuple(parts)
+    if wrong := [part for part in parts if not isinstance(part, Part)]:
         raise InputError(
             f"{wrong[0]!r} is no intervention: expected OddsEqualBridge, StepMomentum or one of their controls"
         )
@@ -134,13 +134,13 @@ class Interventions:
         seen: set[str] = set()  # layers of one kind see the same keys: the first speaks for all
         for layer in layers:
             mine = [(index, part) for index, part in enumerate(self._parts) if layer in self._heads[index]]
-            bridges = [(index, part) for index, part in mine if isinstance(part, OddsEqualBridge)]
+            edits = [(index, part) for index, part in mine if not isinstance(part, StepMomentum)]
             momenta = [(index, part) for index, part in mine if isinstance(part, StepMomentum)]
             kind = host.attention_kind(self._model, layer)
-            if layer == layers[0] or (bridges and kind not in seen):
+            if layer == layers[0] or (edits and kind not in seen):
                 seen.add(kind)
                 hooks.append((host.scores_name(layer), self._see(host.scores_name(layer), kind)))
-            hooks += [(host.pattern_name(layer), self._bridge(index, layer, kind, part)) for index, part in bridges]
+            hooks += [(host.pattern_name(layer), self._edit(index, layer, kind, part)) for index, part in edits]
             if momenta:
                 hooks.append((host.value_name(layer), self._keep_values(layer)))
             hooks += [(host.head_output_name(layer), self._inject(index, layer, part)) for index, part in momenta]
@@ -168,22 +168,29 @@ class Interventions:
 
         return see
 
-    def _bridge(self, index: int, layer: int, kind: str, part: OddsEqualBridge) -> HookFunction:
+    def _edit(self, index: int, layer: int, kind: str, part: OddsEqualBridge | Starvation) -> HookFunction:
         name, tally, chosen = host.pattern_name(layer), self._tallies[index, layer], self._chosen(index, layer)
 
-        def bridge(pattern: Float[Tensor, "batch head query key"], hook: Any) -> Tensor | None:
+        def edit(pattern: Float[Tensor, "batch head query key"], hook: Any) -> Tensor | None:
             self._fired.add(name)
             if self._block is None or kind not in self._visible:
                 raise self.refuse(f"the attention scores of its {kind} layers do not fire before {name}")
             if not self._block.answering:
                 return None
-            groups = self._groups(part, kind, pattern.device)
             heads = None if chosen is None else chosen.to(pattern.device)
-            bridged = bridge_pattern(pattern, groups, part.tau_max, part.feasible, heads)
-            tally.add_bridge(groups.opportunity, bridged.active, bridged.before, bridged.after)
-            return bridged.pattern
+            if isinstance(part, Starvation):
+                visible = self._visible[kind].to(pattern.device)
+                starved = self._block.starved(visible.shape[2], part.rows).to(pattern.device) & visible
+                opportunity = starved.any(-1)[:, None]
+                edited = starve_pattern(pattern, starved[:, None], part.odds, heads)
+            else:
+                groups = self._groups(part, kind, pattern.device)
+                opportunity = groups.opportunity
+                edited = bridge_pattern(pattern, groups, part.tau_max, part.feasible, heads)
+            tally.add_bridge(opportunity, edited.active, edited.before, edited.after)
+            return edited.pattern
 
-        return bridge
+        return edit
 
     def _groups(self, part: OddsEqualBridge, kind: str, device: torch.device) -> Groups:
         """The groups of this pass's queries; found once for all layers of a kind."""
@@ -264,8 +271,7 @@ class Interventions:
         """Warn about each part that has a strength and never did anything."""
         for index, part in enumerate(self._parts):
             tallies = [tally for (which, _), tally in self._tallies.items() if which == index]
-            strength = part.tau_max if isinstance(part, OddsEqualBridge) else part.alpha
-            if strength == 0 or any(tally.acted() for tally in tallies):
+            if _does_nothing(part) or any(tally.acted() for tally in tallies):
                 continue
             if self._follower.passes == 0:
                 reason = "this model made no forward pass inside the context"
@@ -276,6 +282,8 @@ class Interventions:
                 )
             elif isinstance(part, OddsEqualBridge):
                 reason = "no row had both groups and less bridge mass than its target"
+            elif isinstance(part, Starvation):
+                reason = f"no {part.rows} row gave any attention to what is starved"
             else:
                 reason = f"no step of {' or '.join(part.into)} followed a thinking step"
             warnings.warn(f"{part} never fired: {reason}.", stacklevel=4)
@@ -283,9 +291,10 @@ class Interventions:
     def report(self) -> "DataFrame":
         """What each part did so far: a row for each layer, head and part.
 
-        - opportunities: for a bridge the rows with some of both groups; for momentum the first tokens of steps that may
-          receive. activations: how many of them were changed.
-        - mean_bridge_before, mean_bridge_after: the bridge group's mass, over the opportunities.
+        - opportunities: for a bridge the rows with some of both groups, for a starvation with some of what it starves; for
+          momentum the first tokens of steps that may receive. activations: how many of them were changed.
+        - mean_bridge_before, mean_bridge_after: the bridge group's mass (of a starvation: the starved keys'), over the
+          opportunities.
         - mean_injected_norm: norm of what was added relative to the head output's, over the activations.
 
         A number that a part does not have is NaN. Parts of the same kind are numbered from the second on.
@@ -306,3 +315,10 @@ class Interventions:
         columns = ["layer", "head", "part", "opportunities", "activations"]
         columns += ["mean_bridge_before", "mean_bridge_after", "mean_injected_norm"]
         return pd.DataFrame(rows, columns=columns)
+
+
+def _does_nothing(part: Part) -> bool:
+    """Whether its strength is zero."""
+    if isinstance(part, Starvation):
+        return part.odds == 1
+    return (part.tau_max if isinstance(part, OddsEqualBridge) else part.alpha) == 0

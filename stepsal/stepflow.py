@@ -1,4 +1,4 @@
-"""StepFlow's two parts and their negative controls, as frozen parameters.
+"""StepFlow's two parts, their negative controls and a positive one, as frozen parameters.
 
 In: layers, heads, strengths. Out: objects that can be compared, hashed, printed and saved. `stepsal.edits` has the tensor
 maths, `stepsal.intervene` puts parts into a model. Source: method.md section 5; the paper's section 4.
@@ -15,6 +15,9 @@ It is the KL-closest row with those group masses. What a row's probabilities lac
 **Step Momentum Injection.** At the first token `t` of a step that follows thinking step `i`:
 
     z[t] += alpha * m,    m = mean of the values v[k], k in the window: the whole step `i`, or its last tokens.
+
+**Controls.** `RandomBridge`, `RandomMomentum` and `NoiseMomentum` are as strong, on the wrong target: an effect that they have
+too is no effect of StepFlow. `Starvation` plants a failure for the parts to mend, so that "no effect" can be believed.
 """
 
 import math
@@ -31,6 +34,7 @@ HeadSpec = None | Sequence[int] | Mapping[int, Sequence[int]] | HeadsOfLayers
 """All heads; those in every chosen layer; or for some chosen layers those, the other layers keeping all."""
 
 SCOPES, FEASIBLE, INTO = ("segment", "step"), ("share", "clamp"), ("thinking", "summary")
+STARVED = ("thinking", "summary", "openings")
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,40 @@ class NoiseMomentum(StepMomentum):
         _check_seed(self.seed)
 
 
-Part = OddsEqualBridge | StepMomentum
+@dataclass(frozen=True)
+class Starvation:
+    """Positive control: plants a failure, by multiplying the odds of some keys by `odds` (adding log odds to their scores).
+
+    The rest of the row grows in proportion: its total stays. Put before the part that is to mend it.
+
+    Attributes:
+        rows: `thinking`: thinking rows lose the question (Shallow Lock-in). `summary`: summary rows lose the thinking (Deep
+            Decay). `openings`: the first token of a step that follows a thinking step loses all earlier thinking steps.
+        layers, heads: as for `OddsEqualBridge`; which layers must be said.
+        odds: in [0, 1]. 1 does nothing at all, 0 hides the keys.
+
+    Raises `InputError`. Source: none; ours.
+
+    >>> Starvation("summary", layers="deep").odds
+    0.0
+    """
+
+    rows: str
+    layers: LayerSpec
+    heads: HeadSpec = None
+    odds: float | int = 0.0
+
+    def __post_init__(self) -> None:
+        _freeze_places(self)
+        _check_known("rows", self.rows, STARVED)
+        if not _is_number(self.odds) or not 0 <= self.odds <= 1:
+            raise InputError(
+                f"odds={self.odds!r} must be a number in [0, 1]: what the odds of the starved keys are multiplied by"
+            )
+        object.__setattr__(self, "odds", float(self.odds))
+
+
+Part = OddsEqualBridge | StepMomentum | Starvation
 
 
 def stepflow(**overrides: Any) -> tuple[OddsEqualBridge, StepMomentum]:
@@ -235,7 +272,7 @@ def _heads(heads: Sequence[int] | None, n_heads: int) -> tuple[int, ...]:
     return tuple(indices)
 
 
-def _freeze_places(part: Part) -> None:
+def _freeze_places(part: "Part") -> None:
     """Sequences and mappings become tuples, so that a part is hashable and never changes."""
     layers: Any = part.layers
     heads: Any = part.heads

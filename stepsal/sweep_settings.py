@@ -230,7 +230,7 @@ def _describe(part: Part) -> str:
         said += " heads " + " ".join(f"{layer}.{head}" for layer, those in heads for head in those)
     if isinstance(part, OddsEqualBridge):
         said += f", tau_max {part.tau_max:g}" + (f", scope {part.scope}" if part.scope != "segment" else "")
-    else:
+    elif isinstance(part, StepMomentum):
         said += f", alpha {part.alpha:g}" + (f", window {part.window}" if part.window is not None else "")
     return said + (f", seed {seed}" if (seed := getattr(part, "seed", 0)) else "")
 

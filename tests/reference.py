@@ -226,3 +226,26 @@ def official_bridge(logits, bridge, current, tau_max, smoothing, eps=1e-6):
     shifted[bridge] += math.log((target + smoothing) / (p_bridge + smoothing))
     shifted[current] += math.log((available - target + smoothing) / (p_current + smoothing))
     return shifted.softmax(-1)
+
+
+def starve(pattern, steps, rows, odds):
+    """The starved rows of one trace's attention pattern, `head query key`, written as loops."""
+    step_of = [step for step in steps for _ in range(step.start, step.stop)]
+    result = pattern.clone()
+    for head, query in itertools.product(range(pattern.shape[0]), range(pattern.shape[1])):
+        own = step_of[query]
+        keys = []
+        for key in range(query + 1):
+            other = step_of[key]
+            if rows == "openings":
+                opens = query == own.start and own.index > 0 and steps[own.index - 1].segment == "thinking"
+                if opens and other.segment == "thinking" and other.index < own.index:
+                    keys.append(key)
+            elif own.segment == rows and other.segment == {"thinking": "question", "summary": "thinking"}[rows]:
+                keys.append(key)
+        row = pattern[head, query].double()
+        new = row.clone()
+        for key in keys:
+            new[key] *= odds
+        result[head, query] = (new * row.sum() / new.sum()).to(pattern.dtype)
+    return result

@@ -10,12 +10,13 @@ from reference import (
     bridged_row,
     logits_with_interventions,
     official_bridge,
+    starve,
 )
 from torch.nn.functional import cross_entropy
 
 import stepsal
 from stepsal import InputError, Trace, UnsupportedModelError, host, step_saliency
-from stepsal.edits import bridge_pattern, make_groups, random_groups
+from stepsal.edits import bridge_pattern, make_groups, random_groups, starve_pattern
 from stepsal.intervene import intervene
 from stepsal.segment import Segmenter
 from stepsal.stepflow import (
@@ -23,6 +24,7 @@ from stepsal.stepflow import (
     OddsEqualBridge,
     RandomBridge,
     RandomMomentum,
+    Starvation,
     StepMomentum,
     resolve_heads,
     stepflow,
@@ -39,6 +41,8 @@ PARTS = {
     "random bridge": RandomBridge("all", seed=3, **STRONG),
     "random momentum": RandomMomentum("all", alpha=1.5, seed=3),
     "noise": NoiseMomentum("all", alpha=1.5, seed=3),
+    "starvation": Starvation("thinking", "all", odds=0.1),
+    "starved openings": Starvation("openings", "all"),
     "both": stepflow(oeb_layers="all", smi_layers="all", tau_max=0.7, alpha=1.5),
 }
 each_part = pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS.keys())
@@ -757,3 +761,72 @@ def test_a_model_without_a_tokenizer_is_refused(qwen2, monkeypatch):
     monkeypatch.setattr(type(qwen2), "tokenizer", None, raising=False)
     with pytest.raises(InputError, match="the model has no tokenizer"), intervene(qwen2, stepflow()):
         pytest.fail("entered")
+
+
+# --- the positive control --------------------------------------------------------------------------------------------
+ROWS = ["thinking", "summary", "openings"]
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_a_starved_model_equals_loops_over_the_rows(tiny, traces, rows):
+    part = Starvation(rows, layers=[0, 2], heads={0: [1]}, odds=0.2)
+    for trace in traces[:2]:  # the third has no summary
+        before, after = (patterns(tiny, trace.tokens[None], parts)[0][0][0] for parts in ((), part))
+        expected = starve(before, trace.steps, rows, 0.2)
+        assert torch.allclose(after[1], expected[1], atol=1e-6)
+        assert torch.equal(after[[0, 2, 3]], before[[0, 2, 3]])
+        assert (expected[1] != before[1]).any()
+    with torch.no_grad(), intervene(tiny, part) as live:
+        tiny(traces[0].tokens[None])
+    report = live.report()
+    assert (report["mean_bridge_after"] < report["mean_bridge_before"]).all()
+    assert report["layer"].tolist() == [0, 2, 2, 2, 2]
+
+
+def test_a_starved_row_keeps_its_total_and_its_other_keys_their_proportions():
+    pattern = torch.softmax(3 * torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(1)), -1)
+    starved = torch.rand(2, 1, 5, 7, generator=torch.Generator().manual_seed(2)) < 0.4
+    result = starve_pattern(pattern, starved, 0.1).pattern
+    assert torch.allclose(result.sum(-1), pattern.sum(-1), atol=1e-6)
+    logits = (result / pattern).log()
+    for outside in (True, False):
+        there = torch.where(starved == outside, logits, torch.nan)
+        assert torch.nan_to_num(there - there.nanmean(-1, keepdim=True)).abs().max() < 1e-5
+    assert torch.equal(starve_pattern(pattern, starved, 1.0).pattern, pattern)
+    everything = torch.ones_like(starved)
+    assert torch.equal(starve_pattern(pattern, everything, 0.0).pattern, pattern)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_starvation_in_a_whole_pass_equals_tokens_one_by_one(tiny, traces, rows):
+    trace = traces[0]
+    with torch.no_grad(), intervene(tiny, Starvation(rows, "all")):
+        whole = tiny(trace.tokens[None])
+        assert torch.allclose(in_chunks(tiny, trace.tokens[None], 1), whole, atol=1e-5)
+
+
+def test_the_bridge_gives_back_what_starvation_took(qwen2, traces):
+    both = (Starvation("thinking", [0], odds=0.01), OddsEqualBridge([0], tau_max=0.2))
+    tokens = traces[0].tokens[None]
+    question, thinking = traces[0].steps[0].stop, traces[0].segment("thinking")
+    rows = slice(question, thinking[-1].stop)
+    intact, starved, mended = (
+        patterns(qwen2, tokens, parts)[0][0][0, :, rows, :question].sum(-1) for parts in ((), both[:1], both)
+    )
+    assert (starved < intact).float().mean() > 0.9
+    assert mended.min() >= min(0.2, float(intact.min())) - 1e-5
+    assert (mended > starved).float().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rows": "question", "layers": 0}, "unknown rows 'question'"),
+        ({"rows": "thinking", "layers": 0, "odds": 1.5}, "odds=1.5 must be a number in"),
+        ({"rows": "thinking", "layers": 0, "odds": float("nan")}, "odds=nan"),
+        ({"rows": "thinking", "layers": "low"}, "unknown layers 'low'"),
+    ],
+)
+def test_a_starvation_that_means_nothing_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        Starvation(**options)
