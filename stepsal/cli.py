@@ -6,9 +6,14 @@ traces, the model or the output folder. Then nothing was computed in vain, and t
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from stepsal.errors import FileError, InputError, StepsalError, UnsupportedModelError
+
+_MAP_FIGURES = ("tokens", "maps", "profiles", "heads", "forest")
+_SWEEP_FIGURES = ("ablation", "effects", "grid", "strength", "compute", "difficulty")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,6 +46,45 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for traces, maps and figures")
     demo.add_argument("--problems", type=_positive, default=128, help="how many test problems (default: %(default)s)")
     demo.set_defaults(run=_demo)
+
+    generate = commands.add_parser(
+        "generate",
+        help="answers as traces, with StepFlow or without",
+        description="Answer problems and write the traces, graded where the answers are known. Run again after an interrupt.",
+    )
+    generate.add_argument(
+        "problems",
+        metavar="PROBLEMS",
+        help='a JSONL file of {"prompt", "answer"?, "id"?}, or how many test problems of the bundled task',
+    )
+    generate.add_argument("--out", type=Path, required=True, metavar="TRACES.jsonl")
+    generate.add_argument("--model", default=None, metavar="NAME_OR_DIR", help="default: the bundled reasoner")
+    generate.add_argument(
+        "--oeb", nargs="?", type=float, const=0.15, metavar="TAU_MAX", help="odds-equal bridge (0.15)"
+    )
+    generate.add_argument("--smi", nargs="?", type=float, const=0.06, metavar="ALPHA", help="step momentum (0.06)")
+    generate.add_argument(
+        "--layers",
+        nargs="+",
+        type=_of_part(_layers),
+        default=[],
+        metavar="LAYERS",
+        help="shallow, deep, all or indices, for the parts given; or for one: oeb=0,1 smi=deep (default: shallow, deep)",
+    )
+    generate.add_argument(
+        "--heads", nargs="+", type=_of_part(_indices), default=[], metavar="HEADS", help="likewise: 0,3 or oeb=0,3"
+    )
+    generate.add_argument("--max-new-tokens", type=_positive, default=None, help="default: 512, or what the task needs")
+    generate.add_argument("--batch-size", type=_positive, default=8)
+    generate.add_argument("--temperature", type=float, default=0.0)
+    generate.add_argument("--top-p", type=float, default=1.0)
+    generate.add_argument("--samples", type=_positive, default=1, help="answers to each problem")
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--format", default="auto", help="auto, think, harmony or plain")
+    generate.add_argument("--steps", default="auto", help="auto, paragraph, sentence or line")
+    generate.add_argument("--device", default="auto")
+    generate.add_argument("--dtype", default="auto")
+    generate.set_defaults(run=_generate)
 
     saliency = commands.add_parser(
         "saliency",
@@ -106,9 +150,16 @@ def _parser() -> argparse.ArgumentParser:
 
     figure = commands.add_parser("figure", help="a figure for a paper, from a folder of results (PNG, PDF, caption)")
     figure.add_argument(
-        "name", choices=["tokens", "maps", "profiles", "heads", "forest"], metavar="NAME", help="%(choices)s"
+        "name",
+        choices=[*_MAP_FIGURES, *_SWEEP_FIGURES, "before_after"],
+        metavar="NAME",
+        help=f"of step maps: {', '.join(_MAP_FIGURES)}; of a sweep: {', '.join(_SWEEP_FIGURES)}; of two folders of step maps: "
+        "before_after",
     )
-    _folder(figure)
+    figure.add_argument("folder", type=Path, metavar="DIR", help="what `stepsal saliency`, `demo` or `sweep` wrote")
+    figure.add_argument(
+        "second", type=Path, nargs="?", metavar="DIR2", help="before_after: after; compute: a sweep with samples"
+    )
     figure.add_argument("--out", type=Path, required=True, metavar="FILE", help="its PDF and caption go beside it")
     figure.set_defaults(run=_figure)
 
@@ -138,6 +189,44 @@ def _demo(given: argparse.Namespace) -> None:
     from stepsal.demo import run_demo
 
     print(run_demo(given.out, given.problems))
+
+
+def _generate(given: argparse.Namespace) -> None:
+    _calm()
+    from stepsal.generation import Decoding
+    from stepsal.generation_file import generate_file, refuse_existing
+    from stepsal.host import load_model
+    from stepsal.questions import read_questions, task_questions, task_room
+    from stepsal.reasoner import DEFAULT_LENGTH
+    from stepsal.stepflow import OddsEqualBridge, StepMomentum
+
+    places: dict[str, dict[str, Any]] = {"oeb": {}, "smi": {}}
+    for name in ("layers", "heads"):
+        for part, value in getattr(given, name):
+            if part and getattr(given, part) is None:
+                raise InputError(f"--{name} {part}=... is for --{part}, which is not given")
+            for each in [part] if part else places:
+                places[each][name] = value
+    if (given.layers or given.heads) and given.oeb is None and given.smi is None:
+        raise InputError("--layers and --heads say where --oeb and --smi act: give one of them")
+    parts: list[OddsEqualBridge | StepMomentum] = []
+    if given.oeb is not None:
+        parts.append(OddsEqualBridge(tau_max=given.oeb, **places["oeb"]))
+    if given.smi is not None:
+        parts.append(StepMomentum(alpha=given.smi, **places["smi"]))
+    room = given.max_new_tokens
+    if given.problems.isdecimal():
+        questions = task_questions("test", [DEFAULT_LENGTH], _positive(given.problems))
+        room = room or task_room([DEFAULT_LENGTH])
+    else:
+        questions = read_questions(Path(given.problems), graded=False)
+    refuse_existing(given.out)  # before minutes of loading weights
+    decoding = Decoding(room or 512, given.batch_size, given.temperature, given.top_p, given.samples, given.seed)
+    model = load_model(given.model, device=given.device, dtype=given.dtype)
+    traces = generate_file(model, questions, given.out, decoding, parts, format=given.format, steps=given.steps)
+    graded = [trace.correct for trace in traces if trace.correct is not None]
+    said = f", {sum(graded)} of {len(graded)} right ({sum(graded) / len(graded):.1%})" if graded else ""
+    print(f"{given.out}   {len(traces)} trace{'s' * (len(traces) != 1)}{said}")
 
 
 def _saliency(given: argparse.Namespace) -> None:
@@ -200,7 +289,7 @@ def _sweep(given: argparse.Namespace) -> None:
 def _figure(given: argparse.Namespace) -> None:
     from stepsal.figures import save_figure
 
-    for path in save_figure(given.name, given.folder, given.out):
+    for path in save_figure(given.name, given.folder, given.out, second=given.second):
         print(path)
 
 
@@ -229,6 +318,18 @@ def _calm() -> None:
 
     logging.disable_progress_bar()
     torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+def _of_part(read: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:
+    """A value for all parts of StepFlow (part ""), or with `oeb=` or `smi=` before it for one."""
+
+    def value(text: str) -> tuple[str, Any]:
+        part, equals, rest = text.partition("=")
+        if equals and part not in ("oeb", "smi"):
+            raise argparse.ArgumentTypeError(f"{text!r}: a part is oeb or smi, as in oeb=0,1")
+        return (part, read(rest)) if equals else ("", read(text))
+
+    return value
 
 
 def _positive(text: str) -> int:

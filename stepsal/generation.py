@@ -12,7 +12,7 @@ Face's.
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -125,15 +125,16 @@ def stream(
     *,
     format: FormatSpec = "auto",
     steps: StepsSpec = "auto",
+    skip: Collection[int] = (),
 ) -> Iterator[dict[int, Trace]]:
-    """`generate`, batch by batch as they are done: index in its result -> trace."""
+    """`generate`, batch by batch as they are done: index in its result -> trace. Those in `skip` are left out."""
     tokenizer = model.tokenizer
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     _check_room(model, encoded, decoding)
-    if not encoded:
-        return
     parts = (interventions,) if isinstance(interventions, Part) else tuple(interventions)
-    units = _units(encoded, decoding.samples)
+    units = [unit for unit in _units(encoded, decoding.samples) if unit.index not in skip]
+    if not units:
+        return
     units.sort(key=lambda unit: len(unit.prompt))  # little padding: prompts of like length together
     with intervene(model, parts, format=format, steps=steps) if parts else nullcontext() as live:
         warned = False

@@ -15,9 +15,9 @@ from typing import Any
 from stepsal.errors import FileError
 from stepsal.generation import Decoding
 from stepsal.host import BUNDLED
+from stepsal.questions import Question, read_questions, task_questions, task_room
 from stepsal.sweep_config import SweepConfig
 from stepsal.sweep_places import Size
-from stepsal.sweep_problems import Question, load_questions
 from stepsal.sweep_settings import Setting
 from stepsal.sweep_worker import versions
 
@@ -96,9 +96,20 @@ def make_plan(config: SweepConfig, device: str) -> Plan:
     room = given.max_new_tokens
     if room is None:
         lengths = [each.length for each in questions if each.length is not None]
-        room = 40 + 26 * (max(lengths) + 3) if lengths else 512  # a right answer takes about 23 tokens a step
+        room = task_room(lengths) if lengths else 512
     decoding = Decoding(room, given.batch_size, given.temperature, given.top_p, given.samples)
     return Plan(config, *_model(config), device, questions, decoding)
+
+
+def load_questions(config: SweepConfig) -> list[Question]:
+    """The problems; those of like length are neighbours, which makes for little padding."""
+    given = config.problems
+    if given.file is not None:
+        found = read_questions(config.folder / given.file, given.count, graded=True)
+    else:
+        split = given.split or ("validation" if config.grid.shape == "forward-selection" else "test")
+        found = task_questions(split, given.length, given.count or 100, given.start)
+    return sorted(found, key=lambda each: (each.length or 0, len(str(each.prompt))))
 
 
 def _model(config: SweepConfig) -> tuple[str | None, str, int, Size]:

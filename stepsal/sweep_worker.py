@@ -21,7 +21,7 @@ from importlib.metadata import version
 from typing import Any
 
 from stepsal.errors import InputError, StepsalError, UnsupportedModelError
-from stepsal.sweep_problems import Question, grade_answer
+from stepsal.questions import Question, grade_answer
 
 Row = dict[str, Any]
 PACKAGES = ("torch", "transformers", "transformer-lens")

@@ -90,14 +90,20 @@ def write_traces(path: str | Path, traces: Iterable[Trace]) -> None:
             if trace.id in ids:
                 raise InputError(f"trace {index} has the id {trace.id!r} of an earlier one: ids must differ in a file")
             ids |= {trace.id} - {""}
-            try:
-                line = json.dumps(_to_record(trace), ensure_ascii=False).encode()
-            except (TypeError, ValueError) as error:
-                raise InputError(
-                    f"trace {index} ({trace.id!r}) cannot be written as JSON ({error}): its answer, correct and meta "
-                    "must be text, numbers, true, false, null, lists and dicts of these"
-                ) from error
-            file.write(line + b"\n")
+            file.write(trace_line(trace) + b"\n")
+
+
+def trace_line(trace: Trace) -> bytes:
+    """A trace as one line of a file. Raises `InputError` for what JSON cannot hold."""
+    try:
+        return json.dumps(_to_record(trace), ensure_ascii=False).encode()
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"trace {trace.id!r} cannot be written as JSON ({error}): its answer, correct and meta must be text, numbers, "
+            "true, false, null, lists and dicts of these"
+        ) from error
 
 
 def _to_record(trace: Trace) -> dict[str, Any]:

@@ -20,11 +20,12 @@ from stepsal import engines
 from stepsal.cli import main
 from stepsal.errors import FileError, InputError, StepsalError
 from stepsal.paired import paired
+from stepsal.questions import final_answer
 from stepsal.reasoner.problems import make_problem
 from stepsal.sweep import _Crew, estimate, run_sweep, sweep
 from stepsal.sweep_config import read_config
 from stepsal.sweep_places import Size
-from stepsal.sweep_problems import final_answer, load_questions
+from stepsal.sweep_plan import load_questions
 from stepsal.sweep_settings import Setting, next_round, parts_from_records
 
 SMALL = {

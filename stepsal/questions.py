@@ -1,85 +1,85 @@
-r"""The problems of a sweep, and how an answer is graded.
+r"""The problems that a model is asked, of a sweep or of `stepsal generate`, and how an answer is graded.
 
 Of the bundled task: graded by its rule, with the kind of error. From a JSONL file, an object a line:
 
     {"prompt": "What is 2 + 2?", "answer": "4", "id": "sum"}
 
-The prompt is a text as the model sees it or a list of chat messages; `id` may be left out. Right is an answer whose last
-`\boxed{...}` in the summary, or the summary itself where there is none, is the same text, white space around it aside.
+The prompt is a text as the model sees it or a list of chat messages; `id` may be left out, and `answer` where nothing is
+graded. Right is an answer whose last `\boxed{...}` in the summary, or the summary itself where there is none, is the same
+text, white space around it aside.
 """
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from stepsal.errors import FileError, InputError
 from stepsal.prompt import Prompt
 from stepsal.reasoner.problems import grade, make_problem, make_problems
-from stepsal.sweep_config import SweepConfig
 
 
 @dataclass(frozen=True)
 class Question:
-    """A problem: `source` is its (split, index, length) in the bundled task, if it is of that."""
+    """A problem: `source` is its (split, index, length) in the bundled task, if it is of that. `answer` may be unknown."""
 
     id: str
     prompt: Prompt
-    answer: str
+    answer: str | None
     length: int | None = None
     source: tuple[str, int, int] | None = None
 
 
-def load_questions(config: SweepConfig) -> list[Question]:
-    """The problems of a configuration; those of like length are neighbours, which makes for little padding.
+def task_questions(split: str, lengths: Sequence[int], count: int, start: int = 0) -> list[Question]:
+    """`count` problems of the bundled task for each length. Raises `InputError` for what it does not have.
 
-    Raises `InputError` for problems that cannot be, `FileError` for a file that cannot be read.
-
-    >>> from stepsal.sweep_config import read_config
-    >>> [each.length for each in load_questions(read_config({"problems": {"length": [4, 2], "count": 2}}))]
-    [2, 2, 4, 4]
+    >>> [each.id for each in task_questions("test", [4, 2], 1)]
+    ['test-4-0', 'test-2-0']
     """
-    questions = _of_task(config) if config.problems.file is None else _of_file(config)
-    return sorted(questions, key=lambda each: (each.length or 0, len(str(each.prompt))))
-
-
-def _of_task(config: SweepConfig) -> list[Question]:
-    given = config.problems
-    split = given.split or ("validation" if config.grid.shape == "forward-selection" else "test")
     found = []
     try:
-        for length in given.length:
-            for problem in make_problems(split, given.count or 100, length, given.start):
+        for length in lengths:
+            for problem in make_problems(split, count, length, start):
                 source = (split, int(problem.id.rsplit("-", 1)[1]), length)
                 found.append(Question(problem.id, problem.messages, str(problem.answer), length, source))
     except ValueError as error:
-        raise InputError(f"[problems]: {error}") from error
+        raise InputError(f"problems of the bundled task: {error}") from error
     return found
 
 
-def _of_file(config: SweepConfig) -> list[Question]:
-    path = config.folder / str(config.problems.file)
+def task_room(lengths: Iterable[int]) -> int:
+    """How many new tokens answers of the bundled task need; a right one takes about 23 a step, a longer one goes in circles."""
+    return 40 + 26 * (max(lengths) + 3)
+
+
+def read_questions(path: Path, count: int | None = None, *, graded: bool) -> list[Question]:
+    """The first `count` problems of a JSONL file, or all. `graded`: each needs an answer.
+
+    Raises `InputError`, with the line's number, for a line that is no problem, `FileError` for a file that cannot be read.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(f"cannot read the problems {path}: {error}") from error
     found: dict[str, Question] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        question = _question(f"{path}, line {number}", line, number)
+        question = _question(f"{path}, line {number}", line, number, graded)
         if question.id in found:
             raise InputError(
                 f"{path}, line {number}: the id {question.id!r} was there before; give each problem its own"
             )
         found[question.id] = question
-        if len(found) == config.problems.count:
+        if len(found) == count:
             break
     if not found:
         raise InputError(f"{path} holds no problem: give one JSON object a line, with 'prompt' and 'answer'")
     return list(found.values())
 
 
-def _question(where: str, line: str, number: int) -> Question:
+def _question(where: str, line: str, number: int, graded: bool) -> Question:
     try:
         given = json.loads(line)
     except ValueError as error:
@@ -87,9 +87,9 @@ def _question(where: str, line: str, number: int) -> Question:
     if not isinstance(given, dict) or not isinstance(given.get("prompt"), str | list) or not given["prompt"]:
         raise InputError(f"{where} needs a 'prompt': a text or a list of chat messages; given: {line[:80]}")
     answer = given.get("answer")
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+    if isinstance(answer, bool) or (not isinstance(answer, str | int | float) and (graded or answer is not None)):
         raise InputError(f"{where} needs an 'answer': a text or a number; given: {answer!r}")
-    return Question(str(given.get("id", f"problem-{number}")), given["prompt"], str(answer))
+    return Question(str(given.get("id", f"problem-{number}")), given["prompt"], None if answer is None else str(answer))
 
 
 def final_answer(summary: str) -> str:
@@ -108,14 +108,15 @@ def final_answer(summary: str) -> str:
 
 
 def grade_answer(question: Question, response: str, summary: str) -> dict[str, Any]:
-    """`correct`, the kind of `error` (bundled task only) and the `answer` given.
+    """`correct` (None without an answer to compare), the kind of `error` (bundled task only) and the `answer` given.
 
     >>> grade_answer(Question("a", "1+1?", "2"), "Add.</think>2", "2")
     {'correct': True, 'error': None, 'answer': '2'}
     """
     answer = final_answer(summary)
     if question.source is None:
-        return {"correct": answer == question.answer.strip(), "error": None, "answer": answer}
+        correct = None if question.answer is None else answer == question.answer.strip()
+        return {"correct": correct, "error": None, "answer": answer}
     split, index, length = question.source
     result = grade(make_problem(split, index, length), response)
     return {"correct": result.correct, "error": result.error, "answer": answer}
