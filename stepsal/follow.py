@@ -107,12 +107,16 @@ class Block:
             if rows == "openings":
                 opens = torch.zeros_like(self.steps[:, queries], dtype=torch.bool)
                 for each in self.openings:
-                    opens[each.row, each.query] = each.giver == THINKING
+                    opens[each.row, each.query] = each.segment == THINKING
                 earlier = self.steps[:, None, columns] < self.steps[:, queries, None]
                 self.shared[name] = (segments == THINKING) & earlier & opens[..., None]
             else:
                 own = self.segments[:, queries, None]
-                self.shared[name] = (segments == own - 1) & (own == CODES[rows])
+                if rows == "steps":
+                    earlier = self.steps[:, None, columns] < self.steps[:, queries, None]
+                    self.shared[name] = (segments >= QUESTION) & earlier & (own == THINKING)
+                else:
+                    self.shared[name] = (segments == own - 1) & (own == CODES[rows])
         return self.shared[name]
 
     def momentum(self, window: int | None) -> Momentum:

@@ -34,7 +34,7 @@ HeadSpec = None | Sequence[int] | Mapping[int, Sequence[int]] | HeadsOfLayers
 """All heads; those in every chosen layer; or for some chosen layers those, the other layers keeping all."""
 
 SCOPES, FEASIBLE, INTO = ("segment", "step"), ("share", "clamp"), ("thinking", "summary")
-STARVED = ("thinking", "summary", "openings")
+STARVED = ("steps", "thinking", "summary", "openings")
 
 
 @dataclass(frozen=True)
@@ -172,8 +172,9 @@ class Starvation:
     The rest of the row grows in proportion: its total stays. Put before the part that is to mend it.
 
     Attributes:
-        rows: `thinking`: thinking rows lose the question (Shallow Lock-in). `summary`: summary rows lose the thinking (Deep
-            Decay). `openings`: the first token of a step that follows a thinking step loses all earlier thinking steps.
+        rows: `steps`: thinking rows lose everything before their step (Shallow Lock-in). `thinking`: thinking rows lose the
+            question. `summary`: summary rows lose the thinking (Deep Decay). `openings`: the first token of each thinking
+            step loses the thinking before it.
         layers, heads: as for `OddsEqualBridge`; which layers must be said.
         odds: in [0, 1]. 1 does nothing at all, 0 hides the keys.
 

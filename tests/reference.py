@@ -237,9 +237,9 @@ def starve(pattern, steps, rows, odds):
         keys = []
         for key in range(query + 1):
             other = step_of[key]
-            if rows == "openings":
-                opens = query == own.start and own.index > 0 and steps[own.index - 1].segment == "thinking"
-                if opens and other.segment == "thinking" and other.index < own.index:
+            if rows in ("openings", "steps"):
+                earlier = own.segment == "thinking" and other.index < own.index
+                if earlier and (rows == "steps" or (query == own.start and other.segment == "thinking")):
                     keys.append(key)
             elif own.segment == rows and other.segment == {"thinking": "question", "summary": "thinking"}[rows]:
                 keys.append(key)

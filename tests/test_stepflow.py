@@ -764,7 +764,7 @@ def test_a_model_without_a_tokenizer_is_refused(qwen2, monkeypatch):
 
 
 # --- the positive control --------------------------------------------------------------------------------------------
-ROWS = ["thinking", "summary", "openings"]
+ROWS = ["steps", "thinking", "summary", "openings"]
 
 
 @pytest.mark.parametrize("rows", ROWS)
