@@ -2,6 +2,7 @@
 
 In: a folder that `stepsal demo` or `stepsal saliency` wrote, with `comparison.json` of `stepsal compare` for the forest plot.
 Out: a matplotlib figure. No model is loaded. Every figure is one column wide (3.4 inches) with type of 7 to 8 points.
+`stepsal.sweep_figures` has those of a sweep's folder.
 """
 
 import json
@@ -32,7 +33,7 @@ _SHOWN = ("lock_in", "question_share", "thinking_to_summary", "summary_self")
 def tokens(folder: Path) -> Figure:
     """A token-level map beside the step map it is pooled to."""
     influence, stepmap = load_example(folder)
-    figure = _figure(1.95)
+    figure = new_figure(1.95)
     left, right = figure.subplots(1, 2)
     plot.token_map(influence, stepmap.steps, colorbar=False, ax=left)
     plot.step_map(stepmap, colorbar=False, ax=right)
@@ -41,7 +42,7 @@ def tokens(folder: Path) -> Figure:
 
 def maps(folder: Path) -> Figure:
     """Shallow and deep layers of a correct and a wrong trace, on one colour scale."""
-    figure = _figure(3.7)
+    figure = new_figure(3.7)
     draw_maps(figure, {name: group[0] for name, group in group_maps(load_step_maps(folder)).items() if group})
     return figure
 
@@ -71,7 +72,7 @@ def draw_maps(figure: Any, examples: dict[str, StepMap], notes: dict[str, str] |
 def profiles(folder: Path) -> Figure:
     """Four metrics by depth, correct against wrong: means and 95 % intervals over traces."""
     groups = _diagnosed(folder)
-    figure = _figure(3.3)
+    figure = new_figure(3.3)
     for index, (ax, metric) in enumerate(zip(figure.subplots(2, 2, sharex=True).flat, _SHOWN, strict=True)):
         plot.depth_profile(groups, metric=metric, ax=ax)
         if index:
@@ -84,7 +85,7 @@ def profiles(folder: Path) -> Figure:
 def heads(folder: Path) -> Figure:
     """Lock-in and thinking → summary share of every head, mean over all traces."""
     every = [each for group in _diagnosed(folder).values() for each in group]
-    figure = _figure(1.9)
+    figure = new_figure(1.9)
     left, right = figure.subplots(1, 2, sharey=True)
     plot.heads(every, metric="lock_in", limits=(0, 1), ax=left)
     plot.heads(every, metric="thinking_to_summary", limits=(0, 1), ax=right)
@@ -99,7 +100,7 @@ def forest(folder: Path) -> Figure:
         raise FileError(f"there is no {path}: make it with `stepsal compare {folder}`")
     comparison = Comparison.load(path)
     height = 0.2 * len(comparison.meta["layers"]) + 1.0
-    figure = _figure(min(8.0, 2 * height + 0.3))
+    figure = new_figure(min(8.0, 2 * height + 0.3))
     axes = figure.subplots(2, 2, sharex=True, sharey=True)
     for index, (ax, metric) in enumerate(zip(axes.flat, _SHOWN, strict=True)):
         plot.comparison(comparison, metric=metric, ax=ax)
@@ -152,28 +153,47 @@ FIGURES = {
 }
 
 
-def save_figure(name: str, folder: str | Path, out: str | Path, *, command: str = "") -> list[Path]:
-    """Draw a figure of `FIGURES` from a folder of results; write `out` as PNG and PDF, and its caption as Markdown beside them.
+def save_figure(
+    name: str, folder: str | Path, out: str | Path, *, second: str | Path | None = None, command: str = ""
+) -> list[Path]:
+    """Draw a figure of `FIGURES`, or of `stepsal.sweep_figures.SWEEP_FIGURES`, from a folder of results.
 
-    Returns the three paths. Raises `InputError` for an unknown name and `FileError` for a folder that lacks what it needs.
+    Writes `out` as PNG and PDF, and its caption as Markdown beside them; tables as Markdown and LaTeX. `second`: another
+    folder, for the figures that compare two.
+
+    Returns the paths. Raises `InputError` for an unknown name and `FileError` for a folder that lacks what it needs.
     """
-    if name not in FIGURES:
-        raise InputError(f"unknown figure {name!r}: expected one of {', '.join(FIGURES)}")
+    from stepsal.sweep_figures import SWEEP_FIGURES
+
+    if name not in FIGURES and name not in SWEEP_FIGURES:
+        raise InputError(f"unknown figure {name!r}: expected one of {', '.join([*FIGURES, *SWEEP_FIGURES])}")
     out = Path(out).with_suffix("")
-    kind = FIGURES[name]
+    figure: Any
     with plot.style():
-        figure = kind.draw(Path(folder))
-        paths = [out.with_suffix(f".{suffix}") for suffix in ("png", "pdf")]
-        for path in paths:
+        if name in SWEEP_FIGURES:
+            made = SWEEP_FIGURES[name](Path(folder), None if second is None else Path(second))
+            figure, texts = made.figure, made.texts
+        else:
+            if second is not None:
+                raise InputError(f"figure {name!r} takes one folder; given a second one, {second}")
+            kind = FIGURES[name]
+            figure, texts = kind.draw(Path(folder)), {"md": f"{kind.caption}\n"}
+        paths = []
+        for path in () if figure is None else (out.with_suffix(".png"), out.with_suffix(".pdf")):
+            paths.append(path)
             with atomic_path(path) as part:
                 # no date inside, so that the same results give the same file
                 figure.savefig(
                     part, format=path.suffix[1:], metadata={"CreationDate": None} if path.suffix == ".pdf" else None
                 )
-    with atomic_path(out.with_suffix(".md")) as part:
-        made = command or f"stepsal figure {name} {folder} --out {out}.png"
-        part.write_text(f"{kind.caption}\n\nMade by `{made}`.\n", encoding="utf-8")
-    return [*paths, out.with_suffix(".md")]
+    folders = f"{folder} {second}" if second else f"{folder}"
+    command = command or f"stepsal figure {name} {folders} --out {out}.{'png' if paths else 'md'}"
+    for suffix, text in texts.items():
+        paths.append(out.with_suffix(f".{suffix}"))
+        with atomic_path(paths[-1]) as part:
+            how = f"Made by `{command}`."
+            part.write_text(f"% {how}\n{text}" if suffix == "tex" else f"{text}\n{how}\n", encoding="utf-8")
+    return paths
 
 
 def save_example(folder: Path, influence: torch.Tensor, trace_id: str) -> None:
@@ -206,7 +226,8 @@ def _diagnosed(folder: Path) -> dict[str, Sequence[Diagnosis]]:
     return {name: [diagnose(each) for each in group] for name, group in groups.items() if group}
 
 
-def _figure(height: float) -> Figure:
+def new_figure(height: float) -> Figure:
+    """One column wide, so many inches high."""
     from matplotlib.figure import Figure as MatplotlibFigure
 
     return MatplotlibFigure(figsize=(_WIDTH, height), layout="constrained")

@@ -5,17 +5,25 @@ from stepsal.plot.canvas import style
 from stepsal.plot.circuits import step_heads
 from stepsal.plot.maps import answer_rows, log_scale, map_values, step_map, token_map
 from stepsal.plot.statistics import comparison, depth_profile, heads
+from stepsal.plot.sweeps import head_limit, in_math, sweep, sweep_compute, sweep_heads, sweep_lengths, sweep_strengths
 
 __all__ = [
     "LABELS",
     "answer_rows",
     "comparison",
     "depth_profile",
+    "head_limit",
     "heads",
+    "in_math",
     "log_scale",
     "map_values",
     "step_heads",
     "step_map",
     "style",
+    "sweep",
+    "sweep_compute",
+    "sweep_heads",
+    "sweep_lengths",
+    "sweep_strengths",
     "token_map",
 ]

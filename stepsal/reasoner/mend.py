@@ -238,7 +238,7 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = {name: [trace for trace in traces if trace.correct][: given.maps] for name, traces in intact.items()}
     reference = maps(model, chosen["validation"], ())
     lines = [
-        "| planted failure | setting | right | difference to planted (95 %) | p | won back | metric there | diagnosis names it |",
+        "| planted failure | setting | right | difference to planted (95 %) | p | won back | metric | diagnosis names it |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for plant in PLANTS:

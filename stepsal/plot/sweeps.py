@@ -1,0 +1,333 @@
+"""Pictures of a sweep: effects of settings, heads, strengths, compute, chain lengths. The numbers: `stepsal.sweep_results`."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from stepsal.errors import InputError
+from stepsal.plot.canvas import COLOURS, MARKERS, new_axes
+from stepsal.sweep_results import CONTROL_OF, PART_LABELS, STRENGTHS, HeadPanel, Results, StrengthLine
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+else:  # imported where used: it takes a while
+    Axes = DataFrame = Any
+
+_PARTS = ("oeb", "smi", "both")
+_GREY = "0.5"
+_POINTS = "accuracy difference (points)"
+_SMALLEST = (15.0, 8.0)  # points, of a cell that a value is printed in
+
+
+def sweep(results: "DataFrame | Results", *, ax: Axes | None = None) -> Axes:
+    """Draw every setting's paired accuracy difference to the baseline, with its 95 % interval, as a forest plot.
+
+    Filled: p < 0.05, corrected by Holm over the settings. Controls are grey, at the bottom.
+
+    Args:
+        results: the rows that `stepsal.sweep` returns.
+        ax: where to draw; by default a new figure.
+
+    Raises:
+        InputError: rows without a baseline, or nothing but it, or not of one sweep.
+
+    >>> import tempfile
+    >>> from stepsal import plot
+    >>> from stepsal.sweep import sweep
+    >>> config = {"problems": {"count": 2}, "decoding": {"max_new_tokens": 2}, "grid": {"parts": "oeb"}}
+    >>> plot.sweep(sweep(config, out=tempfile.mkdtemp(), workers=1, progress=False)).get_xlabel()
+    'accuracy difference (points)'
+    """
+    found = Results.of(results)
+    if not found.treated:
+        raise InputError(
+            "there is nothing but the baseline: the sweep needs other settings, such as parts = ['oeb', 'smi']"
+        )
+    table = found.effects.iloc[1:]
+    ax = ax or new_axes((3.4, 0.17 * len(table) + 0.8))
+    _zero(ax.axvline)
+    for height, row in enumerate(table.to_dict("records")):
+        colour, marker = part_style(row["part"])
+        ax.hlines(height, 100 * row["low"], 100 * row["high"], color=colour, linewidth=1.1)
+        face = colour if row["p_corrected"] < 0.05 else "white"
+        ax.scatter(
+            [100 * row["difference"]], [height], s=16, marker=marker, edgecolors=colour, facecolors=face, zorder=3
+        )
+        if height and row["part"] != table["part"].iloc[height - 1]:
+            ax.axhline(height - 0.5, color="0.85", linewidth=0.6, zorder=0)
+    ax.set_yticks(range(len(table)), [in_math(label) for label in table["label"]])
+    ax.set_ylim(len(table) - 0.4, -0.6)
+    ax.set_xlabel(_POINTS)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def sweep_heads(panel: HeadPanel, *, limit: float | None = None, colorbar: bool = True, ax: Axes | None = None) -> Axes:
+    """Draw the accuracy difference of each head alone as a heat map, layer (row) by head; on its right each layer alone.
+
+    Blue is a gain, red a loss, grey not in the sweep. Outlined: p < 0.05, corrected by Holm over the panel. Values in points
+    where there is room.
+
+    Args:
+        panel: one of `stepsal.sweep_results.head_panels(results)`.
+        limit: the end of the colour scale in points, on both sides; by default the largest difference.
+        colorbar: draw the scale beside the map.
+        ax: where to draw; by default a new figure.
+    """
+    from matplotlib.patches import Rectangle
+
+    layers, heads = panel.difference.shape
+    limit = limit or head_limit([panel])
+    ax = ax or new_axes((0.3 * heads + 1.8, 0.2 * layers + 0.9))
+    column = heads + 0.2 if heads else 0.0  # centre of the strip
+    shown = []
+    if heads:
+        shown.append((panel.difference, panel.p, np.arange(heads, dtype=float), (-0.5, heads - 0.5)))
+    if heads == 0 or np.isfinite(panel.alone).any():
+        shown.append((panel.alone[:, None], panel.alone_p[:, None], np.array([column]), (column - 0.5, column + 0.5)))
+    for values, ps, columns, (left, right) in shown:
+        image = ax.imshow(
+            np.ma.masked_invalid(100 * values),
+            cmap=_diverging(),
+            vmin=-limit,
+            vmax=limit,
+            aspect="auto",
+            origin="lower",
+            extent=(left, right, -0.5, layers - 0.5),
+        )
+        for (layer, index), p in np.ndenumerate(ps):
+            if p < 0.05:
+                corner = (float(columns[index]) - 0.45, layer - 0.45)
+                ax.add_patch(Rectangle(corner, 0.9, 0.9, fill=False, edgecolor="black", linewidth=1.1))
+    ends = [end for *_, (left, right) in shown for end in (left, right)]
+    ax.set_xlim(min(ends), max(ends))
+    ax.set_ylim(-0.5, layers - 0.5)
+    if all(size >= least for size, least in zip(_cell_size(ax), _SMALLEST, strict=True)):
+        for values, _, columns, _ in shown:
+            _print_values(ax, 100 * values, columns, limit)
+    every = max(1, -(-heads // 8))
+    ticks = [(float(head), str(head)) for head in range(0, heads, every)]
+    if len(shown) == 2 or not heads:
+        ticks.append((column, "all"))
+    ax.set_xticks([at for at, _ in ticks], [name for _, name in ticks])
+    every = max(1, -(-layers // 10))
+    ax.set_yticks(range(0, layers, every), [str(layer) for layer in panel.layers[::every]])
+    ax.set_xlabel("head", x=heads / 2 / (max(ends) - min(ends)) if heads else 0.5)
+    ax.set_ylabel("layer")
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    if colorbar:
+        figure: Any = ax.figure
+        figure.colorbar(image, ax=ax, label=_POINTS, pad=0.03)
+    return ax
+
+
+def head_limit(panels: Sequence[HeadPanel]) -> float:
+    """One end of a colour scale for several panels, in points: the largest difference, or 1."""
+    values = np.concatenate([np.append(panel.difference.ravel(), panel.alone) for panel in panels])
+    return 100 * max(0.01, float(np.nanmax(np.abs(values))))
+
+
+def sweep_strengths(lines: Sequence[StrengthLine], *, ax: Axes | None = None) -> Axes:
+    """Draw the accuracy difference against the strength, with 95 % intervals; controls are grey and dashed.
+
+    Filled: p < 0.05, corrected by Holm over the points drawn.
+
+    Args:
+        lines: of one strength, from `stepsal.sweep_results.strength_lines(results, "tau_max")`, or `"alpha"`.
+        ax: where to draw; by default a new figure.
+
+    Raises `InputError`: no lines.
+    """
+    if not lines:
+        raise InputError("there is no strength to draw: the sweep needs several, such as tau_max = [0.05, 0.15, 0.3]")
+    ax = ax or new_axes((3.4, 2.0))
+    _zero(ax.axhline)
+    name = str(lines[0].table.columns[0])
+    colours = _colours(sum(not line.control for line in lines))
+    for index, line in enumerate(lines):
+        place = sum(not each.control for each in lines[:index])
+        colour = _GREY if line.control else colours[place]
+        table = line.table
+        _series(
+            ax,
+            table[name].to_numpy(float),
+            *(100 * table[each].to_numpy(float) for each in ("difference", "low", "high")),
+            colour=colour,
+            marker=MARKERS[index % len(MARKERS)],
+            label=line.label,
+            filled=table["p_corrected"].to_numpy() < 0.05,
+            shift=4.0 * (index - (len(lines) - 1) / 2),
+            linestyle="--" if line.control else "-",
+        )
+    values = sorted({float(each) for line in lines for each in line.table[name]})
+    if values[0] > 0 and values[-1] / values[0] > 8:
+        ax.set_xscale("log")
+    ax.set_xticks(values, [f"{each:g}" for each in values])
+    ax.minorticks_off()
+    ax.margins(x=0.12)
+    ax.set_xlabel(in_math(STRENGTHS.get(name, name)))
+    ax.set_ylabel(_POINTS)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def sweep_compute(costs: DataFrame, votes: DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Draw accuracy against compute: settings as points, and the baseline with more samples (self-consistency) as a line.
+
+    Args:
+        costs: `stepsal.sweep_results.costs(results)`.
+        votes: `stepsal.sweep_results.self_consistency(results)`.
+        ax: where to draw; by default a new figure.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    ax = ax or new_axes((3.4, 2.6))
+    ax.fill_between(votes["k"], 100 * votes["low"], 100 * votes["high"], color="0.85", linewidth=0)
+    ax.plot(votes["k"], 100 * votes["accuracy"], color="black", marker=".", linewidth=1.2, label="self-consistency")
+    for k, low in zip(votes["k"][1:], 100 * votes["low"][1:], strict=True):  # at 1 are the settings
+        ax.annotate(f"k = {k}", (k, low), (0, -9), textcoords="offset points", ha="center", fontsize="small")
+    named: set[str] = set()
+    for row in costs.to_dict("records"):
+        colour, marker = part_style(row["part"])
+        name = PART_LABELS.get(row["part"], row["part"])
+        x, low, high = row["compute"], 100 * row["low"], 100 * row["high"]
+        ax.vlines(x, low, high, color=colour, linewidth=0.7, alpha=0.5)
+        label = None if name in named else name
+        named.add(name)
+        top = 4 if row["part"] == "none" else 3
+        height = 100 * row["accuracy"]
+        ax.scatter(
+            [x], [height], s=50 if top == 4 else 18, marker=marker, color=colour, linewidths=0, zorder=top, label=label
+        )
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_locator(LogLocator(2))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.set_xlabel("compute per problem (baseline answers)")
+    ax.set_ylabel("accuracy (%)")
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def sweep_lengths(table: DataFrame, others: DataFrame | None = None, *, ax: Axes | None = None) -> Axes:
+    """Draw accuracy by chain length, a line for each setting, with 95 % intervals. Filled: differs from the baseline, p < 0.05.
+
+    Args:
+        table: `stepsal.sweep_results.by_length(results, arms)`, of up to seven settings, the baseline first.
+        others: the same of settings to draw as thin grey lines without a name.
+        ax: where to draw; by default a new figure.
+
+    Raises `InputError`: more settings than colours.
+    """
+    groups = [group for _, group in table.groupby("id", sort=False)]
+    if len(groups) > 1 + len(COLOURS):
+        raise InputError(f"{len(groups)} settings; there are colours for {1 + len(COLOURS)}. Choose some of them.")
+    ax = ax or new_axes((3.4, 2.6))
+    places = {name: int(name.split()[-1]) for name in table["column"]}
+    if others is not None:
+        for _, group in others.groupby("id", sort=False):
+            ax.plot([places[each] for each in group["column"]], 100 * group["accuracy"], color="0.85", linewidth=0.6)
+    colours = iter(COLOURS)
+    for index, group in enumerate(groups):
+        colour = "black" if group["part"].iloc[0] == "none" else _GREY if group["control"].iloc[0] else next(colours)
+        _series(
+            ax,
+            np.array([places[each] for each in group["column"]], dtype=float),
+            *(100 * group[each].to_numpy(float) for each in ("accuracy", "accuracy_low", "accuracy_high")),
+            colour=colour,
+            marker=MARKERS[(index - 1) % len(MARKERS)] if index else "s",
+            label=group["label"].iloc[0],
+            filled=(group["p_corrected"].to_numpy() < 0.05) | (group["part"] == "none").to_numpy(),
+            shift=min(4.0, 16 / len(groups)) * (index - (len(groups) - 1) / 2),
+            linestyle="--" if group["control"].iloc[0] else "-",
+        )
+    ax.set_xticks(list(places.values()), [name.removeprefix("length ") for name in places])
+    ax.margins(x=0.1)
+    ax.set_xlabel("chain length")
+    ax.set_ylabel("accuracy (%)")
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def in_math(text: str) -> str:
+    r"""τ_max as matplotlib sets it.
+
+    >>> print(in_math("OEB, τ_max 0.15"))
+    OEB, $\tau_{\mathrm{max}}$ 0.15
+    """
+    return text.replace("τ_max", r"$\tau_{\mathrm{max}}$")
+
+
+def part_style(part: str) -> tuple[str, str]:
+    """Colour and marker: of the baseline black, of controls grey."""
+    if part in _PARTS:
+        return COLOURS[_PARTS.index(part)], MARKERS[_PARTS.index(part)]
+    if part in CONTROL_OF:
+        return _GREY, "^" if part.startswith("noise") else MARKERS[_PARTS.index(CONTROL_OF[part])]
+    return "black", "*"
+
+
+def _series(
+    ax: Axes,
+    x: Float[np.ndarray, "point"],
+    y: Float[np.ndarray, "point"],
+    low: Float[np.ndarray, "point"],
+    high: Float[np.ndarray, "point"],
+    *,
+    colour: Any,
+    marker: str,
+    label: str,
+    filled: Any,
+    shift: float,
+    linestyle: str,
+) -> None:
+    """A line with intervals, moved sideways by `shift` points so that none hides another; the data stay what they are."""
+    from matplotlib.transforms import ScaledTranslation
+
+    figure: Any = ax.figure
+    moved = ax.transData + ScaledTranslation(shift / 72, 0, figure.dpi_scale_trans)
+    look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4, "transform": moved}
+    face = colour if filled.all() else "white"
+    ax.plot(x, y, linewidth=1.1, linestyle=linestyle, markerfacecolor=face, label=in_math(label), **look)
+    ax.plot(x[filled], y[filled], linestyle="none", zorder=3, **look)
+    ax.vlines(x, low, high, color=colour, linewidth=0.8, transform=moved)
+    ax.update_datalim(np.column_stack([np.concatenate([x, x]), np.concatenate([low, high])]))
+    ax.autoscale_view()
+
+
+def _zero(draw: Any) -> None:
+    draw(0, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+
+
+def _colours(number: int) -> list[Any]:
+    if number <= len(COLOURS):
+        return list(COLOURS[:number])
+    from matplotlib import colormaps
+
+    return [colormaps["viridis"](each) for each in np.linspace(0, 0.95, number)]
+
+
+def _diverging() -> Any:
+    from matplotlib import colormaps
+
+    return colormaps["RdBu"].with_extremes(bad="0.88")
+
+
+def _cell_size(ax: Axes) -> tuple[float, float]:
+    """Width and height in points; the axes may still shrink a little."""
+    figure: Any = ax.figure
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    scale = 72 / figure.dpi
+    return ax.bbox.width * scale / (right - left), ax.bbox.height * scale / (top - bottom)
+
+
+def _print_values(ax: Axes, values: Float[np.ndarray, "layer column"], columns: Any, limit: float) -> None:
+    for (layer, index), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            said = f"{value:+.1f}".replace("-", "−")
+            said = "0" if float(f"{value:.1f}") == 0 else said
+            colour = "white" if abs(value) > 0.6 * limit else "black"
+            ax.text(columns[index], layer, said, ha="center", va="center", fontsize=5.5, color=colour)
