@@ -3,8 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 FIGURE_PROBLEMS := 800
+# Worker processes of one thread each are faster than threads: the tests' models are tiny.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
-.PHONY: demo figures test lint format bench clean
+.PHONY: demo figures sweeps test test-slow lint format bench clean
 
 demo: $(STAMP)  ## step maps of the bundled reasoner's right and wrong traces -> demo/
 	$(BIN)/stepsal demo --out demo
@@ -15,8 +17,22 @@ figures: $(STAMP)  ## the committed figures, from FIGURE_PROBLEMS test problems 
 	for name in tokens maps profiles heads forest; do $(BIN)/python figures/$$name.py build/figures || exit 1; done
 	cp build/figures/demo.png build/figures/demo.pdf figures/
 
-test: $(STAMP)  ## the whole suite, docstring examples included; offline, CPU
-	$(BIN)/python -m pytest
+sweeps: $(STAMP)  ## StepFlow on the bundled reasoner: every table and figure of docs/results.md about it (about an hour)
+	for name in select stepflow paper layers_heads sampled; do \
+	  $(BIN)/stepsal sweep figures/sweeps/$$name.toml --out build/$$name || exit 1; done
+	$(BIN)/python figures/ablation.py build/stepflow
+	$(BIN)/python figures/effects.py build/stepflow
+	$(BIN)/python figures/difficulty.py build/stepflow
+	$(BIN)/python figures/strength.py build/select
+	$(BIN)/python figures/grid.py build/layers_heads
+	$(BIN)/python figures/compute.py build/stepflow build/sampled
+	$(BIN)/python -m stepsal.reasoner.mend --out build/mend
+
+test: $(STAMP)  ## the suite, docstring examples included; offline, CPU (about 5 minutes)
+	$(PYTEST) -m "not slow"
+
+test-slow: $(STAMP)  ## what else CI runs: the notebooks, a Ray cluster
+	$(PYTEST) -m slow
 
 lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check

@@ -30,9 +30,9 @@ def measure(workers: int, threads: int, count: int) -> float:
 
     import stepsal
     from stepsal.questions import grade_answer
-    from stepsal.sweep_plan import load_questions
     from stepsal.sweep import _Crew, _run_round
     from stepsal.sweep_config import read_config
+    from stepsal.sweep_plan import load_questions
     from stepsal.sweep_progress import Progress, Scores
     from stepsal.sweep_rows import SweepFolder
     from stepsal.sweep_settings import Setting, next_round
