@@ -8,6 +8,7 @@ The positive control of StepFlow (about 12 minutes on 2 CPU cores), and whether 
    back is the part's difference to the planted failure, over what the failure lost.
 4. Step maps of right answers of the intact model, read again under each setting: does the diagnosis name the failure (against
    maps of other right answers of the intact model), and does the part move the metric back?
+   The first such answer's maps, planted and mended, are kept: OUT/planted.safetensors and OUT/mended.safetensors.
 5. The loop: lock-in of the shallow layers with and without the bridge, thinking -> summary share of the deep layers with and
    without the momentum, of the same answers, nothing planted.
 
@@ -44,6 +45,7 @@ from stepsal.stepflow import (
     Starvation,
     StepMomentum,
 )
+from stepsal.stepmap import StepMap
 from stepsal.trace import Trace
 from stepsal.trace_files import read_traces
 
@@ -125,16 +127,18 @@ def right(traces: Sequence[Trace]) -> list[bool]:
     return [bool(trace.correct) for trace in traces]
 
 
+def read(model: Model, trace: Trace, parts: Sequence[Part]) -> StepMap:
+    """The step map of a trace as the model reads it with the parts at work."""
+    with intervene(model, parts) as live:
+        live.question_tokens = [trace.steps[0].stop]
+        return step_saliency(model, trace)
+
+
 def maps(
     model: Model, traces: Sequence[Trace], parts: Sequence[Part], reference: Sequence[Diagnosis] | None = None
 ) -> list[Diagnosis]:
-    """The diagnosis of each trace, as the model reads it with the parts at work."""
-    found = []
-    for trace in traces:
-        with intervene(model, parts):
-            stepmap = step_saliency(model, trace)
-        found.append(diagnose(stepmap, reference=reference))
-    return found
+    """The diagnosis of each of these maps."""
+    return [diagnose(read(model, trace, parts), reference=reference) for trace in traces]
 
 
 def interval(differences: Sequence[float]) -> str:
@@ -173,6 +177,8 @@ def mend(
     settings |= {f"+ {name}": (plant.starvation, control) for name, control in plant.controls(part).items()}
     outcomes = {name: right(answers(model, out, "test", test, parts)) for name, parts in settings.items()}
     lost = sum(outcomes["intact"]) - sum(outcomes["planted"])
+    for name, parts in {"planted": settings["planted"], "mended": (plant.starvation, part)}.items():
+        read(model, judged[0], parts).save(out / f"{name}.safetensors")  # those of the last failure stay
     rows = []
     for name, parts in settings.items():
         found = paired(outcomes["planted"], outcomes[name])
@@ -228,7 +234,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for answers and tables")
     parser.add_argument("--problems", type=int, default=200, help="test problems for each setting")
     parser.add_argument("--validation", type=int, default=48, help="validation problems for each strength")
-    parser.add_argument("--maps", type=int, default=24, help="answers whose step maps are read under each setting")
+    parser.add_argument("--maps", type=int, default=20, help="answers whose step maps are read under each setting")
     given = parser.parse_args(arguments)
     model = load_model()
     intact = {
