@@ -7,8 +7,10 @@ In: a `Comparison`. Out: `Bands`, the layers for the bridge (`shallow`) and for 
 2. It differs if the 95 % interval of the AUC lies beyond 1/2 on that side, and p, corrected over layers, is below 0.05: in the
    matched pairs, or in all traces where fewer than 20 pairs have the metric; length may then explain it.
 3. It is beyond distance if, in all traces, the difference's 95 % limit nearer to none is beyond the difference that the same
-   traces would show if influence depended on distance alone (`metrics.position_only`).
-4. Chosen are the layers of that half to which 2 and 3 both apply, and no others: gaps are not filled, neighbours not added.
+   traces would show if influence depended on distance alone (`metrics.position_only`). That is asked only where there are too
+   few pairs: among traces matched in length, reading nearer things is what the two failures are.
+4. Chosen are the layers of that half to which 2 and, where it is asked, 3 apply, and no others: gaps are not filled, neighbours
+   not added.
 5. Where there is none, the part falls back to the paper's quarter (`layers.band`), and a warning says so.
 
 p is two-sided and over all layers, one direction in half of them is asked for: with healthy traces a part chooses some layer
@@ -47,7 +49,7 @@ class Bands:
         evidence: a row per part and layer. `correct` to `p_corrected` as in `Comparison.table`, of the traces that `traces`
             names (`matched pairs` or `all`). Of all traces: `all_low`, `all_high` (the difference's limits), and
             `distance_difference`, `distance_auc` (had distance alone counted). `in_half`, `differs`, `beyond_distance`: steps
-            1 to 3 of the rule; `chosen`: all three.
+            1 to 3 of the rule; `chosen`: step 4.
     """
 
     shallow: tuple[int, ...]
@@ -130,7 +132,7 @@ def _evidence(comparison: Comparison, metric: str, sign: int, half: range) -> Da
     found["in_half"] = found.index.isin(half)
     found["differs"] = (sign * (found[nearer[0]] - 0.5) > 0) & (found["p_corrected"] < LEVEL)
     found["beyond_distance"] = sign * (found[nearer[1]] - found["distance_difference"]) > 0
-    found["chosen"] = found["in_half"] & found["differs"] & found["beyond_distance"]
+    found["chosen"] = found["in_half"] & found["differs"] & (found["beyond_distance"] | bool(enough))
     found.insert(0, "metric", metric)
     found.insert(1, "traces", "matched pairs" if enough else "all")
     return found.reset_index()
@@ -155,7 +157,10 @@ def _reason(found: DataFrame, metric: str, sign: int, half: range) -> str:
     ]
     opposite = (found["auc_high"] < 0.5) if sign > 0 else (found["auc_low"] > 0.5)
     for mask, text in (
-        (found["in_half"] & found["differs"] & ~found["beyond_distance"], "distance alone would explain it in {}"),
+        (
+            found["in_half"] & found["differs"] & ~found["beyond_distance"],
+            "reading by distance alone would show it too in {}",
+        ),
         (~found["in_half"] & found["differs"] & found["beyond_distance"], "the same in {}, in the other half"),
         (found["in_half"] & opposite & (found["p_corrected"] < LEVEL), "the opposite in {}"),
     ):

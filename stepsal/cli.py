@@ -206,6 +206,8 @@ def _generate(given: argparse.Namespace) -> None:
             if part and getattr(given, part) is None:
                 raise InputError(f"--{name} {part}=... is for --{part}, which is not given")
             for each in [part] if part else places:
+                if name in places[each]:
+                    raise InputError(f"--{name} has two values for {each}: write several indices as 0,1")
                 places[each][name] = value
     if (given.layers or given.heads) and given.oeb is None and given.smi is None:
         raise InputError("--layers and --heads say where --oeb and --smi act: give one of them")
@@ -216,7 +218,9 @@ def _generate(given: argparse.Namespace) -> None:
         parts.append(StepMomentum(alpha=given.smi, **places["smi"]))
     room = given.max_new_tokens
     if given.problems.isdecimal():
-        questions = task_questions("test", [DEFAULT_LENGTH], _positive(given.problems))
+        if int(given.problems) == 0:
+            raise InputError("0 problems: give how many, at least 1, or a JSONL file")
+        questions = task_questions("test", [DEFAULT_LENGTH], int(given.problems))
         room = room or task_room([DEFAULT_LENGTH])
     else:
         questions = read_questions(Path(given.problems), graded=False)

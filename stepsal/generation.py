@@ -5,14 +5,15 @@ Face's.
 
 1. Prompts of like length are decoded together, left-padded; as many at a time as memory allows.
 2. A sampled token is read off one uniform number: the first token at which the cumulative probability, most likely token
-   first, exceeds it. The numbers come from the seed, the prompt's tokens and the sample's number alone, so an answer depends
-   neither on the batch it was decoded in nor on what other prompts there were (but for rounding, which a batch may change).
+   first, exceeds it. The numbers come from the seed, the prompt's tokens and the sample's number alone (an equal prompt earlier
+   in the list counts as earlier samples), so an answer depends neither on the batch it was decoded in nor on other prompts, but
+   for rounding.
 3. A response ends with the first end-of-sequence token, of the tokenizer or of the model's generation settings.
 """
 
 import hashlib
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -23,22 +24,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stepsal import host
-from stepsal.errors import InputError
+from stepsal.errors import InputError, NumericalError
 from stepsal.formats import FormatSpec, StepsSpec
 from stepsal.host import Model
-from stepsal.intervene import intervene
+from stepsal.intervene import Interventions, intervene
 from stepsal.memory import free_bytes
 from stepsal.prompt import Prompt, encode_prompt
 from stepsal.segment import question_length
 from stepsal.stepflow import Part, part_record
-from stepsal.trace import Trace
+from stepsal.trace import Trace, split_tokens, unopened
 
 
 def generate(
     model: Model,
     prompts: Sequence[Prompt],
     *,
-    interventions: Part | Sequence[Part] = (),
+    interventions: Part | Sequence[Part] | Interventions = (),
     max_new_tokens: int = 512,
     batch_size: int = 8,
     temperature: float = 0.0,
@@ -54,8 +55,8 @@ def generate(
     Args:
         model: a `TransformerBridge`, from `load_model` or booted by you.
         prompts: texts as the model sees them, or lists of chat messages for the tokenizer's template.
-        interventions: parts of StepFlow that act while decoding (`stepsal.stepflow`). For their `report()`, call this inside
-            `stepsal.intervene` instead.
+        interventions: parts of StepFlow that act while decoding (`stepsal.stepflow`); or, for their `report()`, what
+            `stepsal.intervene` gave, inside its context.
         max_new_tokens: where a response is cut; `trace.meta["truncated"]` says whether it was.
         batch_size: sequences decoded together at most. Fewer where free memory would not do: `meta["batch_size"]` and a
             warning say so.
@@ -64,10 +65,12 @@ def generate(
         top_p: sample from the most likely tokens that together have this probability.
         samples: responses for each prompt.
         seed: of the sampling. The same prompt given twice gets different samples, like `samples=2`.
-        format, steps: how the traces are split, as in `Trace.from_text`.
-        progress: show a progress bar.
+        format, steps: how the traces are split, as in `Trace.from_text`. An answer that closes a thinking which nothing opened
+            stays as it is, with `meta["unopened_thinking"]` and a warning.
+        progress: show a progress bar. Nothing is kept of an interrupted call: `stepsal generate` goes on where it stopped.
 
     Raises:
+        NumericalError: logits that are not finite while sampling.
         InputError: no room for `max_new_tokens` in the model's context, an empty prompt, numbers out of range, or no token that
             ends a sequence.
 
@@ -79,6 +82,8 @@ def generate(
     """
     from tqdm import tqdm
 
+    if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], Mapping)):
+        raise InputError(f"prompts={str(prompts)[:60]!r} is one prompt: give a list of prompts, [prompt]")
     decoding = Decoding(max_new_tokens, batch_size, temperature, top_p, samples, seed)
     traces: dict[int, Trace] = {}
     with tqdm(total=len(prompts) * samples, desc="generating", unit="trace", disable=not progress) as bar:
@@ -100,13 +105,16 @@ class Decoding:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch_size", "samples", "seed"):
+            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int):
+                raise InputError(f"{name}={getattr(self, name)!r} must be a whole number")
         if min(self.max_new_tokens, self.batch_size, self.samples) < 1:
             raise InputError(
                 f"max_new_tokens={self.max_new_tokens}, batch_size={self.batch_size} and samples={self.samples} must be at "
                 "least 1"
             )
-        if not 0 <= self.temperature < float("inf"):
-            raise InputError(f"temperature={self.temperature} must be 0 (the most likely token) or a positive number")
+        if self.temperature != 0 and not 1e-6 <= self.temperature < float("inf"):
+            raise InputError(f"temperature={self.temperature} must be 0 (the most likely token) or at least 1e-6")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p={self.top_p} must be above 0 and at most 1: it is a share of the probability")
         if self.seed < 0:
@@ -121,7 +129,7 @@ def stream(
     model: Model,
     prompts: Sequence[Prompt],
     decoding: Decoding,
-    interventions: Part | Sequence[Part] = (),
+    interventions: Part | Sequence[Part] | Interventions = (),
     *,
     format: FormatSpec = "auto",
     steps: StepsSpec = "auto",
@@ -131,12 +139,22 @@ def stream(
     tokenizer = model.tokenizer
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     _check_room(model, encoded, decoding)
-    parts = (interventions,) if isinstance(interventions, Part) else tuple(interventions)
+    given = None
+    if isinstance(interventions, Interventions):
+        given, parts = interventions, interventions.parts
+        if (format, steps) not in (("auto", "auto"), (given.format, given.steps)):
+            raise InputError(
+                f"format={format!r} and steps={steps!r} differ from those of `intervene`, {given.format!r} and {given.steps!r}"
+            )
+        format, steps = given.format, given.steps
+    else:
+        parts = (interventions,) if isinstance(interventions, Part) else tuple(interventions)
     units = [unit for unit in _units(encoded, decoding.samples) if unit.index not in skip]
     if not units:
         return
     units.sort(key=lambda unit: len(unit.prompt))  # little padding: prompts of like length together
-    with intervene(model, parts, format=format, steps=steps) if parts else nullcontext() as live:
+    own = intervene(model, parts, format=format, steps=steps) if parts and given is None else nullcontext(given)
+    with own as live:
         warned = False
         while units:
             fit, reason = _affordable(model, units, decoding)
@@ -150,6 +168,8 @@ def stream(
             if reason:
                 meta["batch_size"] = fit
             responses = _decode(model, batch, decoding)
+            if live is not None:
+                live.question_tokens = None
             yield {
                 unit.index: _trace(model, unit, response, decoding, meta, format, steps)
                 for unit, response in zip(batch, responses, strict=True)
@@ -183,9 +203,11 @@ def _units(encoded: list[list[int]], samples: int) -> list[_Unit]:
 def _check_room(model: Model, encoded: list[list[int]], decoding: Decoding) -> None:
     context, longest = host.shape(model).context, max(map(len, encoded), default=0)
     if longest + decoding.max_new_tokens > context:
+        which = next(index for index, each in enumerate(encoded) if len(each) == longest)
+        fix = f"use max_new_tokens={context - longest} at most" if longest < context else "shorten it, or leave it out"
         raise InputError(
-            f"a prompt of {longest} tokens and max_new_tokens={decoding.max_new_tokens} do not fit the model's context of "
-            f"{context}: use max_new_tokens={max(1, context - longest)} at most"
+            f"prompt {which}, of {longest} tokens, and max_new_tokens={decoding.max_new_tokens} do not fit the model's context "
+            f"of {context}: {fix}"
         )
     if not host.stop_tokens(model):
         raise InputError("the tokenizer has no end-of-sequence token, so no answer would end: set tokenizer.eos_token")
@@ -198,7 +220,7 @@ def _affordable(model: Model, units: list[_Unit], decoding: Decoding) -> tuple[i
     each = host.decoding_bytes(model, longest, longest + decoding.max_new_tokens)
     free = free_bytes(host.device_of(model))
     fit = max(1, int(0.8 * free / each))
-    if fit >= decoding.batch_size:
+    if fit >= size:
         return size, ""
     reason = (
         f"batch_size={decoding.batch_size} would need about {decoding.batch_size * each / 2**30:.2g} GiB and "
@@ -223,38 +245,45 @@ def _trace(
         "seed": decoding.seed,
         "sample": unit.draw,
     }
-    return Trace.from_tokens(
-        model.tokenizer,
-        unit.prompt + response,
-        format=format,
-        steps=steps,
-        prompt_tokens=len(unit.prompt),
-        id=name,
-        meta={"truncated": response[-1] not in host.stop_tokens(model)}
-        | (sampling if decoding.temperature else {})
-        | meta,
+    meta = (
+        {"truncated": response[-1] not in host.stop_tokens(model)} | (sampling if decoding.temperature else {}) | meta
     )
+    tokens, length = unit.prompt + response, len(unit.prompt)
+    trace = split_tokens(model.tokenizer, tokens, format, steps, length, id=name, meta=meta)
+    if format == "auto" and (found := unopened(trace)):
+        trace.meta["unopened_thinking"] = True
+        warnings.warn(
+            f"an answer has {found[2]!r}, but nothing opens the thinking, so all of it counts as summary. Let the prompts end "
+            f"with {found[1]!r}, or give format={found[0]!r}.",
+            stacklevel=4,
+        )
+    return trace
 
 
 def _decode(model: Model, units: list[_Unit], decoding: Decoding) -> list[list[int]]:
     """The responses, up to and including the first token that ends a sequence."""
-    ends = host.stop_tokens(model)
+    ends, known = host.stop_tokens(model), len(model.tokenizer)  # a vocabulary may be padded
     width, device = max(len(unit.prompt) for unit in units), host.device_of(model)
     tokens = torch.full((len(units), width), min(ends))
     mask = torch.zeros_like(tokens)
     for row, unit in enumerate(units):
         tokens[row, width - len(unit.prompt) :] = torch.tensor(unit.prompt)
         mask[row, width - len(unit.prompt) :] = 1
-    choose = None
+    numbers = None
     if decoding.temperature > 0:
-        numbers = torch.from_numpy(np.stack([_numbers(unit, decoding) for unit in units])).to(device, torch.float32)
+        drawn = np.stack([_numbers(unit, decoding) for unit in units])
+        numbers = torch.from_numpy(np.minimum(drawn, 1 - 2**-24)).to(torch.float32)  # rounding must not give 1
 
-        def choose(so_far: Tensor, logits: Tensor) -> Tensor:
-            chosen = draw(logits, decoding.temperature, decoding.top_p, numbers[:, so_far.shape[1] - width])
-            return torch.full_like(logits, -torch.inf).scatter(1, chosen[:, None], 0.0)
+    def choose(so_far: Tensor, logits: Tensor) -> Tensor:
+        logits = logits.masked_fill(torch.arange(logits.shape[1], device=logits.device) >= known, -torch.inf)
+        if numbers is None:
+            return logits
+        number = numbers[:, so_far.shape[1] - width].to(logits.device)
+        chosen = draw(logits, decoding.temperature, decoding.top_p, number)
+        return torch.full_like(logits, -torch.inf).scatter(1, chosen[:, None], 0.0)
 
     with torch.no_grad(), host.frozen(model):
-        output = host.decode(model, tokens.to(device), mask.to(device), decoding.max_new_tokens, choose)
+        output = host.decode(model, tokens.to(device), mask.to(device), decoding.max_new_tokens, ends, choose)
     responses = []
     for row in output[:, width:].tolist():
         stop = next((at + 1 for at, token in enumerate(row) if token in ends), len(row))
@@ -277,7 +306,14 @@ def draw(
     >>> draw(torch.log(torch.tensor([[0.2, 0.5, 0.3]] * 3)), 1.0, 0.75, torch.tensor([0.0, 0.6, 0.99])).tolist()
     [1, 1, 2]
     """
-    probabilities, order = torch.softmax(logits.float() / temperature, -1).sort(dim=-1, descending=True, stable=True)
+    logits = logits.float()
+    if bool(torch.isnan(logits).any() | (logits == torch.inf).any()):
+        raise NumericalError(
+            "the logits of the next token are not finite. Check the weights, or load the model in a wider precision "
+            "(dtype='float32')."
+        )
+    cooled = (logits - logits.amax(-1, keepdim=True)) / temperature
+    probabilities, order = torch.softmax(cooled, -1).sort(dim=-1, descending=True, stable=True)
     ends = probabilities.cumsum(-1)
     kept = (ends - probabilities < top_p).sum(-1, keepdim=True)  # at least the first
     limit = ends.gather(-1, kept - 1)

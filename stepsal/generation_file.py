@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from stepsal import host
-from stepsal.errors import FileError
+from stepsal.errors import FileError, InputError
 from stepsal.files import atomic_path
 from stepsal.formats import FormatSpec, StepsSpec
 from stepsal.generation import Decoding, stream
@@ -23,7 +23,7 @@ from stepsal.host import Model
 from stepsal.questions import Question, grade_answer
 from stepsal.stepflow import Part, part_record
 from stepsal.trace import Trace
-from stepsal.trace_files import read_traces, trace_line, write_traces
+from stepsal.trace_files import read_traces, rule_name, trace_line, write_traces
 
 
 def generate_file(
@@ -53,13 +53,16 @@ def generate_file(
 
     path = Path(path)
     refuse_existing(path)
+    ids = [question.id for question in questions]
+    if twice := [each for each in ids if not each or ids.count(each) > 1]:
+        raise InputError(f"the id {twice[0]!r} is empty, or that of several questions: give each its own")
     partial = path.with_name(f".{path.name}.partial")
     settings = {
         "model": host.describe(model),
         "decoding": {name: value for name, value in asdict(decoding).items() if name != "batch_size"},
         "interventions": [part_record(part) for part in interventions],
-        "segmentation": {"format": format, "steps": steps},
-        "questions": hashlib.sha256(json.dumps([[each.id, each.prompt] for each in questions]).encode()).hexdigest(),
+        "segmentation": {"format": format, "steps": rule_name(steps, "these traces are to be")},
+        "questions": hashlib.sha256(json.dumps([asdict(each) for each in questions]).encode()).hexdigest(),
     }
     done = {trace.id: trace for trace in _begin(partial, settings, model)}
     names = [_name(question, sample, decoding) for question in questions for sample in range(decoding.samples)]
@@ -109,22 +112,24 @@ def _grade(model: Model, trace: Trace, question: Question, name: str) -> Trace:
 def _begin(partial: Path, settings: dict[str, Any], model: Model) -> list[Trace]:
     """The traces that are done, if these settings are those that the file was begun with; a half line at its end is cut off."""
     about = partial.with_suffix(".settings")
-    if not about.exists():
-        with atomic_path(about) as part:
-            part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    delete = f"Give another --out, or delete {partial} and {about} yourself."
     try:
+        text = partial.read_bytes() if partial.exists() else b""
+        if b"\n" not in text:  # nothing is done yet: what was refused before may have been put right
+            with atomic_path(about) as part:
+                part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+            partial.write_bytes(b"")
+            return []
         begun = json.loads(about.read_text(encoding="utf-8"))
-        partial.touch()
-        text = partial.read_bytes()
         if not text.endswith(b"\n"):
-            partial.write_bytes(text[: text.rfind(b"\n") + 1])
+            os.truncate(partial, text.rfind(b"\n") + 1)
     except (OSError, ValueError) as error:
-        raise FileError(f"cannot go on from {partial}: {error}. Give another --out, or delete that file.") from error
+        if isinstance(error, FileError):
+            raise
+        raise FileError(f"cannot go on from {partial}: {error}. {delete}") from error
     settings = json.loads(json.dumps(settings))
     if differ := [name for name in settings if settings[name] != begun.get(name)]:
-        raise FileError(
-            f"{partial} was begun with other settings ({', '.join(differ)}). Give another --out, or delete it yourself."
-        )
+        raise FileError(f"{partial} was begun with other settings ({', '.join(differ)}). {delete}")
     return read_traces(partial, model.tokenizer)
 
 

@@ -4,7 +4,7 @@
 for names (`pattern_name(3)`), sizes and forward passes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -187,30 +187,31 @@ def decode(
     tokens: Int[Tensor, "batch pos"],
     mask: Int[Tensor, "batch pos"],
     max_new_tokens: int,
+    ends: Collection[int],
     choose: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Int[Tensor, "batch longer_pos"]:
     """Left-padded prompts and their continuations; rows that ended are filled up with an end-of-sequence token.
 
-    The most likely token each time, after `choose(tokens so far, logits)` where it is given. What the model's own generation
-    settings would change is switched off.
+    The most likely token each time, after `choose(tokens so far, logits)` where it is given. The model's own generation
+    settings are put aside: any of them could change the tokens.
     """
-    from transformers import LogitsProcessorList
+    from transformers import GenerationConfig, LogitsProcessorList
 
-    return model.hf_generate(
-        tokens,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(stop_tokens(model)),
-        do_sample=False,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=50,
-        num_beams=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        logits_processor=LogitsProcessorList([] if choose is None else [choose]),
-        attention_mask=mask,
-        return_type="tokens",
-    )
+    owner = model.original_model
+    settings = owner.generation_config
+    owner.generation_config = GenerationConfig()  # what a call does not name is taken from there
+    try:
+        return model.hf_generate(
+            tokens,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=sorted(ends),
+            do_sample=False,
+            logits_processor=LogitsProcessorList([] if choose is None else [choose]),
+            attention_mask=mask,
+            return_type="tokens",
+        )
+    finally:
+        owner.generation_config = settings
 
 
 @contextmanager

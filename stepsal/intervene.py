@@ -102,7 +102,8 @@ class Interventions:
         if getattr(model, "tokenizer", None) is None:
             raise InputError("the model has no tokenizer, so its text cannot be followed: set model.tokenizer")
         size = host.shape(model)
-        self._model, self._parts, self._n_heads = model, parts, size.heads
+        self._model, self._n_heads = model, size.heads
+        self.parts, self.format, self.steps = parts, format, steps
         self._heads = [resolve_heads(part, size.layers, size.heads) for part in parts]
         self._follower = Follower(model.tokenizer, format, steps, host.end_tokens(model))
         self._tallies = {(index, layer): Tally() for index, each in enumerate(self._heads) for layer in each}
@@ -117,11 +118,17 @@ class Interventions:
 
     @property
     def question_tokens(self) -> Sequence[int] | None:
-        """How many tokens of each row are its question, for the sequences that begin next; None: up to the first marker."""
+        """How many tokens of each row are its question, for sequences that begin from now on; None: up to the first marker."""
         return self._follower.question_tokens
 
     @question_tokens.setter
     def question_tokens(self, given: Sequence[int] | None) -> None:
+        if given is not None and not (
+            isinstance(given, Sequence) and all(isinstance(each, int) and each > 0 for each in given)
+        ):
+            raise InputError(
+                f"question_tokens={given!r} must be a list with a whole number, at least 1, for each row; or None"
+            )
         self._follower.question_tokens = given
 
     # --- hooks -------------------------------------------------------------------------------------------------------
@@ -133,7 +140,7 @@ class Interventions:
         hooks: list[Hook] = [(host.tokens_name(), self._begin)]
         seen: set[str] = set()  # layers of one kind see the same keys: the first speaks for all
         for layer in layers:
-            mine = [(index, part) for index, part in enumerate(self._parts) if layer in self._heads[index]]
+            mine = [(index, part) for index, part in enumerate(self.parts) if layer in self._heads[index]]
             edits = [(index, part) for index, part in mine if not isinstance(part, StepMomentum)]
             momenta = [(index, part) for index, part in mine if isinstance(part, StepMomentum)]
             kind = host.attention_kind(self._model, layer)
@@ -265,11 +272,11 @@ class Interventions:
     def check_fired(self) -> None:
         """Raise `UnsupportedModelError` for a hook that did not fire, if there was a forward pass."""
         if self._fired and (missing := sorted(self._needed - self._fired)):
-            raise self.refuse(f"its hook {missing[0]} never fires")
+            raise self.refuse(f"its hook {missing[0]} never fires (or no forward pass was run to its end)")
 
     def warn_idle(self) -> None:
         """Warn about each part that has a strength and never did anything."""
-        for index, part in enumerate(self._parts):
+        for index, part in enumerate(self.parts):
             tallies = [tally for (which, _), tally in self._tallies.items() if which == index]
             if _does_nothing(part) or any(tally.acted() for tally in tallies):
                 continue
@@ -302,9 +309,9 @@ class Interventions:
         import pandas as pd
 
         rows = []
-        for index, part in enumerate(self._parts):
+        for index, part in enumerate(self.parts):
             kind = type(part).__name__
-            earlier = sum(type(other) is type(part) for other in self._parts[:index])
+            earlier = sum(type(other) is type(part) for other in self.parts[:index])
             label = f"{kind} {earlier + 1}" if earlier else kind
             for layer, heads in self._heads[index].items():
                 tally = self._tallies[index, layer]

@@ -1,6 +1,8 @@
 """Which layers: names of depth bands, one index or several -> indices."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from stepsal.errors import InputError
 
@@ -32,11 +34,11 @@ def resolve_layers(layers: LayerSpec, n_layers: int) -> tuple[int, ...]:
     """
     if isinstance(layers, str):
         return band(layers, n_layers)
-    given = [layers] if isinstance(layers, int) else list(layers)
+    given = list(layers) if isinstance(layers, Iterable) else [layers]
     for layer in given:
-        if isinstance(layer, bool) or not isinstance(layer, int) or not -n_layers <= layer < n_layers:
+        if isinstance(layer, bool) or not isinstance(layer, int | np.integer) or not -n_layers <= layer < n_layers:
             raise InputError(f"layer {layer!r} does not exist: the model has layers 0 to {n_layers - 1}")
-    indices = sorted(layer % n_layers for layer in given)
+    indices = sorted(int(layer) % n_layers for layer in given)
     if not indices or len(set(indices)) < len(indices):
         raise InputError(f"layers {given} must name at least one layer and none twice")
     return tuple(indices)

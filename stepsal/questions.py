@@ -86,10 +86,13 @@ def _question(where: str, line: str, number: int, graded: bool) -> Question:
         raise InputError(f"{where} is no JSON: {error}") from error
     if not isinstance(given, dict) or not isinstance(given.get("prompt"), str | list) or not given["prompt"]:
         raise InputError(f"{where} needs a 'prompt': a text or a list of chat messages; given: {line[:80]}")
-    answer = given.get("answer")
-    if isinstance(answer, bool) or (not isinstance(answer, str | int | float) and (graded or answer is not None)):
+    answer, name = given.get("answer"), given.get("id")
+    known = isinstance(answer, str | int | float) and not isinstance(answer, bool) and str(answer).strip() != ""
+    if not known and (graded or answer is not None):
         raise InputError(f"{where} needs an 'answer': a text or a number; given: {answer!r}")
-    return Question(str(given.get("id", f"problem-{number}")), given["prompt"], None if answer is None else str(answer))
+    return Question(
+        f"problem-{number}" if name is None else str(name), given["prompt"], None if answer is None else str(answer)
+    )
 
 
 def final_answer(summary: str) -> str:

@@ -21,7 +21,8 @@ too is no effect of StepFlow. `Starvation` plants a failure for the parts to men
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from typing import Any
@@ -274,22 +275,36 @@ def _heads(heads: Sequence[int] | None, n_heads: int) -> tuple[int, ...]:
 
 
 def _freeze_places(part: "Part") -> None:
-    """Sequences and mappings become tuples, so that a part is hashable and never changes."""
+    """Sequences and mappings become tuples, numpy's integers Python's, so that a part is hashable and never changes."""
     layers: Any = part.layers
     heads: Any = part.heads
     if isinstance(layers, str):
         band(layers, 1)
-    elif isinstance(layers, Sequence):
-        object.__setattr__(part, "layers", tuple(layers))
-    elif not _is_integer(layers):
-        raise InputError(f"layers={layers!r}: expected 'shallow', 'deep', 'all', an index or several indices")
-    if isinstance(heads, Mapping):
-        frozen: Any = tuple((layer, tuple(those)) for layer, those in heads.items())
-    elif heads is None or (isinstance(heads, Sequence) and not isinstance(heads, str)):
-        frozen = heads if heads is None else tuple(heads)
+    elif isinstance(layers, Iterable):
+        object.__setattr__(part, "layers", _indices("layers", layers))
     else:
+        object.__setattr__(part, "layers", _indices("layers", [layers])[0])
+    if isinstance(heads, Mapping):
+        heads = tuple(heads.items())
+    if isinstance(heads, Iterable) and not isinstance(heads, str):
+        heads = tuple(heads)
+        if heads and all(isinstance(each, tuple) and len(each) == 2 for each in heads):
+            frozen: Any = tuple((_indices("heads", [layer])[0], _indices("heads", those)) for layer, those in heads)
+        else:
+            frozen = _indices("heads", heads)
+        object.__setattr__(part, "heads", frozen)
+    elif heads is not None:
         raise InputError(f"heads={heads!r}: expected None (all), several indices, or a mapping from layers to indices")
-    object.__setattr__(part, "heads", frozen)
+
+
+def _indices(name: str, given: Any) -> tuple[int, ...]:
+    try:
+        if any(isinstance(each, bool) for each in given):
+            raise TypeError
+        return tuple(operator.index(each) for each in given)
+    except TypeError:
+        kinds = "'shallow', 'deep', 'all', an index or several indices" if name == "layers" else "indices of heads"
+        raise InputError(f"{name}={given!r}: expected {kinds}") from None
 
 
 def _check_known(name: str, value: object, known: tuple[str, ...]) -> None:

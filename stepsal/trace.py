@@ -125,36 +125,11 @@ class Trace:
         >>> Trace.from_tokens(tokenizer, tokenizer.encode("2+2?<think></think>4"), id="a")
         Trace('a', 7 tokens, steps: 1 question, 1 thinking, 1 summary)
         """
-        ids = check_tokens(tokens, len(tokenizer))
-        if prompt_tokens is not None and not 0 < prompt_tokens < len(ids):
-            raise InputError(
-                f"prompt_tokens={prompt_tokens} of {len(ids)} tokens leaves an empty prompt or an empty response: "
-                "a trace needs one token of each"
-            )
-        question_tokens = None
-        if prompt_tokens is not None:
-            question_tokens = question_length(tokenizer, ids[:prompt_tokens], format)
-        elif not any(each.markers for each in find_formats(format)):
-            raise InputError(f"format={format!r} has no marker that ends the question: it needs prompt_tokens=")
-        segmenter = Segmenter(tokenizer, format, steps, question_tokens)
-        opened, pieces = [], []
-        for token in ids:
-            opened.append(segmenter.push(token))
-            pieces.append(segmenter.text)
-        text = decode(tokenizer, ids)
-        edges = _character_edges(tokenizer, ids, pieces, text)
-
-        starts = [position for position, segment in enumerate(opened) if segment]
-        spans = enumerate(zip(starts, [*starts[1:], len(ids)], strict=True))
-        found = tuple(
-            Step(index, opened[start] or "", start, stop, text[edges[start] : edges[stop]])
-            for index, (start, stop) in spans
-        )
-        prompt = text[: edges[found[0].stop if prompt_tokens is None else prompt_tokens]]
+        keep = {"id": id, "answer": answer, "correct": correct, "meta": dict(meta or {})}
+        trace = split_tokens(tokenizer, tokens, format, steps, prompt_tokens, **keep)
         if prompt_tokens is not None and format == "auto":
-            _check_opened(prompt, text[len(prompt) :])
-        meta = dict(meta or {})
-        return cls(torch.tensor(ids), found, prompt, prompt_tokens, id, answer, correct, meta, format, steps)
+            check_opened(trace)
+        return trace
 
     @classmethod
     def from_text(
@@ -204,6 +179,50 @@ class Trace:
         )
 
 
+def split_tokens(
+    tokenizer: Tokenizer,
+    tokens: Any,
+    format: FormatSpec = "auto",
+    steps: StepsSpec = "auto",
+    prompt_tokens: int | None = None,
+    **keep: Any,
+) -> Trace:
+    """`Trace.from_tokens`, whatever the text says: for what a model has just written, or what was a trace before.
+
+    >>> from stepsal import load_tokenizer
+    >>> tokenizer = load_tokenizer()
+    >>> split_tokens(tokenizer, tokenizer.encode("2+2?It is.</think>4"), prompt_tokens=4, id="a")
+    Trace('a', 11 tokens, steps: 1 question, 0 thinking, 1 summary)
+    """
+    ids = check_tokens(tokens, len(tokenizer))
+    if prompt_tokens is not None and not 0 < prompt_tokens < len(ids):
+        raise InputError(
+            f"prompt_tokens={prompt_tokens} of {len(ids)} tokens leaves an empty prompt or an empty response: "
+            "a trace needs one token of each"
+        )
+    question_tokens = None
+    if prompt_tokens is not None:
+        question_tokens = question_length(tokenizer, ids[:prompt_tokens], format)
+    elif not any(each.markers for each in find_formats(format)):
+        raise InputError(f"format={format!r} has no marker that ends the question: it needs prompt_tokens=")
+    segmenter = Segmenter(tokenizer, format, steps, question_tokens)
+    opened, pieces = [], []
+    for token in ids:
+        opened.append(segmenter.push(token))
+        pieces.append(segmenter.text)
+    text = decode(tokenizer, ids)
+    edges = _character_edges(tokenizer, ids, pieces, text)
+
+    starts = [position for position, segment in enumerate(opened) if segment]
+    spans = enumerate(zip(starts, [*starts[1:], len(ids)], strict=True))
+    found = tuple(
+        Step(index, opened[start] or "", start, stop, text[edges[start] : edges[stop]])
+        for index, (start, stop) in spans
+    )
+    prompt = text[: edges[found[0].stop if prompt_tokens is None else prompt_tokens]]
+    return Trace(torch.tensor(ids), found, prompt, prompt_tokens=prompt_tokens, format=format, step_rule=steps, **keep)
+
+
 def check_tokens(tokens: Any, vocabulary: int) -> list[int]:
     """The ids as a list, or an `InputError` that says what is wrong with them.
 
@@ -230,17 +249,24 @@ def check_tokens(tokens: Any, vocabulary: int) -> list[int]:
     return [int(token) for token in ids.tolist()]
 
 
-def _check_opened(prompt: str, response: str) -> None:
-    """`auto` must not take a whole reasoning for the summary because a server cut the opening marker off."""
+def unopened(trace: Trace) -> tuple[str, str, str] | None:
+    """The format and markers of a thinking that the response closes and nothing opened, if there is one."""
     pairs = [(each.name, *pair) for each in FORMATS.values() for pair in each.markers]
-    if any(opening in prompt or opening in response for _, opening, _ in pairs):
-        return
-    for name, opening, closing in pairs:
-        if closing in response and not response.lstrip().startswith(closing):
-            raise InputError(
-                f"the response has {closing!r}, but nothing opens the thinking, so format='auto' would find none. Give "
-                f"format={name!r}, or let the prompt end with {opening!r}."
-            )
+    if any(opening in trace.text for _, opening, _ in pairs):
+        return None
+    response = trace.response
+    closed = (pair for pair in pairs if pair[2] in response and not response.lstrip().startswith(pair[2]))
+    return next(closed, None)
+
+
+def check_opened(trace: Trace) -> None:
+    """`auto` must not take a whole reasoning for the summary because a server cut the opening marker off."""
+    if found := unopened(trace):
+        name, opening, closing = found
+        raise InputError(
+            f"the response has {closing!r}, but nothing opens the thinking, so format='auto' would find none. Give "
+            f"format={name!r}, or let the prompt end with {opening!r}."
+        )
 
 
 def _character_edges(tokenizer: Tokenizer, ids: list[int], pieces: list[str], text: str) -> list[int]:

@@ -19,7 +19,7 @@ from stepsal.files import atomic_path
 from stepsal.formats import STEP_RULES, FormatSpec, StepsSpec, find_formats
 from stepsal.prompt import Prompt, prompt_text, starts_thinking, tokens_within
 from stepsal.segment import Tokenizer, decode
-from stepsal.trace import Trace, check_tokens
+from stepsal.trace import Trace, check_tokens, split_tokens
 
 _KINDS = {str: "a string", int: "a whole number", bool: "true or false", list: "a list", dict: "an object"}
 
@@ -106,16 +106,20 @@ def trace_line(trace: Trace) -> bytes:
         ) from error
 
 
+def rule_name(steps: StepsSpec, whose: str) -> str:
+    """The name of a step rule, as a file can hold it. Raises `InputError` for a callable that has none."""
+    if isinstance(steps, str):
+        return steps
+    if names := [name for name, rule in STEP_RULES.items() if rule is steps]:
+        return names[0]
+    raise InputError(
+        f"{whose} split by {steps!r}, and a file cannot hold a callable: name it, stepsal.formats.STEP_RULES['mine'] = ..., "
+        "and give steps='mine'"
+    )
+
+
 def _to_record(trace: Trace) -> dict[str, Any]:
-    steps = trace.step_rule
-    if not isinstance(steps, str):
-        names = [name for name, rule in STEP_RULES.items() if rule is steps]
-        if not names:
-            raise InputError(
-                f"trace {trace.id!r} was split by {steps!r}, and a file cannot hold a callable: name it, "
-                "stepsal.formats.STEP_RULES['mine'] = ..., and give steps='mine'"
-            )
-        steps = names[0]
+    steps = rule_name(trace.step_rule, f"trace {trace.id!r} was")
     optional = {"id": trace.id or None, "answer": trace.answer, "correct": trace.correct, "meta": trace.meta or None}
     return {
         **{name: value for name, value in optional.items() if value is not None},
@@ -165,10 +169,9 @@ def _from_record(record: dict[str, Any], tokenizer: Tokenizer, format: FormatSpe
     if tokens is None:
         return Trace.from_text(tokenizer, prompt, response, **keep)
     tokens = check_tokens(tokens, len(tokenizer))
-    if "prompt_tokens" in stored:
-        prompt_tokens = _field(stored, "prompt_tokens", int)
-    else:
-        prompt_tokens = _prompt_length(tokenizer, tokens, prompt_text(tokenizer, prompt))
+    if "prompt_tokens" in stored:  # it was a trace before
+        return split_tokens(tokenizer, tokens, prompt_tokens=_field(stored, "prompt_tokens", int), **keep)
+    prompt_tokens = _prompt_length(tokenizer, tokens, prompt_text(tokenizer, prompt))
     return Trace.from_tokens(tokenizer, tokens, prompt_tokens=prompt_tokens, **keep)
 
 

@@ -3,12 +3,24 @@ import json
 import pytest
 import torch
 from conftest import save_tiny
+from helpers import unchecked
 from hypothesis import given
 from hypothesis import strategies as st
 
 import stepsal.generation
-from stepsal import InputError, Trace, generate, intervene, load_model, read_traces, stepflow, write_traces
+from stepsal import (
+    InputError,
+    NumericalError,
+    Trace,
+    generate,
+    intervene,
+    load_model,
+    read_traces,
+    stepflow,
+    write_traces,
+)
 from stepsal.generation import draw
+from stepsal.prompt import prompt_text
 from stepsal.reasoner import make_problems
 
 PROBLEMS = make_problems("validation", 5, length=2) + make_problems("validation", 2, length=4)
@@ -149,6 +161,7 @@ def test_the_models_own_generation_settings_are_not_used(tmp_path, reasoner, tra
     )
     (trace,) = generate(model, [PROBLEMS[0].messages], max_new_tokens=150, progress=False)
     assert trace.text == traces[0].text
+    assert settings is model.original_model.generation_config
 
 
 def test_any_of_the_models_end_tokens_ends_an_answer(reasoner, traces):
@@ -170,7 +183,7 @@ def test_too_little_memory_means_fewer_at_a_time_and_says_so(reasoner, traces, m
         few = generate(reasoner, prompts, max_new_tokens=150, batch_size=7, progress=False)
     assert len([each for each in caught if "would need" in str(each.message)]) == 1
     assert [trace.text for trace in few] == [trace.text for trace in traces]
-    assert all(trace.meta["batch_size"] < 7 for trace in few)
+    assert 0 < min(trace.meta.get("batch_size", 7) for trace in few) < 7
 
 
 @pytest.mark.parametrize(
@@ -237,3 +250,52 @@ def test_a_trace_says_what_acted_on_it_in_a_file_too(reasoner, tmp_path):
     (back,) = read_traces(tmp_path / "a.jsonl", reasoner.tokenizer)
     assert isinstance(back, Trace)
     assert back.meta == json.loads(json.dumps(trace.meta))
+
+
+def test_inside_intervene_its_report_and_the_same_answers_are_to_be_had(reasoner):
+    prompt = [{"role": "user", "content": "Facts: <think> k = 37. m </think> = k + 25.\nStart at k. What is m?"}]
+    options = {"max_new_tokens": 40, "progress": False}
+    (given,) = generate(reasoner, [prompt], interventions=STRONG, **options)
+    with intervene(reasoner, STRONG) as live:
+        (inside,) = generate(reasoner, [prompt], interventions=live, **options)
+        with pytest.raises(InputError, match="differ from those of `intervene`"):
+            generate(reasoner, [prompt], interventions=live, format="plain", **options)
+    assert inside.text == given.text
+    assert inside.meta == given.meta
+    assert live.report()["activations"].sum() > 0
+
+
+def test_an_answer_that_closes_what_nothing_opened_is_kept_and_said(reasoner, tmp_path):
+    prompt = prompt_text(reasoner.tokenizer, PROBLEMS[0].messages).removesuffix("<think>\n")
+    with pytest.warns(UserWarning, match="nothing opens the thinking"):
+        (trace,) = generate(reasoner, [prompt], max_new_tokens=120, progress=False)
+    assert trace.meta["unopened_thinking"]
+    assert not trace.segment("thinking")
+    write_traces(tmp_path / "a.jsonl", [trace])
+    (back,) = read_traces(tmp_path / "a.jsonl", reasoner.tokenizer)
+    assert torch.equal(back.tokens, trace.tokens)
+    with pytest.raises(InputError, match="nothing opens the thinking"):  # what somebody else made is still questioned
+        Trace.from_tokens(reasoner.tokenizer, trace.tokens, prompt_tokens=trace.prompt_tokens)
+
+
+def test_tokens_that_the_tokenizer_does_not_have_are_never_chosen(tmp_path):
+    tokenizer_size = 350
+    model = load_model(save_tiny("qwen2", tmp_path, vocab_size=tokenizer_size + 50, tie_word_embeddings=False))
+    assert len(model.tokenizer) == tokenizer_size
+    with torch.no_grad():
+        model.original_model.lm_head.weight[tokenizer_size:] *= 30  # what is not in the tokenizer is the most likely
+    for options in ({}, {"temperature": 5.0}):
+        traces = generate(model, ["Facts: k = 37."] * 2, max_new_tokens=20, progress=False, **options)
+        assert max(int(trace.tokens.max()) for trace in traces) < tokenizer_size
+
+
+def test_one_prompt_in_the_place_of_a_list_is_refused(reasoner):
+    for prompt in ("2+2?", PROBLEMS[0].messages):
+        with pytest.raises(InputError, match=r"is one prompt: give a list of prompts, \[prompt\]"):
+            unchecked(generate)(reasoner, prompt, progress=False)
+
+
+def test_logits_that_are_not_finite_are_named():
+    with pytest.raises(NumericalError, match="not finite"):
+        draw(torch.tensor([[0.0, float("nan")]]), 1.0, 1.0, torch.tensor([0.5]))
+    assert draw(torch.tensor([[0.0, 3.0]]), 1e-6, 1.0, torch.tensor([0.99])).tolist() == [1]

@@ -53,9 +53,11 @@ def test_an_interrupted_file_goes_on_and_ends_as_an_undisturbed_one(reasoner, tm
 
 
 def test_other_settings_do_not_go_on_where_these_were_begun(reasoner, tmp_path, monkeypatch):
+    real = stepsal.generation_file.stream
+
     def broken(*given, **options):
+        yield next(real(*given, **options))
         raise KeyboardInterrupt
-        yield
 
     monkeypatch.setattr(stepsal.generation_file, "stream", broken)
     with pytest.raises(KeyboardInterrupt):
@@ -101,6 +103,7 @@ def test_the_command_answers_problems_of_a_file_with_parts_in_their_places(tmp_p
         (["--oeb", "--layers", "9"], "layer 9 does not exist"),
         (["--oeb", "--heads", "4"], "head 4 does not exist"),
         (["--samples", "2"], "would all be alike"),
+        (["--oeb", "--layers", "0", "1"], "--layers has two values for oeb: write several indices as 0,1"),
     ],
 )
 def test_the_command_says_what_it_cannot_do(tmp_path, capsys, options, message):
@@ -122,3 +125,16 @@ def test_a_broken_problem_is_named_by_its_line(tmp_path):
         read_questions(path, graded=False)
     with pytest.raises(InputError, match="line 1 needs an 'answer'"):
         read_questions(path, graded=True)
+
+
+def test_what_was_refused_can_be_put_right(reasoner, tmp_path):
+    path = tmp_path / "a.jsonl"
+    with pytest.raises(InputError, match="layer 9"):
+        generate_file(reasoner, QUESTIONS[:1], path, SHORT, [OddsEqualBridge(9)], progress=False)
+    assert len(generate_file(reasoner, QUESTIONS[:1], path, SHORT, progress=False)) == 1
+
+
+def test_two_questions_with_one_id_are_refused_before_any_work(reasoner, tmp_path):
+    with pytest.raises(InputError, match=r"the id 'validation-2-0' is .* of several"):
+        generate_file(reasoner, [QUESTIONS[0]] * 2, tmp_path / "a.jsonl", SHORT, progress=False)
+    assert list(tmp_path.iterdir()) == []

@@ -319,7 +319,7 @@ def test_generation_in_a_batch_is_the_argmax_of_whole_passes(tiny, traces, parts
     ]
     tokens, mask = padded(prompts)
     with intervene(tiny, parts):
-        output = host.decode(tiny, tokens, mask, 12)
+        output = host.decode(tiny, tokens, mask, 12, host.stop_tokens(tiny))
         bridge_output = tiny.generate(
             prompts[0].tokens[None], max_new_tokens=5, do_sample=False, verbose=False, return_type="tokens"
         )
@@ -348,7 +348,9 @@ def test_sliding_windows_see_the_keys_in_the_window_only(tmp_path, traces):
     for parts in (PARTS["both"], PARTS["random bridge"]):
         with intervene(model, parts):
             short = trace.tokens[None, :-15]
-            output = host.decode(model, short, torch.ones_like(short), 12)  # its cache keeps the window only
+            output = host.decode(
+                model, short, torch.ones_like(short), 12, host.stop_tokens(model)
+            )  # its cache keeps the window only
             assert torch.equal(model(output)[0, short.shape[1] - 1 : -1].argmax(-1), output[0, short.shape[1] :])
 
 

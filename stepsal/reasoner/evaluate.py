@@ -7,22 +7,37 @@ with 95 % Wilson intervals.
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 from stepsal.generation import generate
 from stepsal.host import Model, load_model
 from stepsal.paired import wilson
+from stepsal.questions import task_room
 from stepsal.reasoner.problems import DEFAULT_LENGTH, ERROR_KINDS, grade, make_problems
+from stepsal.stepflow import Part
 from stepsal.trace import Trace
 
 
 def solve(
-    model: Model, n: int, length: int = DEFAULT_LENGTH, split: str = "test", *, progress: bool = True
+    model: Model,
+    n: int,
+    length: int = DEFAULT_LENGTH,
+    split: str = "test",
+    *,
+    interventions: Part | Sequence[Part] = (),
+    progress: bool = True,
 ) -> list[Trace]:
     """The model's greedy answers to the first `n` problems of a split, graded: `correct`, and `meta["error"]` by rule."""
     problems = make_problems(split, n, length)
-    room = 40 + 26 * (length + 3)  # a right response takes about 23 tokens a step; what is longer goes round in circles
-    traces = generate(model, [p.messages for p in problems], max_new_tokens=room, batch_size=64, progress=progress)
+    traces = generate(
+        model,
+        [p.messages for p in problems],
+        interventions=interventions,
+        max_new_tokens=task_room([length]),
+        batch_size=64,
+        progress=progress,
+    )
     graded = []
     for problem, trace in zip(problems, traces, strict=True):
         result = grade(problem, trace.response.removesuffix(model.tokenizer.eos_token))
