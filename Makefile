@@ -27,6 +27,7 @@ sweeps: $(STAMP)  ## StepFlow on the bundled reasoner: every table and figure of
 	$(BIN)/python figures/grid.py build/layers_heads
 	$(BIN)/python figures/compute.py build/stepflow build/sampled
 	$(BIN)/python -m stepsal.reasoner.mend --out build/mend
+	$(BIN)/python figures/before_after.py build/mend/planted.safetensors build/mend/mended.safetensors
 
 test: $(STAMP)  ## the suite, docstring examples included; offline, CPU (about 5 minutes)
 	$(PYTEST) -m "not slow"

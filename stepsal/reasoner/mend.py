@@ -234,7 +234,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for answers and tables")
     parser.add_argument("--problems", type=int, default=200, help="test problems for each setting")
     parser.add_argument("--validation", type=int, default=48, help="validation problems for each strength")
-    parser.add_argument("--maps", type=int, default=20, help="answers whose step maps are read under each setting")
+    parser.add_argument("--maps", type=int, default=24, help="answers whose step maps are read under each setting")
     given = parser.parse_args(arguments)
     model = load_model()
     intact = {
