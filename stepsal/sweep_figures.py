@@ -219,8 +219,8 @@ def before_after(before: Path, after: Path | None) -> Made:
     said = [f"{when}{states[each.meta.get('correct')]}" for when, each in (("before", first), ("after", second))]
     caption = (
         f"Step maps of {name} ({said[0]}; {said[1]}), mean over the heads of the shallow (bottom quarter) and the deep (top "
-        "quarter) layers, on one logarithmic colour scale (the question's own row may exceed it). One trace: an illustration, "
-        "no evidence."
+        "quarter) layers: what part of a step's influence comes from where, on one logarithmic colour scale. (The influence "
+        "itself follows the gradient, which is small where the model is sure.) One trace: an illustration, no evidence."
     )
     return Made(caption, figure)
 
@@ -230,7 +230,7 @@ def draw_before_after(figure: Any, before: StepMap, after: StepMap) -> None:
     bands, maps = ("shallow", "deep"), {"before": before, "after": after}
     norm = plot.log_scale(
         *(
-            plot.answer_rows(plot.map_values(each, band, None, "density").tril(), [step.segment for step in each.steps])
+            plot.answer_rows(plot.map_values(each, band, None, "share").tril(), [step.segment for step in each.steps])
             for each in maps.values()
             for band in bands
         )
@@ -238,7 +238,7 @@ def draw_before_after(figure: Any, before: StepMap, after: StepMap) -> None:
     axes = figure.subplots(2, 2)
     for row, band in zip(axes, bands, strict=True):
         for ax, (when, stepmap) in zip(row, maps.items(), strict=True):
-            plot.step_map(stepmap, layer=band, norm=norm, colorbar=False, ax=ax)
+            plot.step_map(stepmap, layer=band, measure="share", norm=norm, colorbar=False, ax=ax)
             ax.set_title(f"{when}: {band} layers", loc="left")
     for ax in axes[0]:
         ax.set_xlabel("")
@@ -247,7 +247,7 @@ def draw_before_after(figure: Any, before: StepMap, after: StepMap) -> None:
     figure.colorbar(
         axes[0][0].images[0],
         ax=axes,
-        label="influence per token pair",
+        label="share of the row's influence",
         location="bottom",
         shrink=0.7,
         aspect=40,
