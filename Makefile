@@ -47,6 +47,7 @@ format: $(STAMP)
 bench: $(STAMP)  ## the README's tables of time and memory (about 15 minutes)
 	$(BIN)/python benchmarks/saliency.py
 	$(BIN)/python benchmarks/decoding.py
+	$(BIN)/python benchmarks/sweep.py
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -62,7 +62,7 @@ def measure(workers: int, threads: int, count: int) -> float:
         return number / (time.perf_counter() - begin)
     try:
         warm = next(iter(crew.plan.items(Setting())))
-        for _ in crew.engine(workers).run([warm | {"stop": 1}] * workers):
+        for _ in crew.engine().run([warm | {"stop": 1}] * workers):
             pass
         with tempfile.TemporaryDirectory() as out:
             scores = Scores()
@@ -82,7 +82,7 @@ def main() -> None:
     if given.case:
         print(json.dumps(measure(*given.case)))
         return
-    turns, count = (1, 16) if given.quick else (given.turns, 64)
+    turns, count = (1, 2) if given.quick else (given.turns, 64)
     rates: dict[str, list[float]] = {name: [] for name in CASES}
     for _ in range(turns):
         for name, (workers, threads) in CASES.items():

@@ -29,10 +29,14 @@ ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class Resources:
-    """What there is to work with: `device` is what `auto` means here; `slots`, the CPU cores or accelerators."""
+    """What there is to work with: `device` is what `auto` means here; `slots`, the CPU cores or accelerators.
+
+    `here`: all on this machine, whose memory they share.
+    """
 
     device: str
     slots: int
+    here: bool = True
 
 
 def local_resources(device: str = "auto") -> Resources:
@@ -48,10 +52,18 @@ def local_resources(device: str = "auto") -> Resources:
     if device == "cuda":
         return Resources(device, max(1, torch.cuda.device_count()))
     if device == "cpu":
-        return Resources(
-            device, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        )
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return Resources(device, min(cores, _cpu_quota(cores)))
     return Resources(device, 1)
+
+
+def _cpu_quota(cores: int, path: str = "/sys/fs/cgroup/cpu.max") -> int:
+    """How many whole cores a container may use, at least 1; all where nothing limits it."""
+    try:
+        quota, period = Path(path).read_text().split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):  # no such file, or "max"
+        return cores
 
 
 class InProcess:
@@ -153,7 +165,7 @@ class _Process:
             environment["CUDA_VISIBLE_DEVICES"] = _gpu(slot)
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from stepsal.sweep_worker import main; main()"],
+            [sys.executable, "-P", "-c", "from stepsal.sweep_worker import main; main()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

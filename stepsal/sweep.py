@@ -120,7 +120,7 @@ def _run_round(
     shown.expect(plan.units(items), plan.units(items) - plan.units(todo))
     if not todo:
         return
-    for done, rows in crew.engine(len(todo)).run(todo):
+    for done, rows in crew.engine().run(todo):
         item = dict(done)
         setting = settings[item["index"]]
         folder.write(item["key"], [plan.row(setting, row) for row in rows])
@@ -142,12 +142,8 @@ def estimate(config: Config, engine: str = "local", workers: int | None = None, 
         plan = crew.plan
         settings = next_round(given.grid, plan.size, given.folder, lambda setting: 0, [])
         items = [item for setting in settings for item in plan.items(setting)]
-        sample = next(plan.items(settings[-1]))
-        runner = crew.engine(1)
-        short = sample | {"stop": sample["start"] + 1}
-        for _ in runner.run([short]):  # loads the model and warms up
-            pass
-        ((_, rows),) = runner.run([sample])
+        batches = [item for item in plan.items(settings[-1]) if item["seed"] == given.decoding.seeds[0]]
+        ((_, rows),) = crew.engine().run([batches[len(batches) // 2]])  # the problems are sorted by length
     finally:
         crew.close()
     number, seconds = plan.units(items), sum(row["seconds"] for row in rows) / len(rows)
@@ -187,10 +183,10 @@ class _Crew:
         self.resources = local_resources(device) if self._ray is None else self._ray.resources(device)
         self.plan = make_plan(config, self.resources.device)
 
-    def engine(self, items: int) -> Engine:
-        """Ready for that many items; the workers of a round before are kept."""
+    def engine(self) -> Engine:
+        """Ready to work; it starts as many workers as a round has items for, and keeps those of the rounds before."""
         if not self._ready:
-            workers = min(self._workers or default_workers(self.resources, self.plan), items)
+            workers = self._workers or default_workers(self.resources, self.plan)
             if self._ray is not None:
                 self._ray.begin(self.plan.job, workers)
             elif workers == 1:
@@ -207,12 +203,15 @@ class _Crew:
 
 
 def default_workers(resources: Resources, plan: Plan) -> int:
-    """One per accelerator; on the CPU one per `threads` cores, as many models as 80 % of the free memory holds.
+    """One per accelerator; on the CPU one per `threads` cores, on this machine as many as 80 % of the free memory holds.
 
     On 2 cores, 2 processes of one thread are faster than one of two (`benchmarks/sweep.py`).
     """
     if resources.device != "cpu":
         return resources.slots
+    each = plan.config.model.threads
+    if not resources.here:  # whoever places them sees to memory
+        return max(1, resources.slots // each)
     import torch
 
     from stepsal.memory import free_bytes
@@ -220,7 +219,7 @@ def default_workers(resources: Resources, plan: Plan) -> int:
     fit = int(
         0.8 * free_bytes(torch.device("cpu")) / (plan.bytes + 2**29)
     )  # half a GiB for Python, torch and what is decoded
-    return max(1, min(resources.slots // plan.config.model.threads, fit))
+    return max(1, min(resources.slots // each, fit))
 
 
 def _duration(seconds: float) -> str:

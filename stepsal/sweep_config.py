@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stepsal.errors import FileError, InputError
+from stepsal.formats import FORMATS, STEP_RULES
 from stepsal.reasoner.problems import DEFAULT_LENGTH, SPLITS
 
 SHAPES = ("product", "one-at-a-time", "forward-selection")
@@ -53,6 +54,8 @@ class DecodingConfig:
     top_p: float = 1.0
     samples: int = 1
     seeds: tuple[int, ...] = (0,)
+    format: str = "auto"
+    steps: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,10 @@ class SweepConfig:
     folder: Path = Path()
 
     def record(self) -> dict[str, Any]:
-        """The configuration as plain data, without the folder."""
-        return {name: asdict(getattr(self, name)) for name in _TABLES}
+        """The configuration as plain data, without the folder and without which keys were written down."""
+        tables = {name: asdict(getattr(self, name)) for name in _TABLES}
+        del tables["grid"]["given"]
+        return tables
 
 
 def read_config(given: "str | Path | Mapping[str, Any] | SweepConfig") -> SweepConfig:
@@ -150,11 +155,24 @@ def _agree(config: SweepConfig, given: Mapping[str, Any]) -> None:
         )
     if grid.centre and grid.shape != "one-at-a-time":
         raise InputError(f"[grid.centre] does nothing with shape={grid.shape!r}: give shape='one-at-a-time'")
-    if grid.shape == "forward-selection" and problems.split == "test":
+    forward = grid.shape == "forward-selection"
+    if forward and problems.split == "test":
         raise InputError(
             "[problems] split='test' with forward selection would choose heads on the problems that are to judge them: give "
             "split='validation'"
         )
+    if forward and grid.heads != ("all",):
+        raise InputError(
+            f"[grid] heads={list(grid.heads)}: forward selection chooses among all heads of the layers: leave heads out"
+        )
+    if "k" in given.get("grid", {}) and not forward:
+        raise InputError(f"[grid] k={grid.k} does nothing with shape={grid.shape!r}: it is of 'forward-selection'")
+    layers = [*grid.layers, grid.centre.get("layers")]
+    if grid.comparison is not None and "chosen" not in layers:
+        raise InputError(f"[grid] comparison={grid.comparison!r} does nothing: it is for layers='chosen'")
+    heads = [*grid.heads, grid.centre.get("heads")]
+    if grid.maps is not None and not any(isinstance(each, str) and ":" in each for each in heads):
+        raise InputError(f"[grid] maps={grid.maps!r} does nothing: it is for heads such as 'top-4:lock_in'")
 
 
 # --- values: (where, value) -> the value, or an InputError --------------------------------------------------------
@@ -269,6 +287,8 @@ _TABLES: dict[str, tuple[type, dict[str, Check]]] = {
             "top_p": _number,
             "samples": _whole(1),
             "seeds": _many(_whole(0)),
+            "format": _one_of("auto", *FORMATS),
+            "steps": _one_of("auto", *STEP_RULES),
         },
     ),
     "grid": (

@@ -24,7 +24,7 @@ from stepsal.sweep_results import (
     self_consistency,
     strength_lines,
 )
-from stepsal.sweep_tables import CONTROL_LINE, Table, ablation, interval_kind, percent
+from stepsal.sweep_tables import ADAPTIVE_LINE, CONTROL_LINE, Table, ablation, interval_kind, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,6 +33,13 @@ else:  # imported where used: it takes a while
 
 _MOST_LINES = 5
 _MOST_EFFECTS = 40
+_COST = {
+    "cpu_seconds": "Compute: generated tokens × measured processor time per token, both relative to the baseline's;",
+    "seconds": "Compute: generated tokens × measured seconds per token, both relative to the baseline's, on the machine that "
+    "ran the sweep, with whatever else it did;",
+    None: "Compute: generated tokens relative to the baseline's, a token at the same cost everywhere (this sweep did not "
+    "measure processor time, so what a setting adds to a token is left out);",
+}
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,7 @@ def effects(folder: Path) -> Made:
     caption = (
         f"Accuracy of each setting less that of the baseline ({_accuracy(results)}), paired: {results.size}; "
         f"{interval_kind(results)}. Filled: p < 0.05, corrected by Holm over the {len(results.treated)} settings. "
+        + (f"{ADAPTIVE_LINE} " if results.adaptive else "")
         + _controls_line(results)
         + _common(results)
     )
@@ -155,11 +163,20 @@ def compute(folder: Path, sampled: Path | None = None) -> Made:
     """Accuracy against compute, with self-consistency as the alternative. `sampled`: a sweep whose baseline has samples."""
     results = _treated(folder)
     voting = results if sampled is None else Results.read(sampled)
-    if voting.problems != results.problems:
-        raise InputError(
-            f"{sampled} is a sweep of other problems ({voting.n}) than {folder} ({results.n}): accuracy is compared on the same"
-        )
-    votes = self_consistency(voting)
+    every = results.n
+    if sampled is not None:
+        _same_model(folder, results, sampled, voting)
+        if not set(voting.problems) <= set(results.problems):
+            raise InputError(
+                f"{sampled} is a sweep of other problems ({voting.n}) than {folder} ({results.n}): accuracy is compared on the "
+                "same, so its problems must be among those"
+            )
+        if voting.n < every:
+            results = results.of_problems(voting.problems)
+    tokens = [float(each.values(each.baseline, "tokens").mean()) for each in (voting, results)]
+    sample = tokens[0] / tokens[1] if tokens[1] else 1.0
+    some = f", those of {every} that have samples" if results.n < every else ""
+    votes = self_consistency(voting, sample=sample)
     table = costs(results)
     figure = new_figure(2.4 + 0.15 * (1 + table["part"].nunique()) / 2)
     ax = figure.subplots()
@@ -170,14 +187,25 @@ def compute(folder: Path, sampled: Path | None = None) -> Made:
         "Accuracy against compute: settings as points, and self-consistency (line; a vote of k samples of the baseline, the "
         f"mean over all choices of k of its {voting.samples}; an answer cut off has no vote, of equally many votes the first "
         "given wins). "
-        "Compute: generated tokens × measured seconds per token, both relative to the baseline's; k samples cost k. "
-        f"{results.size}; bars and band: 95 % intervals over problems "
-        f"({'Wilson' if results.samples == 1 else 'normal'}; self-consistency: normal). Seconds are those of the machine that "
-        "ran the sweep, with whatever else it did. " + _controls_line(results)
+        f"{_COST[results.cost_column]} k samples cost {'k' if sampled is None else f'{sample:.2f} k (by their tokens)'}. "
+        f"{results.size}{some}; bars and band: 95 % intervals over problems "
+        f"({'Wilson' if results.samples == 1 else 'normal'}; self-consistency: normal). " + _controls_line(results)
     )
     if sampled is not None:
         caption += f"Samples: another sweep of the same problems, {_decoding(voting)}; settings: {_decoding(results)}."
     return Made(caption.strip(), figure)
+
+
+def _same_model(folder: Path, results: Results, sampled: Path, voting: Results) -> None:
+    """Raises `InputError` where the rows name two models; or where config.json has two fingerprints, made in the same way."""
+    names = [each.model.get("model") for each in (results, voting)]
+    prints = [each.config.get("model", {}).get("fingerprint") for each in (results, voting)]
+    formats = {each.config.get("format") for each in (results, voting)}
+    if names[0] != names[1] or (None not in prints and len(formats) == 1 and prints[0] != prints[1]):
+        raise InputError(
+            f"{folder} and {sampled} are sweeps of two models ({names[0]} and {names[1]}, or other weights of it): make both "
+            "with the same"
+        )
 
 
 def difficulty(folder: Path) -> Made:

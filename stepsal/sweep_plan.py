@@ -22,7 +22,7 @@ from stepsal.sweep_settings import Setting
 from stepsal.sweep_worker import versions
 
 _PEEK = 2**20
-FORMAT = "stepsal sweep 1"
+FORMAT = "stepsal sweep 2"
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Plan:
         model: dict[str, Any] = {"path": self.path, "device": self.device, "dtype": self.config.model.dtype}
         model |= {"threads": self.config.model.threads, "size": [self.size.layers, self.size.heads]}
         decoding = {name: value for name, value in asdict(self.decoding).items() if name != "seed"}
+        decoding |= {"format": self.config.decoding.format, "steps": self.config.decoding.steps}
         return {"model": model, "decoding": decoding, "questions": [asdict(each) for each in self.questions]}
 
     def record(self, settings: Sequence[Setting]) -> dict[str, Any]:
@@ -128,12 +129,12 @@ def _model(config: SweepConfig) -> tuple[str | None, str, int, Size]:
     source = Path(BUNDLED if path is None else path)
     try:
         found: Any = AutoConfig.from_pretrained(str(source) if source.is_dir() else name)
+        with torch.device("meta"):
+            count = sum(each.numel() for each in AutoModelForCausalLM.from_config(found).parameters())
     except (OSError, ValueError) as error:
         raise FileError(
             f"cannot read the model {name!r}: {error}. Give 'bundled', a Hugging Face model directory or a hub id."
         ) from error
-    with torch.device("meta"):
-        count = sum(each.numel() for each in AutoModelForCausalLM.from_config(found).parameters())
     text = found.get_text_config()
     size = Size(int(text.num_hidden_layers), int(text.num_attention_heads))
     fingerprint = _fingerprint(source) if source.is_dir() else str(getattr(found, "_commit_hash", None) or name)
@@ -143,7 +144,8 @@ def _model(config: SweepConfig) -> tuple[str | None, str, int, Size]:
 def _fingerprint(folder: Path) -> str:
     """Names, sizes, and the first and last MiB of each file: enough to notice other weights, quick for large ones."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin")):
+    kinds = ("*.json", "*.jinja", "tokenizer.model", "*.safetensors", "*.bin")
+    for path in [path for kind in kinds for path in sorted(folder.glob(kind))]:
         digest.update(f"{path.name} {path.stat().st_size}\n".encode())
         with path.open("rb") as file:
             digest.update(file.read(_PEEK))

@@ -18,9 +18,13 @@ class Scores:
 
     def __init__(self) -> None:
         self._right: dict[Setting, dict[str, dict[tuple[int, int], bool]]] = defaultdict(lambda: defaultdict(dict))
+        self._parts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
 
     def add(self, setting: Setting, rows: Iterable[Mapping[str, Any]]) -> None:
+        sums = self._parts[setting.part]
         for row in rows:
+            sums[0] += bool(row["correct"])
+            sums[1] += 1
             self._right[setting][row["problem"]][row["seed"], row["sample"]] = row["correct"]
 
     def counts(self, setting: Setting) -> tuple[int, int]:
@@ -33,12 +37,7 @@ class Scores:
 
     def by_part(self) -> dict[str, float]:
         """The accuracy of each part, over its settings."""
-        sums: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-        for setting in list(self._right):
-            right, all_ = self.counts(setting)
-            sums[setting.part][0] += right
-            sums[setting.part][1] += all_
-        return {part: right / all_ for part, (right, all_) in sums.items() if all_}
+        return {part: right / all_ for part, (right, all_) in self._parts.items() if all_}
 
     def against_baseline(self, setting: Setting) -> Paired | None:
         """The paired comparison, over the problems that both have answered as often."""
@@ -60,11 +59,11 @@ class Scores:
             low, high = wilson(right, all_)
             return f"{said} (95 % {low:.1%} to {high:.1%})"
         interval = f"95 % {found.low:+.1%} to {found.high:+.1%}"
-        return f"{said}, {found.difference:+.1%} against the baseline ({interval}, p {found.p:.2g})"
+        return f"{said}, {found.difference:+.1%} against the baseline ({interval}, p {found.p:.2g}, uncorrected)"
 
     def table(self, settings: Sequence[Setting]) -> str:
         """Markdown: a row per setting."""
-        lines = ["| setting | answers | right | difference (95 %) | p |", "|---|---|---|---|---|"]
+        lines = ["| setting | answers | right | difference (95 %) | p, uncorrected |", "|---|---|---|---|---|"]
         for setting in settings:
             right, all_ = self.counts(setting)
             found = self.against_baseline(setting)

@@ -90,9 +90,12 @@ class Results:
     """The answers of a sweep by setting: the baseline first, controls last.
 
     Raises `InputError`: rows that lack a column, the baseline, or problems that another setting has; or a unit twice.
+
+    `config`: the sweep's config.json, where it is known.
     """
 
-    def __init__(self, rows: DataFrame) -> None:
+    def __init__(self, rows: DataFrame, config: Mapping[str, Any] | None = None) -> None:
+        self.config: Mapping[str, Any] = config or {}
         wanted = {"setting_id", "setting", "part", "parts", "problem", "seed", "sample", "correct"}
         if missing := sorted(wanted - set(rows.columns)):
             raise InputError(
@@ -122,7 +125,7 @@ class Results:
         index = self._frames[self.arms[0].id].index
         self.problems: list[str] = list(dict.fromkeys(index.get_level_values("problem")))
         self.n = len(self.problems)
-        if len(index) % self.n:
+        if len(set(Counter(index.get_level_values("problem")).values())) > 1:
             raise InputError("some problems have more answers than others: give the rows of one finished sweep")
         self.samples = len(index) // self.n
 
@@ -144,10 +147,46 @@ class Results:
             fix = "it is not finished: run the same command again" if begun else "make it with `stepsal sweep`"
             raise FileError(f"there is no {path}: {fix}")
         try:
-            table = pq.read_table(path, columns=[name for name in schema().names if name != "trace"])
+            there = pq.read_schema(path).names  # rows of an older version lack cpu_seconds
+            table = pq.read_table(path, columns=[name for name in schema().names if name != "trace" and name in there])
         except (OSError, pa.ArrowException) as error:
             raise FileError(f"{path} is damaged ({error}): delete it, and `stepsal sweep` makes it again") from error
-        return cls(table.to_pandas())
+        try:
+            config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # only captions need it
+            config = {}
+        return cls(table.to_pandas(), config)
+
+    def of_problems(self, names: Sequence[str]) -> "Results":
+        """The same of some of the problems."""
+        import pandas as pd
+
+        rows = pd.concat([frame.reset_index() for frame in self._frames.values()], ignore_index=True)
+        return Results(rows[rows["problem"].isin(names)], self.config)
+
+    @property
+    def adaptive(self) -> bool:
+        """Were settings chosen by the answers of others (forward selection)? False where that is not known."""
+        return self.config.get("config", {}).get("grid", {}).get("shape") == "forward-selection"
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """What the rows say of the model; nothing where they do not."""
+        frame = self._frames[self.baseline.id]
+        said = frame["model"].iloc[0] if "model" in frame else None
+        found: dict[str, Any] = json.loads(said) if said else {}
+        return found
+
+    @property
+    def cost_column(self) -> str | None:
+        """What an answer's cost is measured by: on the CPU processor time, which other work changes little; else the clock.
+
+        None: the CPU's rows have no processor time (they are of an older version).
+        """
+        if str(self.model.get("device", "cpu")).partition(":")[0] != "cpu":
+            return "seconds"
+        known = all("cpu_seconds" in frame and frame["cpu_seconds"].notna().all() for frame in self._frames.values())
+        return "cpu_seconds" if known else None
 
     @property
     def baseline(self) -> Arm:
@@ -319,16 +358,23 @@ def strength_lines(results: Results, strength: str) -> list[StrengthLine]:
 def costs(results: Results) -> DataFrame:
     """A row per setting: `accuracy` with its interval, and `compute`, an answer's, in baseline answers.
 
-    compute = tokens x seconds a token, each relative to the baseline's (over all answers).
+    compute = tokens x cost a token, each relative to the baseline's (over all answers). The cost is measured by
+    `results.cost_column`; without one it is 1.
     """
     rows = []
+    column = results.cost_column
+
+    def spent(arm: Arm) -> float:
+        return float(results.values(arm, column or "tokens").astype(float).mean())
+
     baseline = results.effects.iloc[0]
-    if not baseline["seconds"] > 0 or not baseline["tokens"] > 0:
+    unit = spent(results.baseline)
+    if not unit > 0 or not baseline["tokens"] > 0:
         raise InputError("the baseline's seconds or tokens are 0: the compute of the other settings has no unit")
     for arm, row in zip(results.arms, results.effects.to_dict("records"), strict=True):
         accuracy, low, high = accuracy_interval(results.right(arm).mean(1), results.samples)
         tokens = row["tokens"] / baseline["tokens"]
-        cost = (row["seconds"] / row["tokens"]) / (baseline["seconds"] / baseline["tokens"])
+        cost = (spent(arm) / row["tokens"]) / (unit / baseline["tokens"])
         about = {name: row[name] for name in ("id", "part", "label", "control")}
         rows.append(
             about
@@ -337,8 +383,10 @@ def costs(results: Results) -> DataFrame:
     return _table(rows)
 
 
-def self_consistency(results: Results, ks: Sequence[int] = (1, 2, 4, 8)) -> DataFrame:
+def self_consistency(results: Results, ks: Sequence[int] = (1, 2, 4, 8), sample: float = 1.0) -> DataFrame:
     """The baseline's accuracy when `k` of its samples vote: `k` (as many as there are), `accuracy`, and its interval.
+
+    `compute`: k times what one `sample` costs, in the answers that the settings are measured by.
 
     Raises `InputError`: the baseline has one answer to each problem.
     """
@@ -359,7 +407,7 @@ def self_consistency(results: Results, ks: Sequence[int] = (1, 2, 4, 8)) -> Data
             wrong = tuple(sorted(count for text, count in counts.items() if text not in of_right))
             chances.append(majority_chance(len(votes) - sum(wrong), wrong, results.samples - len(votes), k))
         accuracy, low, high = accuracy_interval(np.array(chances), k)
-        rows.append({"k": k, "accuracy": accuracy, "low": low, "high": high})
+        rows.append({"k": k, "compute": k * sample, "accuracy": accuracy, "low": low, "high": high})
     return _table(rows)
 
 

@@ -36,7 +36,7 @@ def schema() -> Any:
     columns |= {"max_new_tokens": whole, "batch_size": whole, "temperature": real, "top_p": real, "samples": whole}
     columns |= {"correct": yes, "error": text, "answer": text, "expected": text, "tokens": whole, "truncated": yes}
     columns |= {"seconds": real, "prompt_tokens": whole, "trace": pa.list_(pa.int32()), "notes": text}
-    columns |= {"model": text, "versions": text}
+    columns |= {"model": text, "versions": text, "cpu_seconds": real}
     return pa.schema(list(columns.items()))
 
 
@@ -68,8 +68,14 @@ class SweepFolder:
                 raise FileError(
                     f"another sweep is at work in {self.path}: wait for it, or use another --out"
                 ) from error
-            for left in (self.path / "rows").glob(".*.part"):  # of a killed sweep
-                left.unlink(missing_ok=True)
+            except OSError as error:
+                raise FileError(
+                    f"cannot lock {self.path}: {error.strerror or error}. Choose a folder on a disk that has locks."
+                ) from error
+            mine = [(self.path, f".{name}.*.part") for name in ("config.json", "results.parquet")]
+            for folder, pattern in [*mine, (self.path / "rows", ".*.part")]:  # of a killed sweep
+                for left in folder.glob(pattern):
+                    left.unlink(missing_ok=True)
             yield
         finally:
             file.close()
@@ -77,19 +83,26 @@ class SweepFolder:
     def begin(self, record: Mapping[str, Any], resume: bool) -> None:
         """Write down what the sweep is, or compare it with what was begun here.
 
-        Raises `FileError`: it is another one, or there are rows and `resume` is False.
+        Raises `FileError`: it is another one, or nothing says which, or there are rows and `resume` is False.
         """
         path = self.path / "config.json"
         text = json.dumps(record, indent=1, sort_keys=True) + "\n"
-        if not resume and any(self.path.glob("rows/*.parquet")):
+        begun = any(self.path.glob("rows/*.parquet"))
+        if begun and not resume:
             raise FileError(
                 f"{self.path} holds rows already, and resume is False: use another folder, or delete this one yourself"
             )
-        if not path.exists():
+        if not begun:
             with atomic_path(path) as part:
                 part.write_text(text, encoding="utf-8")
             return
-        found = path.read_text(encoding="utf-8")
+        try:
+            found = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise FileError(
+                f"{self.path} holds rows, but nothing says of which sweep: cannot read {path} ({error}). Use another --out "
+                "folder, or delete this one yourself"
+            ) from error
         if found != text:
             lines = difflib.unified_diff(
                 found.splitlines(), text.splitlines(), "begun here", "given now", n=1, lineterm=""
@@ -147,7 +160,7 @@ class SweepFolder:
 
     def _kept(self, error: FileError) -> FileError:
         cause = error.__cause__
-        if not isinstance(cause, OSError) or isinstance(cause, FileError):
+        if not isinstance(cause, OSError) or cause.errno is None:  # such as of a damaged shard
             return error
         return FileError(
             f"cannot write to {self.path}: {cause.strerror or cause}. What is finished is kept: make room, and the same "

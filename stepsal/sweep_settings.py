@@ -5,6 +5,7 @@ In: `[grid]` and the model's size. Out: `Setting`s, the baseline first, none twi
 1. A choice of parts, layers, heads and options becomes parts with every layer and head named; an option that a part does not
    have is left out, so two choices that come to the same are one setting.
 2. `product`: all combinations. `one-at-a-time`: the centre, and the centre with one key changed, for each value of each key.
+   The centre has what `[grid.centre]` says, else the first value given, else the default; of several `parts`, both.
 3. `forward-selection`, in rounds: the chosen heads (at first none) with each other head added. The one with the most right
    answers stays; it ends at `k` heads, or when no head adds a right answer.
 """
@@ -136,20 +137,38 @@ def next_round(
         found = _select(grid, size, folder, right, done)
     elif done:
         found = []
+    elif grid.shape == "one-at-a-time":
+        found = _around(grid, size, folder)
     else:
-        choices = (
-            [dict(zip(VARIED, values, strict=True)) for values in product(*(getattr(grid, key) for key in VARIED))]
-            if grid.shape == "product"
-            else _around(grid)
-        )
+        choices = [
+            dict(zip(VARIED, values, strict=True)) for values in product(*(getattr(grid, key) for key in VARIED))
+        ]
         found = [setting for choice in choices for setting in _resolve(choice, size, grid, folder)]
     return list(dict.fromkeys(found if done else [Setting(), *found]))
 
 
-def _around(grid: GridConfig) -> list[dict[str, Any]]:
-    default = {key: getattr(GridConfig(), key)[0] for key in VARIED} | {"parts": "both"}
-    centre = default | {key: getattr(grid, key)[0] for key in grid.given} | grid.centre
-    return [centre, *(centre | {key: value} for key in grid.given for value in getattr(grid, key))]
+def _around(grid: GridConfig, size: Size, folder: Path) -> list[Setting]:
+    centre: dict[str, Any] = {key: getattr(grid if key in grid.given else GridConfig(), key)[0] for key in VARIED}
+    if len(grid.parts) > 1:
+        centre["parts"] = "both"
+    centre |= grid.centre
+    found = _resolve(centre, size, grid, folder)
+    if len(found) != 1:
+        raise InputError(
+            f"the centre of one-at-a-time must be one setting; layers={centre['layers']!r} with heads={centre['heads']!r} are "
+            f"{len(found)}: say in [grid.centre] which, such as layers='default', heads='all'"
+        )
+    (middle,) = found
+    for key in grid.given:
+        values = [value for value in getattr(grid, key) if value != centre[key]]
+        others = [setting for value in values for setting in _resolve(centre | {key: value}, size, grid, folder)]
+        if values and not set(others) - {middle, Setting()}:
+            raise InputError(
+                f"[grid] {key}={values} changes nothing about the centre ({middle.name}): leave it out, or give another "
+                "[grid.centre]"
+            )
+        found += others
+    return found
 
 
 def _resolve(choice: Mapping[str, Any], size: Size, grid: GridConfig, folder: Path) -> list[Setting]:

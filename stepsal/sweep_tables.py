@@ -18,6 +18,9 @@ else:  # imported where used: it takes a while
     DataFrame = Any
 
 CONTROL_LINE = "An effect that a control has too is no effect of the setting."
+ADAPTIVE_LINE = (
+    "Forward selection: these same answers chose which settings there are, which the intervals and p do not allow for."
+)
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -134,6 +137,8 @@ def _settings(results: Results) -> Table:
     )
     if any(arm.control for arm in results.arms):
         caption += " " + CONTROL_LINE
+    if results.adaptive:
+        caption += " " + ADAPTIVE_LINE
     return Table("Ablation", caption, header, tuple(rows), _rules(results))
 
 

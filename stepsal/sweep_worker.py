@@ -1,7 +1,9 @@
 """One worker of a sweep: a model, loaded once, that turns work items into rows.
 
 In: a job (model, problems, decoding; plain data), then items: the parts of a setting, a seed, and a slice of the problems.
-Out: for each item its rows, in order. What a row holds depends on the job and the item alone, but for `seconds`.
+Out: for each item its rows, in order. What a row holds depends on the job and the item alone, but for what was measured:
+`seconds` and `cpu_seconds`, an answer's share of its batch by the clock and of the processor, without loading and warming up;
+and `notes`, which may say how much memory was free.
 
 `main` is a worker in a process of its own: JSON lines, the job and then items on standard input, replies on standard output.
 It ends when its input does, so it never outlives the sweep that started it.
@@ -15,7 +17,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
@@ -44,6 +46,7 @@ class Worker:
     def __init__(self, job: Mapping[str, Any]) -> None:
         self._job = job
         self._questions = [Question(**each) for each in job["questions"]]
+        self._warm: set[tuple[type, ...]] = set()
 
     @cached_property
     def _model(self) -> Any:
@@ -80,16 +83,19 @@ class Worker:
 
         model, decoding = self._model, self._job["decoding"]
         questions = self._questions[item["start"] : item["stop"]]
-        begin = time.perf_counter()
+        parts = parts_from_records(item["parts"])
+        self._warm_up(parts, questions[0])
+        begin, begin_cpu = time.perf_counter(), time.process_time()
         traces = generate(
             model,
             [question.prompt for question in questions],
-            interventions=parts_from_records(item["parts"]),
+            interventions=parts,
             seed=item["seed"],
             progress=False,
             **decoding,
         )
-        each = (time.perf_counter() - begin) / len(traces)
+        spent = {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - begin_cpu}
+        each = {name: value / len(traces) for name, value in spent.items()}
         about = {"model": json.dumps(host.describe(model)), "versions": json.dumps(versions())}
         rows = []
         for index, trace in enumerate(traces):
@@ -101,11 +107,24 @@ class Worker:
                 {"problem": question.id, "length": question.length, "sample": index % decoding["samples"]}
                 | {"seed": item["seed"], "expected": question.answer}
                 | grade_answer(question, trace.response.removesuffix(end), summary)
-                | {"tokens": len(tokens) - prompt_tokens, "truncated": trace.meta["truncated"], "seconds": each}
+                | {"tokens": len(tokens) - prompt_tokens, "truncated": trace.meta["truncated"]}
+                | each
                 | {"prompt_tokens": prompt_tokens, "trace": tokens}
                 | about
             )
         return rows
+
+    def _warm_up(self, parts: Sequence[Any], question: Question) -> None:
+        """Decode a token or two, once for each kind of parts: what is imported or set up then is not measured."""
+        from stepsal.generation import generate
+
+        kind = tuple(map(type, parts))
+        if kind in self._warm:
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            generate(self._model, [question.prompt], interventions=parts, max_new_tokens=2, progress=False)
+        self._warm.add(kind)
 
 
 def reply(worker: Worker, item: Mapping[str, Any]) -> dict[str, Any]:

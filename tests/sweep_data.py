@@ -10,7 +10,7 @@ from stepsal.sweep_settings import Setting
 KINDS = ("wrong premise", "wrong variable", "wrong arithmetic")
 
 
-def planted(settings, effect, problems=200, samples=1, lengths=(2, 3, 5), seconds=None, seed=0):
+def planted(settings, effect, problems=200, samples=1, lengths=(2, 3, 5), seconds=None, cpu=None, seed=0, tokens=100):
     """Rows. `effect(setting)`: the chance that a wrong answer is right under it (below 0: that a right one is wrong)."""
     rows = []
     draw = np.random.default_rng(seed)
@@ -40,8 +40,9 @@ def planted(settings, effect, problems=200, samples=1, lengths=(2, 3, 5), second
                         "error": None if yes or not lengths else KINDS[problem % 3],
                         "answer": "7" if yes else str(wrong),
                         "expected": "7",
-                        "tokens": 100 + problem % 7,
+                        "tokens": tokens + problem % 7,
                         "truncated": not yes and problem % 5 == 0,
+                        "cpu_seconds": cpu and cpu(setting),
                         "seconds": (seconds or (lambda setting: 0.1))(setting),
                         "prompt_tokens": 12,
                         "trace": [1, 2, 3],

@@ -21,11 +21,13 @@ from stepsal.cli import main
 from stepsal.errors import FileError, InputError, StepsalError
 from stepsal.paired import paired
 from stepsal.questions import final_answer
+from stepsal.ray_engine import Ray
 from stepsal.reasoner.problems import make_problem
 from stepsal.sweep import _Crew, estimate, run_sweep, sweep
 from stepsal.sweep_config import read_config
 from stepsal.sweep_places import Size
 from stepsal.sweep_plan import load_questions
+from stepsal.sweep_rows import SweepFolder
 from stepsal.sweep_settings import Setting, next_round, parts_from_records
 
 SMALL = {
@@ -58,8 +60,9 @@ def names(**grid):
 
 
 def assert_same_rows(found, expected):
-    """All but the seconds, in order."""
-    pd.testing.assert_frame_equal(found.drop(columns="seconds"), expected.drop(columns="seconds"))
+    """All but what was measured, in order."""
+    measured = ["seconds", "cpu_seconds"]
+    pd.testing.assert_frame_equal(found.drop(columns=measured), expected.drop(columns=measured))
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +133,21 @@ def test_one_at_a_time_changes_one_key_of_the_centre():
     ]
 
 
+def test_the_centre_of_several_parts_is_both_and_of_one_that_part():
+    alone = "oeb layers 0-1, tau_max 0.1"
+    assert names(shape="one-at-a-time", parts="oeb", tau_max=[0.1, 0.2]) == [
+        "baseline",
+        alone,
+        "oeb layers 0-1, tau_max 0.2",
+    ]
+    assert names(shape="one-at-a-time", parts=["oeb", "smi"], tau_max=0.1) == [
+        "baseline",
+        "both layers 0-1, tau_max 0.1 + layers 6-7, alpha 0.06",
+        alone,
+        "smi layers 6-7, alpha 0.06",
+    ]
+
+
 def test_top_heads_are_those_with_the_highest_metric(tmp_path):
     import torch
     from helpers import random_map
@@ -156,6 +174,11 @@ def test_top_heads_are_those_with_the_highest_metric(tmp_path):
         ({"decoding": {"seeds": [0, 1]}}, "temperature"),
         ({"problems": {"file": "a.jsonl", "split": "test"}}, "drop one"),
         ({"problems": {"split": "test"}, "grid": {"shape": "forward-selection"}}, "validation"),
+        ({"grid": {"shape": "forward-selection", "heads": "each"}}, "chooses among all heads"),
+        ({"grid": {"k": 2}}, "k=2 does nothing"),
+        ({"grid": {"maps": "m"}}, "maps='m' does nothing"),
+        ({"grid": {"comparison": "c"}}, "comparison='c' does nothing"),
+        ({"decoding": {"format": "thnk"}}, "Did you mean 'think'"),
     ],
 )
 def test_what_is_wrong_in_a_configuration_is_named_with_its_fix(config, says):
@@ -173,6 +196,9 @@ def test_what_is_wrong_in_a_configuration_is_named_with_its_fix(config, says):
         ({"parts": "both", "heads": "each"}, "all pairs"),
         ({"tau_max": 1.5}, "tau_max"),
         ({"shape": "forward-selection"}, "forward selection takes one"),
+        ({"shape": "one-at-a-time", "layers": "each"}, "must be one setting"),
+        ({"shape": "one-at-a-time", "centre": {"layers": "windows:2"}, "tau_max": [0.1, 0.2]}, "must be one setting"),
+        ({"shape": "one-at-a-time", "parts": "oeb", "alpha": [0.1, 0.2]}, "alpha=.* changes nothing about the centre"),
     ],
 )
 def test_a_grid_that_cannot_be_says_why(grid, says):
@@ -204,6 +230,7 @@ def test_every_answer_is_there_once_and_says_all_of_its_setting(undisturbed, rea
         reasoner.tokenizer, row["trace"].tolist(), prompt_tokens=int(row["prompt_tokens"])
     )
     assert len(trace.tokens) - row["prompt_tokens"] == row["tokens"] == 5
+    assert (undisturbed[["seconds", "cpu_seconds"]] > 0).all(axis=None)
 
 
 def test_a_row_is_what_generate_gives(undisturbed, reasoner):
@@ -243,9 +270,52 @@ def test_a_changed_configuration_is_refused_with_a_diff(tmp_path, undisturbed):
     assert len(sweep(config, out=tmp_path, workers=1, progress=False)) == 1
 
 
-def test_two_sweeps_in_one_folder_at_a_time_are_refused(tmp_path):
-    from stepsal.sweep_rows import SweepFolder
+def test_a_folder_with_rows_that_say_nothing_of_their_sweep_is_refused_and_one_without_rows_begun_anew(tmp_path):
+    folder = SweepFolder(tmp_path)
+    folder.begin({"a": 1}, True)
+    folder.begin({"a": 2}, True)  # nothing was done
+    assert json.loads((tmp_path / "config.json").read_text()) == {"a": 2}
+    folder.write("x", [])
+    with pytest.raises(FileError, match="another configuration"):
+        folder.begin({"a": 1}, True)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(FileError, match="nothing says of which sweep"):
+        folder.begin({"a": 2}, True)
 
+
+def test_a_damaged_shard_is_not_a_full_disk(tmp_path):
+    folder = SweepFolder(tmp_path)
+    folder.write("x", [])
+    folder.shard("x").write_bytes(b"PAR1 cut")
+    with pytest.raises(FileError, match="is damaged"):
+        folder.consolidate([["x"]])
+
+
+def test_what_a_killed_sweep_left_is_cleaned_away_and_a_folder_without_locks_said(tmp_path, monkeypatch):
+    import fcntl
+
+    (tmp_path / "rows").mkdir()
+    mine = [
+        tmp_path / ".config.json.7.part",
+        tmp_path / ".results.parquet.7.part",
+        tmp_path / "rows" / ".x.parquet.7.part",
+    ]
+    for path in [*mine, tmp_path / ".yours.part"]:
+        path.touch()
+    with SweepFolder(tmp_path).lock():
+        pass
+    assert [path.exists() for path in mine] == [False] * 3
+    assert (tmp_path / ".yours.part").exists()
+
+    def no_locks(*given):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(FileError, match="cannot lock .*: No locks available"), SweepFolder(tmp_path).lock():
+        pass
+
+
+def test_two_sweeps_in_one_folder_at_a_time_are_refused(tmp_path):
     with SweepFolder(tmp_path).lock(), pytest.raises(FileError, match="another sweep is at work"):
         run_sweep(SMALL, tmp_path, progress=False)
 
@@ -270,14 +340,14 @@ def test_killed_at_ten_random_moments_and_resumed_the_rows_are_those_of_an_undis
     def shards():
         return len(list((tmp_path / "rows").glob("*.parquet")))
 
-    def start():
-        process = context.Process(target=run_sweep, args=(SMALL, tmp_path, "local", True, 1, None, False))
+    def start(workers=1):
+        process = context.Process(target=run_sweep, args=(SMALL, tmp_path, "local", True, workers, None, False))
         process.start()
         return process
 
     seen = [0]
-    for _ in range(10):
-        process, goal = start(), shards() + rng.randrange(5)
+    for kill in range(10):
+        process, goal = start(2 if kill == 4 else 1), shards() + rng.randrange(5)
         while process.is_alive() and shards() < goal:
             time.sleep(0.002)
         time.sleep(rng.random() * 0.2)
@@ -382,7 +452,7 @@ def plant(monkeypatch, right, ran=None):
                 ]
                 yield item, rows
 
-    monkeypatch.setattr(_Crew, "engine", lambda crew, items: Planted(crew.plan))
+    monkeypatch.setattr(_Crew, "engine", lambda crew: Planted(crew.plan))
 
 
 def coin(*said):
@@ -483,6 +553,66 @@ def test_ray_gives_the_same_rows_though_a_worker_is_killed(tmp_path, undisturbed
     assert done.returncode == 0, done.stderr
     assert "killed" in done.stdout
     assert_same_rows(pd.read_parquet(tmp_path / "out" / "results.parquet"), undisturbed)
+
+
+class Cluster:
+    """As much of Ray as the engine uses: actors of which some never come, and calls that are done at once."""
+
+    def __init__(self, placed):
+        self.places = iter([True] * placed + [False] * 99)
+        self.exceptions = type("exceptions", (), {"RayError": RuntimeError})
+
+    def remote(self, **needs):
+        class Call:
+            def __init__(self, function, here):
+                self.function, self.here = function, here
+
+            def remote(self, *given):
+                return self.here, lambda: self.function(*given)
+
+        class Actor:
+            def __init__(self, here):
+                self.ready = Call(lambda: None, here)
+                self.run = Call(lambda job, item: {"rows": [{"n": item["n"]}]}, here)
+
+        return lambda kind: type("Class", (), {"remote": lambda this: Actor(next(self.places))})()
+
+    put = staticmethod(lambda what: what)
+    get = staticmethod(lambda call: call[1]())
+    kill = staticmethod(lambda actor: None)
+    available_resources = staticmethod(lambda: {"CPU": 1.0})
+
+    def wait(self, calls, num_returns, timeout):
+        found = [call for call in calls if call[0]][:num_returns]
+        if not found and timeout is None:
+            raise KeyboardInterrupt  # for ever
+        return found, [call for call in calls if call not in found]
+
+
+def test_ray_gives_work_to_the_actors_that_are_placed_and_says_if_there_are_none():
+    job = {"model": {"threads": 2, "device": "cuda:1"}}
+    for placed in (1, 0):
+        engine = Ray.__new__(Ray)
+        engine._ray, engine._started, engine._actors, engine._free, engine._coming = Cluster(placed), False, [], [], {}
+        engine.begin(job, 3)
+        assert engine._needs == {"num_cpus": 2, "num_gpus": 1}
+        if placed:
+            assert [rows[0]["n"] for _, rows in engine.run([{"n": n} for n in range(5)])] == [0, 1, 2, 3, 4]
+            assert len(engine._actors) == 3
+            assert [rows[0]["n"] for _, rows in engine.run([{"n": 7}])] == [7]
+        else:
+            said = pytest.warns(UserWarning, match="2 CPU and 1 GPU, and the cluster has 1 CPU and 0 GPU")
+            with said, pytest.raises(KeyboardInterrupt):
+                list(engine.run([{"n": 1}]))
+        engine.close()
+
+
+def test_a_container_has_as_many_cores_as_its_quota(tmp_path):
+    path = tmp_path / "cpu.max"
+    for text, cores in (("250000 100000", 2), ("50000 100000", 1), ("max 100000", 8)):
+        path.write_text(text + "\n")
+        assert engines._cpu_quota(8, str(path)) == cores
+    assert engines._cpu_quota(8, str(tmp_path / "none")) == 8
 
 
 def test_an_unknown_engine_and_a_missing_model_are_refused(tmp_path):

@@ -18,7 +18,7 @@ from stepsal.figures import FIGURES, save_figure
 from stepsal.folder import map_path
 from stepsal.paired import holm, paired
 from stepsal.stepflow import NoiseMomentum
-from stepsal.sweep_figures import SWEEP_FIGURES, before_after, draw_before_after
+from stepsal.sweep_figures import SWEEP_FIGURES, ablation_tables, before_after, draw_before_after, effects
 from stepsal.sweep_results import (
     Results,
     accuracy_interval,
@@ -219,16 +219,26 @@ def test_self_consistency_of_a_sweep_is_the_slow_votes_mean():
 
 
 def test_compute_is_tokens_times_their_relative_cost():
-    results = results_of([USEFUL, USELESS], seconds=lambda setting: 0.15 if setting == USEFUL else 0.1)
+    def slower(setting):
+        return 0.15 if setting == USEFUL else 0.1
+
+    old = results_of([USEFUL, USELESS], seconds=slower)  # the clock's seconds of a CPU say nothing
+    assert old.cost_column is None
+    assert costs(old)["compute"].tolist() == pytest.approx([1, 1, 1])
+    rows = pd.DataFrame(planted([USEFUL, USELESS], lambda setting: 0.1, seconds=slower))
+    assert costs(Results(rows.assign(model='{"device": "cuda:0"}')))["compute"].tolist() == pytest.approx([1, 1.5, 1])
+    results = results_of([USEFUL, USELESS], cpu=slower)
     table = costs(results).set_index("label")
     assert table["compute"].tolist() == pytest.approx([1, 1.5, 1])
     assert (table["tokens"] * table["cost"]).tolist() == pytest.approx(table["compute"].tolist())
-    ax = plot.sweep_compute(costs(results), pd.DataFrame({"k": [1, 2], "accuracy": 0.6, "low": 0.5, "high": 0.7}))
+    votes = pd.DataFrame({"k": [1, 2], "compute": [1.5, 3.0], "accuracy": 0.6, "low": 0.5, "high": 0.7})
+    ax = plot.sweep_compute(costs(results), votes)
+    assert ax.lines[0].get_xdata().tolist() == [1.5, 3.0]
     points = [
         each.get_offsets().tolist()[0] for each in ax.collections if each.get_label() in ("OEB", "SMI", "baseline")
     ]
     np.testing.assert_allclose(points, np.column_stack([table["compute"], 100 * table["accuracy"]]))
-    assert [text.get_text() for text in ax.texts] == ["k = 2"]
+    assert [(text.get_text(), text.xy[0]) for text in ax.texts] == [("k = 2", 3.0)]
 
 
 def test_accuracy_has_an_interval_also_where_nothing_varies():
@@ -406,6 +416,19 @@ def test_samples_may_come_from_another_sweep_of_the_same_problems(tmp_path):
     caption = paths[-1].read_text()
     assert "temperature 0.8, 8 answers each; settings: temperature 0, one answer each" in caption
     assert f"stepsal figure compute {greedy} {sampled} --out" in caption
+    few = planted([], lambda setting: 0.0, problems=7, samples=8, tokens=200)
+    caption = save_figure("compute", greedy, tmp_path / "x.png", second=write_results(tmp_path / "few", few))[-1]
+    assert "7 problems, one answer each, those of 30 that have samples" in caption.read_text()
+    assert "k samples cost 1.97 k" in caption.read_text()
+    assert "did not measure processor time" in caption.read_text()
+    strange = [row | {"model": '{"model": "another"}'} for row in few]
+    with pytest.raises(InputError, match="sweeps of two models"):
+        save_figure("compute", greedy, tmp_path / "x.png", second=write_results(tmp_path / "strange", strange))
+    for name, print_ in (("greedy", "a"), ("few", "b")):
+        config = {"format": "stepsal sweep 2", "model": {"fingerprint": print_}}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="sweeps of two models"):
+        save_figure("compute", greedy, tmp_path / "x.png", second=tmp_path / "few")
     other = write_results(tmp_path / "other", planted([], lambda setting: 0.0, problems=31, samples=8))
     with pytest.raises(InputError, match=r"is a sweep of other problems \(31\)"):
         save_figure("compute", greedy, tmp_path / "x.png", second=other)
@@ -444,6 +467,22 @@ def test_a_folder_without_finished_results_is_refused(tmp_path):
         save_figure("effects", tmp_path, tmp_path / "x.png")
 
 
+def test_captions_say_that_forward_selection_chose_its_settings(tmp_path):
+    folder = write_results(tmp_path, planted([USEFUL], lambda setting: 0.1, problems=9))
+    said = "Forward selection: these same answers chose"
+    assert said not in ablation_tables(folder).texts["md"] + effects(folder).caption
+    (tmp_path / "config.json").write_text(json.dumps({"config": {"grid": {"shape": "forward-selection"}}}))
+    assert said in ablation_tables(folder).texts["md"]
+    assert said in effects(folder).caption
+
+
+def test_results_without_processor_time_are_read(tmp_path):
+    folder = write_results(tmp_path, planted([USEFUL], lambda setting: 0.1, problems=9))
+    rows = pd.read_parquet(folder / "results.parquet")
+    rows.drop(columns="cpu_seconds").to_parquet(folder / "results.parquet")
+    assert Results.read(folder).cost_column is None
+
+
 def test_a_second_folder_is_for_figures_that_compare_two(folder, tmp_path):
     for name in ("effects", "profiles"):
         with pytest.raises(InputError, match=f"figure '{name}' takes one folder"):
@@ -462,3 +501,10 @@ def test_rows_of_no_one_sweep_are_refused():
         plot.sweep(pd.concat([rows, rows]))
     with pytest.raises(InputError, match="other problems or samples than the baseline"):
         plot.sweep(rows.iloc[:-1])
+    uneven = rows[
+        rows["problem"] != "p-4"
+    ].assign(  # three answers to one, one to another: 4 in all
+        sample=rows["problem"].str[2:].astype(int) % 3, problem=rows["problem"].where(rows["problem"] == "p-3", "p-0")
+    )
+    with pytest.raises(InputError, match="some problems have more answers than others"):
+        plot.sweep(uneven)

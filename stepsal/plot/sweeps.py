@@ -186,10 +186,11 @@ def sweep_compute(costs: DataFrame, votes: DataFrame, *, ax: Axes | None = None)
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     ax = ax or new_axes((3.4, 2.6))
-    ax.fill_between(votes["k"], 100 * votes["low"], 100 * votes["high"], color="0.85", linewidth=0)
-    ax.plot(votes["k"], 100 * votes["accuracy"], color="black", marker=".", linewidth=1.2, label="self-consistency")
-    for k, low in zip(votes["k"][1:], 100 * votes["low"][1:], strict=True):  # at 1 are the settings
-        ax.annotate(f"k = {k}", (k, low), (0, -9), textcoords="offset points", ha="center", fontsize="small")
+    at = votes["compute"]
+    ax.fill_between(at, 100 * votes["low"], 100 * votes["high"], color="0.85", linewidth=0)
+    ax.plot(at, 100 * votes["accuracy"], color="black", marker=".", linewidth=1.2, label="self-consistency")
+    for k, x, low in zip(votes["k"][1:], at[1:], 100 * votes["low"][1:], strict=True):  # at 1 are the settings
+        ax.annotate(f"k = {k}", (x, low), (0, -9), textcoords="offset points", ha="center", fontsize="small")
     named: set[str] = set()
     for row in costs.to_dict("records"):
         colour, marker = part_style(row["part"])
