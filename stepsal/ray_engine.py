@@ -122,7 +122,7 @@ def _is_gpu(device: str) -> bool:
     return device.partition(":")[0] == "cuda"
 
 
-def _said(resources: Mapping[str, float]) -> str:
+def _said(resources: Mapping[str, int | float]) -> str:
     cpus, gpus = (
         resources.get(each, resources.get(other, 0)) for each, other in (("num_cpus", "CPU"), ("num_gpus", "GPU"))
     )
