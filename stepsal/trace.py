@@ -125,7 +125,7 @@ class Trace:
         >>> Trace.from_tokens(tokenizer, tokenizer.encode("2+2?<think></think>4"), id="a")
         Trace('a', 7 tokens, steps: 1 question, 1 thinking, 1 summary)
         """
-        keep = {"id": id, "answer": answer, "correct": correct, "meta": dict(meta or {})}
+        keep = {"id": id, "answer": answer, "correct": correct, "meta": meta}
         trace = split_tokens(tokenizer, tokens, format, steps, prompt_tokens, **keep)
         if prompt_tokens is not None and format == "auto":
             check_opened(trace)
@@ -195,6 +195,7 @@ def split_tokens(
     Trace('a', 11 tokens, steps: 1 question, 0 thinking, 1 summary)
     """
     ids = check_tokens(tokens, len(tokenizer))
+    keep["meta"] = dict(keep.get("meta") or {})
     if prompt_tokens is not None and not 0 < prompt_tokens < len(ids):
         raise InputError(
             f"prompt_tokens={prompt_tokens} of {len(ids)} tokens leaves an empty prompt or an empty response: "
