@@ -132,8 +132,8 @@ def isolated(name: str, batch: int, context: int | None, timed: int, pairs: int)
     return result
 
 
-def table(quick: bool) -> str:
-    timed, pairs, batches, contexts = (8, 1, (2,), (64, 128)) if quick else (240, 9, (1, 16), (256, 2048))
+def table(quick: bool, pairs: int) -> str:
+    timed, pairs, batches, contexts = (8, 1, (2,), (64, 128)) if quick else (240, pairs, (1, 16), (256, 2048))
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, __file__, "--build", folder], check=True, capture_output=True)
         names = {"": "bundled reasoner", folder: "20 M parameters"}
@@ -167,7 +167,9 @@ def main() -> None:
     else:
         parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
-        print(table(parser.parse_args().quick))
+        parser.add_argument("--pairs", type=int, default=9, help="pairs of runs in each case (default: %(default)s)")
+        given = parser.parse_args()
+        print(table(given.quick, given.pairs))
 
 
 if __name__ == "__main__":
