@@ -192,7 +192,7 @@ def split_tokens(
     >>> from stepsal import load_tokenizer
     >>> tokenizer = load_tokenizer()
     >>> split_tokens(tokenizer, tokenizer.encode("2+2?It is.</think>4"), prompt_tokens=4, id="a")
-    Trace('a', 11 tokens, steps: 1 question, 0 thinking, 1 summary)
+    Trace('a', 10 tokens, steps: 1 question, 0 thinking, 1 summary)
     """
     ids = check_tokens(tokens, len(tokenizer))
     keep["meta"] = dict(keep.get("meta") or {})
