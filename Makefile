@@ -44,7 +44,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(STAMP)  ## the README's tables of time and memory (about 15 minutes)
+bench: $(STAMP)  ## the README's tables of time and memory (about half an hour)
 	$(BIN)/python benchmarks/saliency.py
 	$(BIN)/python benchmarks/decoding.py
 	$(BIN)/python benchmarks/sweep.py
