@@ -9,9 +9,9 @@ from stepsal.diagnosis import Diagnosis, Verdict, diagnose
 from stepsal.errors import FileError, InputError, NumericalError, StepsalError, UnsupportedModelError
 from stepsal.folder import save_step_maps
 from stepsal.generation import generate
-from stepsal.host import load_model, load_tokenizer
 from stepsal.influence import step_saliency, token_influence
 from stepsal.intervene import intervene
+from stepsal.loading import load_model, load_tokenizer
 from stepsal.metrics import lock_in, thinking_to_summary
 from stepsal.paired import Paired, paired
 from stepsal.report import report

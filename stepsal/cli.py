@@ -195,7 +195,7 @@ def _generate(given: argparse.Namespace) -> None:
     _calm()
     from stepsal.generation import Decoding
     from stepsal.generation_file import generate_file, refuse_existing
-    from stepsal.host import load_model
+    from stepsal.loading import load_model
     from stepsal.questions import read_questions, task_questions, task_room
     from stepsal.reasoner import DEFAULT_LENGTH
     from stepsal.stepflow import OddsEqualBridge, StepMomentum
@@ -236,7 +236,7 @@ def _generate(given: argparse.Namespace) -> None:
 def _saliency(given: argparse.Namespace) -> None:
     _calm()
     from stepsal.folder import save_step_maps
-    from stepsal.host import load_model, load_tokenizer
+    from stepsal.loading import load_model, load_tokenizer
     from stepsal.trace_files import read_traces
 
     chosen = {name: getattr(given, name) for name in ("format", "steps") if getattr(given, name) is not None}

@@ -18,8 +18,8 @@ from stepsal.diagnosis import Diagnosis, diagnose
 from stepsal.figures import draw_maps, save_example
 from stepsal.files import atomic_path
 from stepsal.folder import save_step_maps
-from stepsal.host import load_model
 from stepsal.influence import token_influence
+from stepsal.loading import load_model
 from stepsal.reasoner.evaluate import solve
 from stepsal.stepmap import StepMap
 from stepsal.trace import Trace

@@ -41,20 +41,20 @@ class PatternReader:
 
     def hooks(self) -> list[Hook]:
         if self.rule == "attention":
-            return [(host.pattern_name(layer), self._pattern(layer)) for layer in self.layers]
+            return [host.at_pattern(layer, self._pattern(layer)) for layer in self.layers]
         lowest, top = self.layers[0], host.shape(self.model).layers
-        hooks: list[Hook] = [(host.pattern_name(lowest), self._start)]
+        hooks: list[Hook] = [host.at_pattern(lowest, self._start)]
         for layer in range(lowest + 1, top):
             if self.cut:
                 hooks += [
-                    (host.value_name(layer), self._detach("value")),
-                    (host.query_name(layer), self._keep_query),
-                    (host.key_name(layer), self._detach("key")),
-                    (host.scores_name(layer), self._own_key(layer)),
+                    host.at_values(self.model, layer, self._detach("value")),
+                    host.at_queries(self.model, layer, self._keep_query),
+                    host.at_keys(self.model, layer, self._detach("key")),
+                    host.at_scores(layer, self._own_key(layer)),
                 ]
-            hooks.append((host.pattern_name(layer), self._pattern(layer)))
+            hooks.append(host.at_pattern(layer, self._pattern(layer)))
             if self.cut:
-                hooks.append((host.head_output_name(layer), self._own_value))
+                hooks.append(host.at_head_outputs(self.model, layer, self._own_value))
         return hooks
 
     def backward(self, loss: Tensor) -> None:
@@ -114,13 +114,15 @@ class PatternReader:
             )
 
     def _own_key(self, layer: int) -> Callable[[Tensor, Any], Tensor]:
-        scale = host.score_scale(self.model, layer)
+        score = host.own_score(self.model, layer)
 
         def add(scores: Float[Tensor, "batch head query key"], hook: Any) -> Tensor:
             key = host.per_query_head(self.now["key"], self.heads)
-            own = einsum(self.now["query"], key - key.detach(), "batch pos head d, batch pos head d -> batch head pos")
+            query = self.now["query"] if score.weights is None else self.now["query"] * score.weights
+            own = einsum(query, key - key.detach(), "batch pos head d, batch pos head d -> batch head pos")
             offset = scores.shape[-1] - scores.shape[-2]
-            diagonal = scores.diagonal(offset, -2, -1) + (scale * own).to(scores.dtype)
+            there = scores.diagonal(offset, -2, -1)
+            diagonal = there + (score.slope(there.detach()) * own).to(scores.dtype)
             return scores.diagonal_scatter(diagonal, offset, -2, -1)
 
         return add
@@ -146,7 +148,7 @@ def check_logits(
         if bad.any() and not found:
             found.append(f"first in layer {hook.layer()} at position {int(bad.nonzero()[0])}")
 
-    hooks: list[Hook] = [(host.residual_out_name(layer), look) for layer in range(host.shape(model).layers)]
+    hooks: list[Hook] = [host.at_residual(layer, look) for layer in range(host.shape(model).layers)]
     with torch.no_grad():
         host.forward(model, tokens, hooks)
     where = found[0] if found else "every layer is finite, so it is the unembedding"

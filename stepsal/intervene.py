@@ -7,7 +7,7 @@ In: a model and parts (`stepsal.stepflow`). Out: the same model, acting differen
    knows the segment and step of every token. The scores of one bridged layer of each kind of attention say which keys each
    query can see: causal, no padding, inside the window.
 3. Bridges edit the pattern; momentum reads the values and edits the head outputs (`stepsal.momentum`).
-4. After the highest chosen layer: did every hook fire? If not, `UnsupportedModelError`.
+4. After the highest chosen layer: forget what belongs to this pass.
 
 Order. Hooks that were there before come first, then the parts in the order given, then hooks added inside the context: a
 user's own, and those of `step_saliency`, which therefore reads the pattern as it is used. Two bridges in one layer: the second
@@ -63,7 +63,7 @@ def intervene(
 
     Raises:
         InputError: an unknown layer, head or format; on a pass that goes on where nothing was followed.
-        UnsupportedModelError: a hook that is needed does not exist, or does not fire.
+        UnsupportedModelError: the model's hooks are not what `stepsal.host` says of them; embeddings were given, not tokens.
 
     Warns once, on leaving, about each part that never did anything (unless its strength is zero).
 
@@ -82,16 +82,9 @@ def intervene(
             f"{wrong[0]!r} is no intervention: expected OddsEqualBridge, StepMomentum or one of their controls"
         )
     live = Interventions(model, parts, format, steps)
-    try:
-        context = model.hooks(fwd_hooks=live.hooks())
-        context.__enter__()
-    except (KeyError, ValueError) as error:
-        raise live.refuse(f"a hook cannot be put in: {error}") from error
-    try:
+    host.check_supported(model)
+    with model.hooks(fwd_hooks=live.hooks()):
         yield live
-    finally:
-        context.__exit__(None, None, None)
-    live.check_fired()
     live.warn_idle()
 
 
@@ -107,14 +100,12 @@ class Interventions:
         self._heads = [resolve_heads(part, size.layers, size.heads) for part in parts]
         self._follower = Follower(model.tokenizer, format, steps, host.end_tokens(model))
         self._tallies = {(index, layer): Tally() for index, each in enumerate(self._heads) for layer in each}
-        self._needed: set[str] = set()
-        self._fired: set[str] = set()
         # Of the forward pass that is running; `_finish` clears it:
         self._tokens: Tensor | None = None  # until the first scores are seen
         self._block: Block | None = None
         self._visible: dict[str, Tensor] = {}  # kind of attention -> batch query key
         self._groups_of: dict[Any, Groups] = {}
-        self._values: tuple[int, Tensor] | None = None  # layer, batch pos kv_head d_head
+        self._values: Tensor | None = None  # of the layer that is running, batch pos kv_head d_head
 
     @property
     def question_tokens(self) -> Sequence[int] | None:
@@ -137,7 +128,8 @@ class Interventions:
         layers = sorted({layer for each in self._heads for layer in each})
         if not layers:
             return []
-        hooks: list[Hook] = [(host.tokens_name(), self._begin)]
+        model = self._model
+        hooks: list[Hook] = [host.at_tokens(self._begin)]
         seen: set[str] = set()  # layers of one kind see the same keys: the first speaks for all
         for layer in layers:
             mine = [(index, part) for index, part in enumerate(self.parts) if layer in self._heads[index]]
@@ -146,23 +138,20 @@ class Interventions:
             kind = host.attention_kind(self._model, layer)
             if layer == layers[0] or (edits and kind not in seen):
                 seen.add(kind)
-                hooks.append((host.scores_name(layer), self._see(host.scores_name(layer), kind)))
-            hooks += [(host.pattern_name(layer), self._edit(index, layer, kind, part)) for index, part in edits]
+                hooks.append(host.at_scores(layer, self._see(kind)))
+            hooks += [host.at_pattern(layer, self._edit(index, layer, kind, part)) for index, part in edits]
             if momenta:
-                hooks.append((host.value_name(layer), self._keep_values(layer)))
-            hooks += [(host.head_output_name(layer), self._inject(index, layer, part)) for index, part in momenta]
-        hooks.append((host.residual_out_name(layers[-1]), self._finish(host.residual_out_name(layers[-1]))))
-        self._needed = {name for name, _ in hooks}
+                hooks.append(host.at_values(model, layer, self._keep_values))
+            hooks += [host.at_head_outputs(model, layer, self._inject(index, layer, part)) for index, part in momenta]
+        hooks.append(host.at_residual(layers[-1], self._finish))
         return hooks
 
     def _begin(self, tokens: Tensor, hook: Any) -> None:
-        self._fired.add(host.tokens_name())
         self._clear()
         self._tokens = tokens
 
-    def _see(self, name: str, kind: str) -> HookFunction:
+    def _see(self, kind: str) -> HookFunction:
         def see(scores: Float[Tensor, "batch head query key"], hook: Any) -> None:
-            self._fired.add(name)
             visible = self._visible[kind] = host.visible_keys(scores)
             if self._tokens is not None:
                 queries, keys = visible.shape[1:]
@@ -171,17 +160,15 @@ class Interventions:
                 slides = kind != "full_attention"
                 self._block, self._tokens = self._follower.advance(tokens, hidden, keys, slides), None
             elif self._block is None:
-                raise self.refuse(f"its hook {host.tokens_name()} does not fire (embeddings were given, not tokens?)")
+                raise self._refuse("the token ids did not come by (embeddings were given, not tokens?)")
 
         return see
 
     def _edit(self, index: int, layer: int, kind: str, part: OddsEqualBridge | Starvation) -> HookFunction:
-        name, tally, chosen = host.pattern_name(layer), self._tallies[index, layer], self._chosen(index, layer)
+        tally, chosen = self._tallies[index, layer], self._chosen(index, layer)
 
         def edit(pattern: Float[Tensor, "batch head query key"], hook: Any) -> Tensor | None:
-            self._fired.add(name)
-            if self._block is None or kind not in self._visible:
-                raise self.refuse(f"the attention scores of its {kind} layers do not fire before {name}")
+            assert self._block is not None
             if not self._block.answering:
                 return None
             heads = None if chosen is None else chosen.to(pattern.device)
@@ -214,44 +201,21 @@ class Interventions:
             self._groups_of[name] = make_groups(bridge, current)
         return self._groups_of[name]
 
-    def _keep_values(self, layer: int) -> HookFunction:
-        name = host.value_name(layer)
-
-        def keep(values: Tensor, hook: Any) -> None:
-            self._fired.add(name)
-            self._values = layer, values.detach()
-
-        return keep
+    def _keep_values(self, values: Tensor, hook: Any) -> None:
+        self._values = values.detach()
 
     def _inject(self, index: int, layer: int, part: StepMomentum) -> HookFunction:
-        name = host.head_output_name(layer)
         state = MomentumState(part, layer, self._chosen(index, layer), self._tallies[index, layer])
 
         def inject(output: Float[Tensor, "batch pos head d_head"], hook: Any) -> Tensor | None:
-            self._fired.add(name)
-            if self._block is None:
-                raise self.refuse(f"the attention scores of its lowest chosen layer do not fire before {name}")
-            if self._values is None or self._values[0] != layer:
-                raise self.refuse(f"its hook {host.value_name(layer)} does not fire before {name}")
-            values = self._values[1]
-            if values.ndim != 4 or output.shape[:2] != values.shape[:2] or output.shape[3] != values.shape[3]:
-                raise self.refuse(
-                    f"in layer {layer} values are {tuple(values.shape)} and head outputs {tuple(output.shape)}; momentum "
-                    "needs both as batch, position, head, d_head"
-                )
-            return state.inject(self._block, values, output)
+            assert self._block is not None
+            assert self._values is not None
+            return state.inject(self._block, self._values, output)
 
         return inject
 
-    def _finish(self, name: str) -> HookFunction:
-        def finish(residual: Tensor, hook: Any) -> None:
-            self._fired.add(name)
-            if self._needed:
-                self.check_fired()
-                self._needed = set()  # one pass is proof enough
-            self._clear()
-
-        return finish
+    def _finish(self, residual: Tensor, hook: Any) -> None:
+        self._clear()
 
     def _clear(self) -> None:
         self._tokens = self._block = self._values = None
@@ -264,15 +228,9 @@ class Interventions:
         return torch.zeros(self._n_heads, dtype=torch.bool).index_fill(0, torch.tensor(heads), True)
 
     # --- what was done -----------------------------------------------------------------------------------------------
-    def refuse(self, reason: str) -> UnsupportedModelError:
-        """An error that names the model."""
+    def _refuse(self, reason: str) -> UnsupportedModelError:
         about = host.describe(self._model)
         return UnsupportedModelError(f"cannot intervene in {about['model']} ({about['architecture']}): {reason}")
-
-    def check_fired(self) -> None:
-        """Raise `UnsupportedModelError` for a hook that did not fire, if there was a forward pass."""
-        if self._fired and (missing := sorted(self._needed - self._fired)):
-            raise self.refuse(f"its hook {missing[0]} never fires (or no forward pass was run to its end)")
 
     def warn_idle(self) -> None:
         """Warn about each part that has a strength and never did anything."""

@@ -51,9 +51,10 @@ class Worker:
     @cached_property
     def _model(self) -> Any:
         from stepsal import host
+        from stepsal.loading import load_model
 
         given = self._job["model"]
-        model = host.load_model(given["path"], device=given["device"], dtype=given["dtype"])
+        model = load_model(given["path"], device=given["device"], dtype=given["dtype"])
         size = host.shape(model)
         if [size.layers, size.heads] != given["size"]:
             raise UnsupportedModelError(

@@ -83,7 +83,7 @@ def test_a_broken_line_is_bad_input_and_named_before_any_weights_are_loaded(run,
     def never(*given, **options):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("stepsal.host.load_model", never)
+    monkeypatch.setattr("stepsal.loading.load_model", never)
     first, second = traces_file.read_text().splitlines()
     traces_file.write_text(f"{first}\n\n{second[:50]}\n")
     status, printed, message = run()

@@ -168,7 +168,7 @@ def forced(trace, model, layers, keep):
         rows = pattern * mask[keys - queries : keys, :keys]
         return rows / rows.sum(-1, keepdim=True).clamp(min=1e-9)
 
-    return model.hooks(fwd_hooks=[(host.pattern_name(layer), force) for layer in layers])
+    return model.hooks(fwd_hooks=[host.at_pattern(layer, force) for layer in layers])
 
 
 def test_attention_forced_onto_the_current_step_is_diagnosed_as_shallow_lock_in(reasoner, reasoner_traces):

@@ -92,8 +92,10 @@ def patterns(model, tokens, parts, **options):
     def keep(tensor, hook):
         seen[hook.name] = tensor.detach().clone()
 
-    names = [make(layer) for layer in range(3) for make in (host.pattern_name, host.head_output_name)]
-    with intervene(model, parts), model.hooks(fwd_hooks=[(name, keep) for name in names]):
+    hooks = [
+        hook for layer in range(3) for hook in (host.at_pattern(layer, keep), host.at_head_outputs(model, layer, keep))
+    ]
+    with intervene(model, parts), model.hooks(fwd_hooks=hooks):
         model(tokens, **options)
     found = list(seen.values())
     return found[::2], found[1::2]
@@ -469,7 +471,7 @@ def test_a_bridge_and_a_momentum_commute(tiny, traces):
 
 
 def test_hooks_from_outside_act_before_the_parts_and_hooks_from_inside_after(qwen2, traces):
-    tokens, name = traces[0].tokens[None], host.pattern_name(0)
+    tokens = traces[0].tokens[None]
     start, seen = traces[0].steps[0].stop, {}
 
     def starve(pattern, hook):  # the question gets about a hundredth of its attention
@@ -482,13 +484,16 @@ def test_hooks_from_outside_act_before_the_parts_and_hooks_from_inside_after(qwe
     def look(pattern, hook):
         seen["after"] = pattern.clone()
 
-    with qwen2.hooks(fwd_hooks=[(name, starve)]), intervene(qwen2, OddsEqualBridge(0)):
-        with qwen2.hooks(fwd_hooks=[(name, look)]):
+    with qwen2.hooks(fwd_hooks=[host.at_pattern(0, starve)]), intervene(qwen2, OddsEqualBridge(0)):
+        with qwen2.hooks(fwd_hooks=[host.at_pattern(0, look)]):
             qwen2(tokens)
         row = seen["after"][0, :, start + 3]
         assert not torch.equal(seen["after"], seen["before"])
         assert (row[:, :start].sum(-1) >= 0.1).all()  # the bridge repaired what the outer hook did
-    with intervene(qwen2, PARTS["bridge"]), qwen2.hooks(fwd_hooks=[(name, starve), (name, look)]):
+    with (
+        intervene(qwen2, PARTS["bridge"]),
+        qwen2.hooks(fwd_hooks=[host.at_pattern(0, starve), host.at_pattern(0, look)]),
+    ):
         qwen2(tokens)
         assert torch.equal(seen["after"], seen["before"])  # the inner hook has the last word
 
@@ -504,7 +509,7 @@ def influence_under(model, trace, parts):
     def keep(tensor, hook):
         kept[hook.layer()] = tensor
 
-    hooks = [(host.pattern_name(layer), keep) for layer in range(3)]
+    hooks = [host.at_pattern(layer, keep) for layer in range(3)]
     with intervene(model, parts), model.hooks(fwd_hooks=[("embed.hook_out", leaf), *hooks]):
         logits = model(trace.tokens[None])[0]
     used = [kept[layer] for layer in range(3)]
@@ -735,27 +740,20 @@ def test_a_text_that_was_not_followed_from_its_start_is_refused(qwen2, traces):
         qwen2(tokens[:, 12:], return_type="logits_and_cache", past_key_values=cache)
 
 
-@pytest.mark.parametrize("name", ["scores_name", "pattern_name", "value_name", "head_output_name", "residual_out_name"])
-def test_a_hook_that_never_fires_is_named(qwen2, traces, name, monkeypatch):
-    unfired = "blocks.{}.attn.hook_hidden_states"  # exists, but does not fire here
-    monkeypatch.setattr(host, name, lambda layer: unfired.format(layer))
-
-    def run():
-        with intervene(qwen2, stepflow()):
-            qwen2(traces[0].tokens[None])
-
-    with pytest.raises(UnsupportedModelError, match=r"cannot intervene in .*: (its hook|the attention scores)"):
-        run()
-
-
-def test_a_hook_that_does_not_exist_is_named(qwen2, monkeypatch):
-    monkeypatch.setattr(host, "pattern_name", lambda layer: f"blocks.{layer}.attn.hook_patern")
+def test_a_model_that_the_host_does_not_know_is_refused_before_any_pass(qwen2, monkeypatch):
+    monkeypatch.setattr(host, "at_pattern", lambda layer, look: (f"blocks.{layer}.attn.hook_hidden_states", look))
     with (
-        pytest.raises(UnsupportedModelError, match="a hook cannot be put in: .*hook_patern"),
+        pytest.raises(UnsupportedModelError, match="its hook blocks.0.attn.hook_hidden_states never fires"),
         intervene(qwen2, stepflow()),
     ):
         pytest.fail("entered")
     assert not any(point.fwd_hooks for point in qwen2.hook_dict.values())
+
+
+def test_embeddings_in_place_of_tokens_are_refused(qwen2):
+    embeddings = torch.randn(1, 5, 40)
+    with pytest.raises(UnsupportedModelError, match="the token ids did not come by"), intervene(qwen2, stepflow()):
+        qwen2(None, inputs_embeds=embeddings)
 
 
 def test_a_model_without_a_tokenizer_is_refused(qwen2, monkeypatch):

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from stepsal.generation import generate
-from stepsal.host import Model, load_model
+from stepsal.host import Model
+from stepsal.loading import load_model
 from stepsal.paired import wilson
 from stepsal.questions import task_room
 from stepsal.reasoner.problems import DEFAULT_LENGTH, ERROR_KINDS, grade, make_problems

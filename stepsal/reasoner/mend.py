@@ -28,10 +28,11 @@ from stepsal.diagnosis import Diagnosis, diagnose
 from stepsal.files import atomic_path
 from stepsal.generation import Decoding
 from stepsal.generation_file import generate_file
-from stepsal.host import Model, load_model
+from stepsal.host import Model
 from stepsal.influence import step_saliency
 from stepsal.intervene import intervene
 from stepsal.layers import band
+from stepsal.loading import load_model
 from stepsal.metrics import LABELS
 from stepsal.paired import paired
 from stepsal.questions import task_questions, task_room
