@@ -2,11 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+BIN3 := .venv-tl3/bin
+STAMP3 := .venv-tl3/.installed
 FIGURE_PROBLEMS := 800
 # Worker processes of one thread each are faster than threads: the tests' models are tiny.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
+WORKERS := -n auto --maxprocesses 4
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS)
 
-.PHONY: demo figures sweeps test test-slow lint format bench clean
+.PHONY: demo figures sweeps test test-slow test-tl3 support lint format bench clean
 
 demo: $(STAMP)  ## step maps of the bundled reasoner's right and wrong traces -> demo/
 	$(BIN)/stepsal demo --out demo
@@ -35,6 +38,13 @@ test: $(STAMP)  ## the suite, docstring examples included; offline, CPU (about 5
 test-slow: $(STAMP)  ## what else CI runs: the notebooks, a Ray cluster
 	$(PYTEST) -m slow
 
+test-tl3: $(STAMP3)  ## saliency and interventions on HookedTransformers: TransformerLens 3.9, in .venv-tl3 (about 3 minutes)
+	OMP_NUM_THREADS=1 $(BIN3)/python -m pytest $(WORKERS) -m "not slow and not bridge" \
+	  tests/test_influence.py tests/test_stepflow.py tests/test_diagnosis.py tests/test_tl3.py
+
+support: $(STAMP)  ## docs/support.md's table: every family through the conformance suite (about 3 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/conformance.py
+
 lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -54,5 +64,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $(STAMP)
 
+$(STAMP3): requirements-tl3.txt
+	test -x $(BIN3)/python || $(PYTHON) -m venv .venv-tl3
+	$(BIN3)/python -m pip install --quiet --disable-pip-version-check -r requirements-tl3.txt
+	$(BIN3)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $(STAMP3)
+
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis demo build
+	rm -rf .venv .venv-tl3 .pytest_cache .mypy_cache .ruff_cache .hypothesis demo build

@@ -98,7 +98,7 @@ def measure(name: str, batch: int, context: int | None, timed: int, pairs: int) 
     @torch.no_grad()
     def decode(with_stepflow: bool) -> float:
         with stepsal.intervene(model, stepsal.stepflow()) if with_stepflow else nullcontext():
-            cache = host.new_cache()
+            cache = host.new_cache(model)
             options: dict[str, Any] = {"return_type": "logits_and_cache", "past_key_values": cache}
             model(tokens[:, :start], attention_mask=mask[:, :start], **options)
             begin = time.perf_counter()

@@ -24,8 +24,8 @@ CASES = {"plain loop": (0, 1), "sweep 1 x 1": (1, 1), "sweep 2 x 1": (2, 1), "sw
 """Name -> workers (0: no sweep), torch threads of each."""
 
 
-def measure(workers: int, threads: int, count: int) -> float:
-    """Answers per second, loading left out."""
+def measure(workers: int, threads: int, count: int, tokens: int | None = None) -> float:
+    """Answers per second, loading left out; `count` problems, `tokens` at most in an answer (None: as many as it takes)."""
     import torch
 
     import stepsal
@@ -40,7 +40,7 @@ def measure(workers: int, threads: int, count: int) -> float:
     torch.set_num_threads(threads)
     given: dict[str, Any] = {
         "problems": {"count": count},
-        "decoding": {"batch_size": 16},
+        "decoding": {"batch_size": 16} | ({} if tokens is None else {"max_new_tokens": tokens}),
         "model": {"threads": threads},
     }
     config = read_config(given | {"grid": {"parts": ["oeb", "smi", "both"]}})
@@ -75,18 +75,20 @@ def measure(workers: int, threads: int, count: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one small turn")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: one problem, two tokens, in this process")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--case", type=int, nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.case:
         print(json.dumps(measure(*given.case)))
         return
-    turns, count = (1, 2) if given.quick else (given.turns, 64)
     rates: dict[str, list[float]] = {name: [] for name in CASES}
-    for _ in range(turns):
+    for _ in range(1 if given.quick else given.turns):
         for name, (workers, threads) in CASES.items():
-            command = [sys.executable, __file__, "--case", str(workers), str(threads), str(count)]
+            if given.quick:
+                rates[name].append(measure(workers, threads, count=1, tokens=2))
+                continue
+            command = [sys.executable, __file__, "--case", str(workers), str(threads), "64"]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             rates[name].append(json.loads(done.stdout.splitlines()[-1]))
             print(f"{name}: {rates[name][-1]:.2f} answers/s", file=sys.stderr, flush=True)

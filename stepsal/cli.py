@@ -1,7 +1,8 @@
 """The `stepsal` command.
 
-Exit status: 0 done; 1 failed while working, or interrupted; 2 what was given cannot be used as it is: an option, the
-traces, the model or the output folder. Then nothing was computed in vain, and the message says what to change.
+Exit status: 0 done; 1 failed while working, interrupted, or (`traces convert`) not all read; 2 what was given cannot be used as
+it is: an option, the traces, the model or the output folder. Then nothing was computed in vain, and the message says what to
+change.
 """
 
 import argparse
@@ -20,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     given = parser.parse_args(arguments)
     try:
-        given.run(given)
+        return given.run(given) or 0
     except KeyboardInterrupt:
         print(
             "stepsal: interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr
@@ -32,7 +33,6 @@ def main(arguments: list[str] | None = None) -> int:
     except StepsalError as error:
         print(f"stepsal: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,6 +85,23 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--device", default="auto")
     generate.add_argument("--dtype", default="auto")
     generate.set_defaults(run=_generate)
+
+    traces = commands.add_parser("traces", help="traces of other tools to ours").add_subparsers(
+        title="commands", required=True, metavar="COMMAND"
+    )
+    convert = traces.add_parser(
+        "convert",
+        help="logs of servers, batches and chats to one file of traces",
+        description="Write one file of traces, and say why of each line that gave none; then the exit status is 1.",
+    )
+    convert.add_argument("files", nargs="+", metavar="IN.jsonl", help="a batch's requests and results: both files")
+    convert.add_argument("--out", type=Path, required=True, metavar="TRACES.jsonl", help="replaced if it is there")
+    convert.add_argument(
+        "--model", required=True, metavar="NAME_OR_DIR", help="whose tokenizer and chat template to use"
+    )
+    convert.add_argument("--format", default="auto", help="auto, think, harmony or plain")
+    convert.add_argument("--steps", default="auto", help="auto, paragraph, sentence or line")
+    convert.set_defaults(run=_convert)
 
     saliency = commands.add_parser(
         "saliency",
@@ -231,6 +248,18 @@ def _generate(given: argparse.Namespace) -> None:
     graded = [trace.correct for trace in traces if trace.correct is not None]
     said = f", {sum(graded)} of {len(graded)} right ({sum(graded) / len(graded):.1%})" if graded else ""
     print(f"{given.out}   {len(traces)} trace{'s' * (len(traces) != 1)}{said}")
+
+
+def _convert(given: argparse.Namespace) -> int:
+    _calm()
+    from stepsal.convert import convert_traces
+    from stepsal.loading import load_tokenizer
+
+    result = convert_traces(given.files, given.out, load_tokenizer(given.model), format=given.format, steps=given.steps)
+    for each in result.unread:
+        print(f"stepsal: {each}", file=sys.stderr)
+    print(result if result.written else f"no trace in these files: {given.out} is not written")
+    return 1 if result.unread or not result.written else 0
 
 
 def _saliency(given: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 EPSILON = 1e-6  # the official code's
@@ -18,12 +18,14 @@ TINY = torch.finfo(torch.float32).tiny  # a mass below it cannot be scaled up ex
 class Groups(NamedTuple):
     """Which visible keys are the bridge and the current group of each query; the same for all heads.
 
-    opportunity: rows with some of both. share: sqrt(|B| / (|B| + |S|)).
+    opportunity: rows with some of both. bridge_keys, both: |B| and |B| + |S|. share: sqrt(|B| / (|B| + |S|)).
     """
 
     bridge: Bool[Tensor, "batch 1 query key"]
     current: Bool[Tensor, "batch 1 query key"]
     opportunity: Bool[Tensor, "batch 1 query"]
+    bridge_keys: Int[Tensor, "batch 1 query"]
+    both: Int[Tensor, "batch 1 query"]
     share: Float[Tensor, "batch 1 query"]
 
 
@@ -36,7 +38,25 @@ def make_groups(bridge: Bool[Tensor, "batch query key"], current: Bool[Tensor, "
     count = bridge.sum(-1)[:, None]
     both = current.sum(-1)[:, None] + count
     share = (count / both.clamp(min=1)).sqrt()
-    return Groups(bridge[:, None], current[:, None], (count > 0) & (both > count), share)
+    return Groups(bridge[:, None], current[:, None], (count > 0) & (both > count), count, both, share)
+
+
+def grow_groups(groups: Groups) -> Groups:
+    """The groups of the next token after the last query, where it is of the same step: one key more, itself, is current.
+
+    >>> groups = make_groups(torch.tensor([[[True, False]]]), torch.tensor([[[False, True]]]))
+    >>> grow_groups(groups).current, grow_groups(groups).both
+    (tensor([[[[False,  True,  True]]]]), tensor([[[3]]]))
+    """
+    if groups.bridge_keys.shape[2] > 1:
+        groups = Groups(*(each[:, :, -1:] for each in groups))
+    own = groups.both > groups.bridge_keys  # not in rows that are still in their question
+    current = torch.cat([groups.current, own[..., None]], -1)
+    bridge = torch.cat([groups.bridge, torch.zeros_like(own)[..., None]], -1)
+    both = groups.both + own
+    return Groups(
+        bridge, current, groups.opportunity, groups.bridge_keys, both, (groups.bridge_keys / both.clamp(min=1)).sqrt()
+    )
 
 
 class Bridged(NamedTuple):

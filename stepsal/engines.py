@@ -162,7 +162,11 @@ class _Process:
         threads = str(job["model"]["threads"])
         environment |= {"PYTHONPATH": os.pathsep.join(found), "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         if job["model"]["device"] == "cuda":
-            environment["CUDA_VISIBLE_DEVICES"] = _gpu(slot)
+            import torch
+
+            environment["CUDA_VISIBLE_DEVICES"] = gpu_of(
+                slot, torch.cuda.device_count(), environment.get("CUDA_VISIBLE_DEVICES")
+            )
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", "from stepsal.sweep_worker import main; main()"],
@@ -213,12 +217,16 @@ class _Process:
                 pass
 
 
-def _gpu(slot: int) -> str:
-    import torch
+def gpu_of(slot: int, count: int, visible: str | None) -> str:
+    """The name of the one GPU that a worker is to see: in turn, of those that this process sees.
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else [str(index) for index in range(max(1, torch.cuda.device_count()))]
-    return names[slot % len(names)]
+    `count`: how many those are. `visible`: this process's `CUDA_VISIBLE_DEVICES`, whose names (indices, UUIDs) are kept.
+
+    >>> [gpu_of(slot, 2, None) for slot in range(3)], gpu_of(1, 2, "5,GPU-8932f937")
+    (['0', '1', '0'], 'GPU-8932f937')
+    """
+    names = [name.strip() for name in visible.split(",")] if visible else [str(index) for index in range(max(1, count))]
+    return names[slot % max(1, count)]
 
 
 def rows_of(answer: Mapping[str, Any]) -> list[Row]:

@@ -18,6 +18,7 @@ from stepsal.host import Model
 from stepsal.influence import Objective, Rule, check_options, check_trace, step_saliency
 from stepsal.layers import LayerSpec, resolve_layers
 from stepsal.stepmap import StepMap
+from stepsal.support import check_supported
 from stepsal.trace import Trace
 
 
@@ -69,7 +70,7 @@ def save_step_maps(
         except InputError as error:
             raise InputError(f"trace {trace.id!r}: {error}") from error
     indices = resolve_layers(layers, host.shape(model).layers)
-    host.check_supported(model)
+    check_supported(model)
     about = host.describe(model)
     settings = {
         "model": about["model"],

@@ -67,9 +67,10 @@ class Block:
     openings: list[Opening]
     answering: bool  # whether any of these tokens is thinking or summary
     goes_on: bool  # whether each row has one token, of the step that was open: the common case of decoding
-    new_steps: Any  # numpy: batch length
-    open_before: Any  # numpy: batch; the step that was open before this block, and its tokens before this block
-    held_before: Any
+    grows: bool  # whether, moreover, each row sees one key more than in the pass before
+    new_steps: list[list[int]]  # batch length
+    open_before: list[int]  # batch; the step that was open before this block, and its tokens before this block
+    held_before: list[int]
     priority_seeds: dict[int, Tensor]
     shared: dict[Any, Any] = field(default_factory=dict)  # what layers share
 
@@ -127,12 +128,13 @@ class Block:
         return self.shared[name]
 
     def _momentum(self, window: int | None) -> Momentum:
-        batch, length = self.new_steps.shape
+        steps = np.array(self.new_steps)
+        batch, length = steps.shape
         size = window or 1
         # The step of each column. A windowed carry is filled from its end; a sum stands for all the tokens it holds.
         held = np.minimum(self.held_before, size)
-        carried = np.where(np.arange(size) >= size - held[:, None], self.open_before[:, None], NONE)
-        columns = np.concatenate([carried, self.new_steps], 1)
+        carried = np.where(np.arange(size) >= size - held[:, None], np.array(self.open_before)[:, None], NONE)
+        columns = np.concatenate([carried, steps], 1)
         last = columns.max(1)
         closings = self.closings()
         events = max(map(len, closings.values()), default=0)
@@ -218,37 +220,38 @@ class Follower:
         self._rows: list[_Row] = []
         self._end = 0
         self._kept = torch.zeros(0)  # (segments, steps), batch, capacity
+        self._seen: list[int] = []  # how many keys each row's last token could see
         self._priorities: dict[int, Tensor] = {}
         self.passes = 0
         self.answered = False  # whether any token was thinking or summary
 
-    def advance(
-        self, tokens: Int[Tensor, "batch pos"], hidden: Bool[Tensor, "batch pos"], keys: int, slides: bool
-    ) -> Block:
-        """Take in one forward pass: its tokens, which of them are padding, and how many keys attention has.
+    def advance(self, tokens: Int[Tensor, "batch pos"], visible: Bool[Tensor, "batch pos key"], slides: bool) -> Block:
+        """Take in one forward pass: its tokens, and the keys that each may attend to; padding not even to itself.
 
         Raises `InputError` where the cache does not hold what was followed so far.
         """
-        batch, length = tokens.shape
+        batch, length, keys = visible.shape
         if keys == length:
             self._rows, self._end = [_Row(self._segmenter(given)) for given in self._questions(batch)], 0
         self._check_cache(batch, length, keys, slides)
-        ids, pads = torch.stack([tokens, hidden.to(tokens.dtype)]).tolist()  # one transfer from the device
+        own = visible.diagonal(keys - length, -2, -1)
+        ids, real, seen = torch.stack([tokens, own, visible.sum(-1)]).tolist()  # one transfer from the device
         codes = [[[NONE] * length for _ in range(batch)] for _ in range(2)]  # of segments and steps
         open_before, held_before = [row.step for row in self._rows], [row.held for row in self._rows]
         openings: list[Opening] = []
         for index, row in enumerate(self._rows):
             for query in range(length):
-                if not pads[index][query]:
+                if real[index][query]:
                     self._push(index, row, query, ids[index][query], codes, openings)
         self._end += length
-        found = np.array(codes, dtype=np.int32)
-        self._store(found, tokens.device)
+        self._store(codes, tokens.device)
+        before, self._seen = self._seen, [row[-1] for row in seen]
         answering = any(code >= THINKING for row in codes[0] for code in row)
         self.answered = self.answered or answering
         self.passes += 1
         first = [-1 if row.first is None else row.first for row in self._rows]
         segments, steps = self._kept.narrow(2, 0, self._end).unbind()
+        goes_on = length == 1 and not openings and all(row[0] >= 0 for row in codes[1])
         return Block(
             length,
             self._end,
@@ -257,10 +260,11 @@ class Follower:
             first,
             openings,
             answering,
-            length == 1 and not openings and all(row[0] >= 0 for row in codes[1]),
-            found[1],
-            np.array(open_before),
-            np.array(held_before),
+            goes_on,
+            goes_on and self._seen == [count + 1 for count in before],
+            codes[1],
+            open_before,
+            held_before,
             self._priorities,
         )
 
@@ -296,13 +300,14 @@ class Follower:
             "its first token on inside the context, one batch at a time, with a growing cache (not a static or cropped one)."
         )
 
-    def _store(self, codes: Any, device: torch.device) -> None:
+    def _store(self, codes: list[list[list[int]]], device: torch.device) -> None:
         """Append to the buffers, in place: they are this object's own."""
-        start, batch = self._end - codes.shape[2], codes.shape[1]
+        new = torch.tensor(codes, dtype=torch.int32)
+        start, batch = self._end - new.shape[2], new.shape[1]
         capacity = self._kept.shape[2] if start else 0
         if self._end > capacity or start == 0:
             grown = torch.full((2, batch, max(64, 2 * self._end)), NONE, dtype=torch.int32, device=device)
             if start:
                 grown[:, :, :start] = self._kept[:, :, :start]
             self._kept = grown
-        self._kept.narrow(2, start, codes.shape[2]).copy_(torch.from_numpy(codes))
+        self._kept.narrow(2, start, new.shape[2]).copy_(new)

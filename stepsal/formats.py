@@ -1,11 +1,15 @@
 """Formats (how a model marks its thinking) and step rules (where steps begin), as data.
 
 Add a line to `FORMATS` or `STEP_RULES` and its name is known everywhere. `stepsal.segment` applies them.
+
+A marker is a text. `{header}` in it stands for what a message's header says there, none or up to 200 characters: Harmony
+writes `<|channel|>analysis to=python code<|message|>` as well as `<|channel|>analysis<|message|>`.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 from stepsal.errors import InputError
 
@@ -16,6 +20,10 @@ FormatSpec = str | tuple[str, str]
 StepsSpec = str | StepRule
 """A name in `STEP_RULES`, `auto` (the format's own rule), or a callable."""
 
+HEADER = "{header}"
+_LONGEST_HEADER = 200
+# A header says anything but where a message or its content begins or ends.
+_HEADER = re.compile(rf"(?:(?!<\|(?:start|channel|message|end|return|call)\|>).){{0,{_LONGEST_HEADER}}}", re.DOTALL)
 _BREAK = re.compile(r"\r\n?|\n")
 _TERMINATORS = tuple(".!?。！？…")
 _CLOSERS = "\"'”’»›)]}）】」』*_`~"
@@ -24,24 +32,89 @@ _SHORTEST_SENTENCE = 15
 
 @dataclass(frozen=True)
 class Format:
-    """How a model marks its thinking: pairs of markers, the thinking's step rule, how a response is put together."""
+    """How a model marks its thinking: pairs of markers, the first is the usual one, and the thinking's step rule."""
 
     name: str
     markers: tuple[tuple[str, str], ...]
     thinking_rule: str = "paragraph"
-    layout: str = "{opening}\n{reasoning}\n{closing}\n\n{content}"
 
 
+_FINAL = "<|channel|>final{header}<|message|>"
 FORMATS: dict[str, Format] = {
     "think": Format("think", (("<think>", "</think>"), ("[THINK]", "[/THINK]"))),
     "harmony": Format(
         "harmony",
-        (("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),),
+        (
+            ("<|channel|>analysis{header}<|message|>", _FINAL),
+            ("<|channel|>commentary{header}<|message|>", _FINAL),  # a tool call, or a plan, before any analysis
+            ("<|start|>assistant{header}<|channel|>analysis{header}<|message|>", _FINAL),
+            ("<|start|>assistant{header}<|channel|>commentary{header}<|message|>", _FINAL),
+        ),
         "sentence",
-        "{opening}{reasoning}<|end|><|start|>assistant{closing}{content}",
     ),
     "plain": Format("plain", ()),
 }
+
+LAYOUTS: dict[str, tuple[str, str]] = {
+    "<think>": ("{opening}\n{reasoning}\n{closing}\n\n", ""),
+    "[THINK]": ("{opening}{reasoning}{closing}", ""),
+    "<|channel|>analysis{header}<|message|>": (
+        "{opening}{reasoning}<|end|><|start|>assistant{closing}",
+        "{closing}",
+    ),
+}
+"""By opening marker: what a response says before its content, with reasoning and without; others as `<think>`."""
+
+
+@cache
+def _pattern(marker: str) -> re.Pattern[str]:
+    return re.compile(_HEADER.pattern.join(map(re.escape, marker.split(HEADER))), re.DOTALL)
+
+
+def find_marker(marker: str, text: str, start: int = 0) -> tuple[int, int] | None:
+    """Where the marker first begins and ends in the text, from `start` on.
+
+    >>> find_marker("</think>", "So.</think>4")
+    (3, 11)
+    """
+    start = text.find(marker.partition(HEADER)[0], start)  # asked for every token, and rarely there
+    found = _pattern(marker).search(text, start) if start >= 0 else None
+    return found.span() if found else None
+
+
+def last_marker(marker: str, text: str) -> tuple[int, int] | None:
+    """Where the marker last begins and ends in the text.
+
+    >>> last_marker("<think>", "<think><think>4")
+    (7, 14)
+    """
+    spans = [found.span() for found in _pattern(marker).finditer(text)]
+    return spans[-1] if spans else None
+
+
+def may_become(marker: str, text: str) -> bool:
+    """Whether the text is a beginning of the marker.
+
+    >>> may_become("</think>", "</th"), may_become("</think>", "</them>")
+    (True, False)
+    """
+    for index, piece in enumerate(marker.split(HEADER)):
+        if index and (header := _HEADER.match(text)):
+            text = text[header.end() :]
+        if not text.startswith(piece):
+            return piece.startswith(text)
+        text = text.removeprefix(piece)
+    return not text
+
+
+def usual(marker: str) -> str:
+    """The marker with nothing in its header."""
+    return marker.replace(HEADER, "")
+
+
+def longest(marker: str) -> int:
+    """How many characters the marker may have."""
+    return len(marker) + _LONGEST_HEADER * marker.count(HEADER)
 
 
 def _gap(step_text: str, token_text: str) -> str:
@@ -72,9 +145,13 @@ def line(step_text: str, token_text: str) -> bool:
 def sentence(step_text: str, token_text: str) -> bool:
     """The step ends like a sentence, is 15 characters or longer, and white space follows: never inside `3.14`.
 
+    What a Harmony message says begins a step, too: the step before ends with the message's header.
+
     >>> sentence("This is a whole sentence.", " Then"), sentence("Pi is close to 3.", "14"), sentence("No.", " Then")
     (True, False, False)
     """
+    if step_text.endswith("<|message|>"):
+        return True
     if not _gap(step_text, token_text):
         return False
     said = step_text.strip()

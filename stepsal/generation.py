@@ -71,6 +71,7 @@ def generate(
 
     Raises:
         NumericalError: logits that are not finite while sampling.
+        UnsupportedModelError: a `HookedTransformer`, which has no such loop.
         InputError: no room for `max_new_tokens` in the model's context, an empty prompt, numbers out of range, or no token that
             ends a sequence.
 
@@ -85,9 +86,10 @@ def generate(
     if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], Mapping)):
         raise InputError(f"prompts={str(prompts)[:60]!r} is one prompt: give a list of prompts, [prompt]")
     decoding = Decoding(max_new_tokens, batch_size, temperature, top_p, samples, seed)
+    encoded = [encode_prompt(model.tokenizer, prompt) for prompt in prompts]
     traces: dict[int, Trace] = {}
     with tqdm(total=len(prompts) * samples, desc="generating", unit="trace", disable=not progress) as bar:
-        for batch in stream(model, prompts, decoding, interventions, format=format, steps=steps):
+        for batch in stream(model, encoded, decoding, interventions, format=format, steps=steps):
             traces.update(batch)
             bar.update(len(batch))
     return [traces[index] for index in range(len(traces))]
@@ -127,7 +129,7 @@ class Decoding:
 
 def stream(
     model: Model,
-    prompts: Sequence[Prompt],
+    encoded: Sequence[list[int]],
     decoding: Decoding,
     interventions: Part | Sequence[Part] | Interventions = (),
     *,
@@ -135,9 +137,9 @@ def stream(
     steps: StepsSpec = "auto",
     skip: Collection[int] = (),
 ) -> Iterator[dict[int, Trace]]:
-    """`generate`, batch by batch as they are done: index in its result -> trace. Those in `skip` are left out."""
+    """`generate` of encoded prompts, batch by batch as they are done: index in its result -> trace; without those in `skip`."""
+    host.check_decodes(model)
     tokenizer = model.tokenizer
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     _check_room(model, encoded, decoding)
     given = None
     if isinstance(interventions, Interventions):
@@ -187,7 +189,7 @@ class _Unit:
     prompt: list[int]
 
 
-def _units(encoded: list[list[int]], samples: int) -> list[_Unit]:
+def _units(encoded: Sequence[list[int]], samples: int) -> list[_Unit]:
     seen: dict[tuple[int, ...], int] = {}
     units = []
     for prompt_index, prompt in enumerate(encoded):
@@ -200,7 +202,7 @@ def _units(encoded: list[list[int]], samples: int) -> list[_Unit]:
     return units
 
 
-def _check_room(model: Model, encoded: list[list[int]], decoding: Decoding) -> None:
+def _check_room(model: Model, encoded: Sequence[list[int]], decoding: Decoding) -> None:
     context, longest = host.shape(model).context, max(map(len, encoded), default=0)
     if longest + decoding.max_new_tokens > context:
         which = next(index for index, each in enumerate(encoded) if len(each) == longest)

@@ -20,6 +20,7 @@ from stepsal.files import atomic_path
 from stepsal.formats import FormatSpec, StepsSpec
 from stepsal.generation import Decoding, stream
 from stepsal.host import Model
+from stepsal.prompt import encode_prompt
 from stepsal.questions import Question, grade_answer
 from stepsal.stepflow import Part, part_record
 from stepsal.trace import Trace
@@ -67,12 +68,12 @@ def generate_file(
     done = {trace.id: trace for trace in _begin(partial, settings, model)}
     names = [_name(question, sample, decoding) for question in questions for sample in range(decoding.samples)]
     skip = {index for index, name in enumerate(names) if name in done}
-    prompts = [question.prompt for question in questions]
+    encoded = [encode_prompt(model.tokenizer, question.prompt) for question in questions]
     with (
         tqdm(total=len(names), initial=len(skip), desc="generating", unit="trace", disable=not progress) as bar,
         _appending(partial) as file,
     ):
-        for batch in stream(model, prompts, decoding, interventions, format=format, steps=steps, skip=skip):
+        for batch in stream(model, encoded, decoding, interventions, format=format, steps=steps, skip=skip):
             for index, trace in batch.items():
                 graded = _grade(model, trace, questions[index // decoding.samples], names[index])
                 done[names[index]] = graded

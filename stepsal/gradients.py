@@ -117,7 +117,7 @@ class PatternReader:
         score = host.own_score(self.model, layer)
 
         def add(scores: Float[Tensor, "batch head query key"], hook: Any) -> Tensor:
-            key = host.per_query_head(self.now["key"], self.heads)
+            key = host.per_query_head(self.now["key"][:, -scores.shape[2] :], self.heads)  # without those of the cache
             query = self.now["query"] if score.weights is None else self.now["query"] * score.weights
             own = einsum(query, key - key.detach(), "batch pos head d, batch pos head d -> batch head pos")
             offset = scores.shape[-1] - scores.shape[-2]

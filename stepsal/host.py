@@ -1,7 +1,8 @@
-"""The one file that knows TransformerLens: its hook names, shapes and conventions, and how a model is loaded.
+"""The one file that knows TransformerLens: its hook names, shapes and conventions.
 
-`TransformerBridge` wraps the real Hugging Face model and fires hooks inside it. Everything else in stepsal asks this file
-for names (`pattern_name(3)`), sizes and forward passes.
+`TransformerBridge` wraps the real Hugging Face model and fires hooks inside it; what is different about the older
+`HookedTransformer` is in `stepsal.hooked_transformer`. Everything else in stepsal asks this file for hooks
+(`at_pattern(3, function)`), sizes and forward passes.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from einops import einsum, repeat
+from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stepsal import hooked_transformer
 from stepsal.errors import UnsupportedModelError
+from stepsal.hooked_transformer import is_hooked_transformer
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge as Model
@@ -27,6 +30,7 @@ Function = Callable[[Tensor, Any], Tensor | None]
 Hook = tuple[str, Function]
 
 BUNDLED = Path(__file__).parent / "reasoner" / "model"
+TOKENS = "embed.hook_in"
 
 
 # --- hooks -----------------------------------------------------------------------------------------------------------
@@ -34,7 +38,7 @@ BUNDLED = Path(__file__).parent / "reasoner" / "model"
 # replaces the tensor, None leaves it as it is.
 def at_tokens(function: Function) -> Hook:
     """The token ids of each forward pass, `batch pos`; it fires first, in prefill and at every decoding step."""
-    return "embed.hook_in", function
+    return TOKENS, function
 
 
 def at_queries(model: Model, layer: int, function: Function) -> Hook:
@@ -43,7 +47,10 @@ def at_queries(model: Model, layer: int, function: Function) -> Hook:
 
 
 def at_keys(model: Model, layer: int, function: Function) -> Hook:
-    """Keys, `batch pos kv_head d_head`, rotated as the queries are; the cache keeps what follows from the result."""
+    """Keys, `batch pos kv_head d_head`, rotated as the queries are; the cache keeps what follows from the result.
+
+    In a `HookedTransformer` those of the cache come before them, rotated anew in each pass.
+    """
     return _heads_last(model, layer, "hook_rot_k" if _rotates_in_sight(model, layer) else "hook_k", function)
 
 
@@ -78,6 +85,19 @@ def at_head_outputs(model: Model, layer: int, function: Function) -> Hook:
 def at_residual(layer: int, function: Function) -> Hook:
     """What leaves a layer, `batch pos d_model`."""
     return f"blocks.{layer}.hook_resid_post", function
+
+
+@contextmanager
+def hooks(model: Model, added: list[Hook]) -> Iterator[None]:
+    """The hooks inside, after those that are there and before any that are added inside; always removed."""
+    if is_hooked_transformer(model):
+        points = [(name, function) for name, function in added if name != TOKENS]
+        at_tokens = [function for name, function in added if name == TOKENS]
+        with hooked_transformer.hooks(model, points, at_tokens):
+            yield
+    else:
+        with model.hooks(fwd_hooks=added):
+            yield
 
 
 def _heads_last(model: Model, layer: int, point: str, function: Function) -> Hook:
@@ -133,9 +153,10 @@ def device_of(model: Model) -> torch.device:
 def describe(model: Model) -> dict[str, str]:
     """Name, type and precision of a model, for the record kept with each result."""
     name = str(model.cfg.model_name)
+    architecture = getattr(model.cfg, "architecture", None) or getattr(model.cfg, "original_architecture", None)
     return {
         "model": "stepsal/reasoner" if name == str(BUNDLED) else name,
-        "architecture": str(model.cfg.architecture),
+        "architecture": str(architecture),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "device": str(device_of(model)),
     }
@@ -165,8 +186,10 @@ class OwnScore:
 
 def own_score(model: Model, layer: int) -> OwnScore:
     """What the score of position `t` for itself is made of: there a rotation leaves `q . k` as it is."""
-    bridge = model.blocks[layer].attn
-    attention = bridge.original_component
+    if is_hooked_transformer(model):
+        scale, cap = hooked_transformer.scale_and_cap(model, layer)
+        return OwnScore(scale, None, cap)
+    attention = model.blocks[layer].attn.original_component
     scale = getattr(attention, "scaling", None) or model.cfg.d_head**-0.5
     cap = getattr(attention, "attn_logit_softcapping", None)
     return OwnScore(float(scale), _rotary_weights(model, layer), None if cap is None else float(cap))
@@ -198,6 +221,8 @@ def attention_kind(model: Model, layer: int) -> str:
 
     Of any other kind, a cache may hold fewer keys than there were tokens.
     """
+    if is_hooked_transformer(model):
+        return "full_attention" if model.blocks[layer].attn.attn_type == "global" else "sliding_attention"
     config = model.original_model.config.get_text_config()
     if kinds := getattr(config, "layer_types", None):
         return str(kinds[layer])
@@ -216,7 +241,7 @@ def end_tokens(model: Model) -> frozenset[int]:
 
 def _special_tokens(model: Model, name: str) -> frozenset[int]:
     ids: list[int] = []
-    for source in (model.tokenizer, getattr(model.original_model, "generation_config", None)):
+    for source in (model.tokenizer, getattr(getattr(model, "original_model", None), "generation_config", None)):
         given = getattr(source, name, None)
         ids += given if isinstance(given, list) else [given] if isinstance(given, int) else []
     return frozenset(ids)
@@ -239,22 +264,35 @@ def per_query_head(
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
-def new_cache() -> Any:
+def new_cache(model: Model) -> Any:
     """An empty key-value cache; `forward` appends to it in place."""
+    if is_hooked_transformer(model):
+        return hooked_transformer.new_cache(model)
     from transformers import DynamicCache
 
     return DynamicCache()
 
 
 def forward(
-    model: Model, tokens: Int[Tensor, "batch pos"], hooks: list[Hook], cache: Any = None
+    model: Model, tokens: Int[Tensor, "batch pos"], added: list[Hook], cache: Any = None
 ) -> Float[Tensor, "batch pos vocabulary"]:
-    """Logits of `tokens`, read with `hooks`; with a cache, the tokens follow those already in it."""
-    with model.hooks(fwd_hooks=hooks):
+    """Logits of `tokens`, read with these hooks; with a cache, the tokens follow those already in it."""
+    with hooks(model, added):
+        if is_hooked_transformer(model):
+            return hooked_transformer.forward(model, tokens, cache)
         if cache is None:
             return model(tokens, return_type="logits")
         logits, _ = model(tokens, return_type="logits_and_cache", past_key_values=cache)
         return logits
+
+
+def check_decodes(model: Model) -> None:
+    """Raise `UnsupportedModelError` where `decode` cannot be had."""
+    if is_hooked_transformer(model):
+        raise UnsupportedModelError(
+            "stepsal decodes with a TransformerBridge, and this is a HookedTransformer. Load the model with stepsal.load_model "
+            "(TransformerLens 4), or call model.generate(...) inside `with stepsal.intervene(model, parts):`"
+        )
 
 
 def decode(
@@ -305,8 +343,13 @@ def frozen(model: Model) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+def unsupported(model: Model) -> str:
+    """Why stepsal is not exact with this model although a pass over a few tokens may look as it should; "" where it is."""
+    return hooked_transformer.unsupported(model) if is_hooked_transformer(model) else ""
+
+
 @contextmanager
-def _without_hooks(model: Model) -> Iterator[None]:
+def without_hooks(model: Model) -> Iterator[None]:
     """No hooks inside: those that a user has put in may expect other tokens than ours."""
     kept = [(point, point._forward_hooks.copy()) for point in model.hook_dict.values() if point._forward_hooks]
     try:
@@ -316,78 +359,3 @@ def _without_hooks(model: Model) -> Iterator[None]:
     finally:
         for point, hooks in kept:
             point._forward_hooks.update(hooks)
-
-
-def check_supported(model: Model) -> None:
-    """Run a few tokens and raise `UnsupportedModelError` unless every hook fires with what this file says of it.
-
-    What saliency and interventions rest on is computed anew: each token's score for itself from its query and key, and
-    the head outputs as pattern times values.
-    """
-    size, about = shape(model), describe(model)
-    length = next(n for n in range(3, 9) if n not in (size.heads, size.kv_heads))  # no axis passes for another
-    seen: dict[tuple[int, str], Tensor] = {}
-
-    def refuse(reason: str) -> UnsupportedModelError:
-        return UnsupportedModelError(f"{about['model']} ({about['architecture']}) is not supported: {reason}")
-
-    def keep(layer: int, what: str) -> Function:
-        def look(tensor: Tensor, hook: Any) -> None:
-            seen[layer, what] = tensor.detach()
-
-        return look
-
-    hooks = {(-1, "tokens"): at_tokens(keep(-1, "tokens"))}
-    try:
-        for layer in range(size.layers):
-            for what, at in (("query", at_queries), ("key", at_keys), ("value", at_values), ("output", at_head_outputs)):
-                hooks[layer, what] = at(model, layer, keep(layer, what))
-            for what, over in (("scores", at_scores), ("pattern", at_pattern), ("residual", at_residual)):
-                hooks[layer, what] = over(layer, keep(layer, what))
-        tokens = torch.arange(length, device=device_of(model))[None] % size.vocabulary
-        with torch.no_grad(), frozen(model), _without_hooks(model):
-            forward(model, tokens, list(hooks.values()))
-    except (KeyError, AttributeError) as error:
-        raise refuse(f"it has no hook or part {error}") from error
-    if silent := [name for at, (name, _) in hooks.items() if at not in seen]:
-        raise refuse(f"its hook {silent[0]} never fires")
-    for layer in range(size.layers):
-        if reason := _disagreement(model, layer, *(seen[layer, what] for what in _PARTS)):
-            raise refuse(f"in layer {layer} {reason}")
-
-
-_PARTS = ("query", "key", "value", "scores", "pattern", "output")
-
-
-def _disagreement(
-    model: Model, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Tensor, pattern: Tensor, output: Tensor
-) -> str:
-    """What is not as `own_score` and the head output's equation say; "" where all of it is."""
-    heads, length = shape(model).heads, scores.shape[-1]
-    if pattern.shape != (1, heads, length, length) or any(
-        tensor.ndim != 4 or tensor.shape[:2] != (1, length) or heads % tensor.shape[2] for tensor in (query, key, value)
-    ):
-        found = {
-            name: tuple(tensor.shape)
-            for name, tensor in zip(_PARTS, (query, key, value, scores, pattern), strict=False)
-        }
-        return f"the shapes are not those of {heads} heads and {length} tokens: {found}"
-    own = own_score(model, layer)
-    products = query.float() * per_query_head(key, heads).float() * (1.0 if own.weights is None else own.weights)
-    if not _near(own.of(products.sum(-1)), scores.diagonal(0, -2, -1).mT, own.scale * products.abs().sum(-1)):
-        return "a token's attention score for itself is not its scaled query times its key"
-    wide, values = pattern.float(), per_query_head(value, heads).float()
-    made = einsum(wide, values, "b h q k, b k h d -> b q h d")
-    size = einsum(wide, values.abs(), "b h q k, b k h d -> b q h d")
-    if made.shape != output.shape or not _near(made, output, size):
-        return "the head output is not the attention pattern times the values"
-    return ""
-
-
-def _near(expected: Tensor, found: Tensor, size: Tensor) -> bool:
-    """Equal but for rounding in the model's precision; `size` is the sum of the terms' magnitudes."""
-    tolerance = max(1e-3, 16 * torch.finfo(found.dtype).eps)
-    error = (expected - found.float()).abs()
-    return bool(
-        ((error <= tolerance * size + 1e-6) | ~torch.isfinite(error)).all()
-    )  # NaNs are reported later, by position

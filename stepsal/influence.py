@@ -21,31 +21,31 @@ it never enters the model. Source: method.md section 2.
 
 import time
 import warnings
-from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import torch
-from einops import reduce
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from stepsal import host
+from stepsal.attention import in_float32, keeping_repeats_once
 from stepsal.errors import InputError
 from stepsal.gradients import PatternReader, Receive, Rule, check_logits
 from stepsal.host import Model
 from stepsal.layers import LayerSpec, resolve_layers
-from stepsal.memory import free_bytes, peak_bytes
+from stepsal.memory import free_bytes, peak_bytes, spread
+from stepsal.pooling import StepPool, count_pairs
 from stepsal.stepmap import StepMap
+from stepsal.support import check_supported
 from stepsal.trace import Trace
 
 Objective = Literal["token", "sequence", "answer"]
 
-MAX_CHUNK = {
-    "cpu": 128,
-    "cuda": 512,
-    "mps": 256,
-}  # longer chunks were no faster where measured (benchmarks/saliency.py)
+# Longer chunks were no faster on a CPU (benchmarks/saliency.py); elsewhere an estimate (docs/precision.md).
+MAX_CHUNK = {"cpu": 128, "cuda": 512, "mps": 256}
+# Queries times keys above which a chunk is long enough: from 8,192 tokens on, a chunk's patterns grow no further.
+ENOUGH_PAIRS = 2**22
 
 
 def step_saliency(
@@ -62,7 +62,7 @@ def step_saliency(
     """The step map of a trace: influence summed over the token pairs of each pair of steps.
 
     Args:
-        model: a `TransformerBridge`, from `load_model` or booted by you.
+        model: a `TransformerBridge`, from `load_model` or booted by you, or a `HookedTransformer` of TransformerLens 3.9.
         trace: the trace; its tokens are fed to the model as they are.
         objective: `token`, each row its own next-token loss (the paper's equation); `sequence`, one loss for the whole
             trace (the official code; it mixes into row `t` what row `t` does to later tokens); `answer`, the summed loss
@@ -89,32 +89,11 @@ def step_saliency(
     StepMap(8 layers, 4 heads, 3 steps)
     """
     check_options(len(trace.tokens), objective, rule, chunk, answer)
-    n_steps, length = len(trace.steps), len(trace.tokens)
-    ends = torch.tensor([step.stop for step in trace.steps])
-    queries = torch.tensor([min(step.stop, length - 1) - min(step.start, length - 1) for step in trace.steps])
-    keys = torch.tensor([step.stop - step.start for step in trace.steps])
-    pairs = torch.tril(queries[:, None] * keys, -1) + torch.diag(queries * (queries + 1) // 2)
-    step_of = trace.step_of
-    mass: Tensor | None = None
-
-    def pool(index: int, start: int, block: Float[Tensor, "head query key"]) -> Tensor:
-        nonlocal mass
-        if mass is None:
-            mass = torch.zeros(len(indices), len(block), n_steps, n_steps, device=block.device)
-        first, counts = torch.unique_consecutive(step_of[start : start + block.shape[1]], return_counts=True)
-        row = 0
-        bounds = torch.clamp(ends, max=block.shape[2]).to(block.device)
-        for step, count in zip(first.tolist(), counts.tolist(), strict=True):
-            part = reduce(block[:, row : row + count].to(torch.float32), "head query key -> head key", "sum")
-            prefix = F.pad(part.cumsum(-1, dtype=torch.float64), (1, 0))[:, bounds]
-            mass[index, :, step] += torch.diff(prefix, prepend=torch.zeros_like(prefix[:, :1])).to(torch.float32)
-            row += count
-        return mass[index, :, first]
-
-    indices = resolve_layers(layers, host.shape(model).layers)
+    size = host.shape(model)
+    indices = resolve_layers(layers, size.layers)
+    pool = StepPool(trace.steps, len(indices), size.heads)
     meta = _run(model, trace, objective, rule, indices, chunk, answer, progress, pool)
-    assert mass is not None  # there is at least one query
-    return StepMap(mass.cpu(), pairs, trace.steps, indices, meta)
+    return StepMap(pool.mass, count_pairs(trace.steps), trace.steps, indices, meta)
 
 
 def token_influence(
@@ -165,7 +144,7 @@ def _run(
     from stepsal import __version__
 
     check_trace(model, trace)
-    host.check_supported(model)
+    check_supported(model)
     started = time.monotonic()
     tokens = trace.tokens.to(host.device_of(model))[None]
     with host.frozen(model):
@@ -188,7 +167,7 @@ def _run(
         "stepsal": __version__,
         "torch": torch.__version__,
         "seconds": round(time.monotonic() - started, 3),
-        "peak_memory_bytes": peak_bytes(host.device_of(model)),
+        "peak_memory_bytes": peak_bytes(spread(model)),
     }
 
 
@@ -204,19 +183,42 @@ def _run_chunks(
     from tqdm import tqdm
 
     queries = tokens.shape[1] - 1
-    cache = host.new_cache()
-    gradient = rule != "attention"
+    cache = host.new_cache(model)
     with tqdm(total=queries, desc="saliency", unit="tok", disable=not progress) as bar:
         for start in range(0, queries, chunk):
             stop = min(start + chunk, queries)
-            reader = PatternReader(model, rule, layers, start, receive, cut=True)
-            with nullcontext() if gradient else torch.no_grad():
-                logits = host.forward(model, tokens[:, start:stop], reader.hooks(), cache)
-                check_logits(model, logits, tokens[:, :stop], start)
-                if gradient:
-                    loss = F.cross_entropy(logits[0].float(), tokens[0, start + 1 : stop + 1], reduction="sum")
-                    reader.backward(loss)
+            _run_chunk(model, tokens, rule, layers, start, stop, cache, receive)
             bar.update(stop - start)
+
+
+def _run_chunk(
+    model: Model,
+    tokens: Tensor,
+    rule: Rule,
+    layers: tuple[int, ...],
+    start: int,
+    stop: int,
+    cache: Any,
+    receive: Receive,
+) -> None:
+    """A function of its own, so that what a chunk keeps is gone before the next one begins."""
+    size = host.shape(model)
+    scales: Tensor | None = None
+
+    def unscaled(index: int, start: int, block: Tensor) -> Tensor:
+        return receive(index, start, block if scales is None else block / scales.to(block.device)[:, None])
+
+    reader = PatternReader(model, rule, layers, start, unscaled, cut=True)
+    with torch.no_grad() if rule == "attention" else keeping_repeats_once(size.heads, size.kv_heads):
+        logits = host.forward(model, tokens[:, start:stop], in_float32(model, reader.hooks()), cache)
+    check_logits(model, logits, tokens[:, :stop], start)
+    if rule == "attention":
+        return
+    losses = _losses(logits[0], tokens[0, start + 1 : stop + 1])
+    if logits.dtype == torch.float16:
+        scales = row_scales(losses.detach())
+        losses = losses * scales
+    reader.backward(losses.sum())
 
 
 def _run_whole(
@@ -228,10 +230,31 @@ def _run_whole(
     receive: Receive,
 ) -> None:
     reader = PatternReader(model, rule, layers, 0, receive, cut=False)
-    logits = host.forward(model, tokens[:, :-1], reader.hooks())
+    size = host.shape(model)
+    with keeping_repeats_once(size.heads, size.kv_heads):
+        logits = host.forward(model, tokens[:, :-1], in_float32(model, reader.hooks()))
     check_logits(model, logits, tokens[:, :-1], 0)
     start, stop = target
-    reader.backward(F.cross_entropy(logits[0, start - 1 : stop - 1].float(), tokens[0, start:stop], reduction="sum"))
+    reader.backward(_losses(logits[0, start - 1 : stop - 1], tokens[0, start:stop]).sum())
+
+
+def _losses(logits: Float[Tensor, "pos vocabulary"], targets: Int[Tensor, " pos"]) -> Float[Tensor, " pos"]:
+    """In float32 or better; where a model spans devices, on that of its logits."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits.to(wide), targets.to(logits.device), reduction="none")
+
+
+def row_scales(losses: Float[Tensor, " pos"]) -> Float[Tensor, " pos"]:
+    """Powers of two that bring each row's gradient to the size of 1: float16 knows nothing below 6e-8.
+
+    The largest derivative of a loss by a logit is that by the target's, `1 - p`. Rows do not mix, so each has a scale of
+    its own, by which its influence is divided: exactly.
+
+    >>> row_scales(torch.tensor([3.0, 0.1, 0.0])).tolist()
+    [2.0, 16.0, 16777216.0]
+    """
+    largest = -torch.expm1(-losses)
+    return torch.exp2(-torch.floor(torch.log2(largest.clamp(min=2.0**-24))))
 
 
 def check_trace(model: Model, trace: Trace) -> None:
@@ -274,21 +297,29 @@ def check_options(length: int, objective: str, rule: str, chunk: object, answer:
 def _chunk_size(model: Model, length: int, chunk: int | Literal["auto"]) -> int:
     if chunk != "auto":
         return min(chunk, length - 1)
-    device = host.device_of(model)
-    fits = free_bytes(device) // 2 // _bytes_per_query(model, length)
-    return max(16, min(MAX_CHUNK.get(device.type, 128), fits, length - 1))
+    once, each = _bytes_kept(model, length)
+    fits = min(int((0.8 * free_bytes(device) / share - once) / each) for device, share in spread(model).items())
+    enough = max(16, min(MAX_CHUNK[host.device_of(model).type], ENOUGH_PAIRS // length))
+    return max(16, min(enough, fits, length - 1))
 
 
-def _bytes_per_query(model: Model, length: int) -> int:
-    """About what one query position keeps for its backward pass: a pattern row in each layer, and activations."""
-    size = host.shape(model)
-    width = torch.finfo(next(model.parameters()).dtype).bits // 8
-    row = size.heads * length * width
-    return size.layers * (2 * row + 24 * model.cfg.d_model * width) + 3 * size.vocabulary * 4
+def _bytes_kept(model: Model, length: int) -> tuple[int, int]:
+    """About what a chunk needs: once, and for each query position (`benchmarks/gpu.py --estimate` counts it exactly).
+
+    Once: keys and values in the cache and for the backward pass, and one layer's repeated. Each: a row of the pattern in
+    every layer, and while a layer runs some six more; activations; logits and their gradient.
+    """
+    size, element = host.shape(model), next(model.parameters()).element_size()
+    wide = max(4, element)
+    keys = 2 * length * int(model.cfg.d_head) * wide
+    row = size.heads * length * wide
+    once = keys * (2 * size.layers * size.kv_heads + 2 * size.heads)
+    return once, (size.layers + 6) * row + size.layers * 24 * model.cfg.d_model * element + 16 * size.vocabulary
 
 
 def _warn_if_large(model: Model, queries: int, objective: str) -> None:
-    need, free = queries * _bytes_per_query(model, queries), free_bytes(host.device_of(model))
+    once, each = _bytes_kept(model, queries)
+    need, free = once + queries * each, sum(map(free_bytes, spread(model)))
     if need > free:
         warnings.warn(
             f"objective {objective!r} keeps the whole graph: about {need / 2**30:.1f} GiB for {queries} tokens, and "

@@ -2,7 +2,7 @@
 
 In: a model and parts (`stepsal.stepflow`). Out: the same model, acting differently inside the context, and a report.
 
-1. `embed.hook_in` keeps the token ids of the forward pass.
+1. A hook in front of the embedding keeps the token ids of the forward pass.
 2. The attention scores of the lowest chosen layer say how many keys there are and what is padding: `stepsal.follow` then
    knows the segment and step of every token. The scores of one bridged layer of each kind of attention say which keys each
    query can see: causal, no padding, inside the window.
@@ -26,13 +26,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from stepsal import host
-from stepsal.edits import Groups, bridge_pattern, make_groups, random_groups, starve_pattern
+from stepsal.edits import Groups, bridge_pattern, grow_groups, make_groups, random_groups, starve_pattern
 from stepsal.errors import InputError, UnsupportedModelError
 from stepsal.follow import Block, Follower
 from stepsal.formats import FormatSpec, StepsSpec
 from stepsal.host import Hook, Model
 from stepsal.momentum import MomentumState
 from stepsal.stepflow import OddsEqualBridge, Part, RandomBridge, Starvation, StepMomentum, resolve_heads
+from stepsal.support import check_supported
 from stepsal.tally import Tally
 
 if TYPE_CHECKING:
@@ -48,11 +49,12 @@ def intervene(
     """Apply the parts to every forward pass of the model inside the context, however it is run.
 
     A teacher-forced pass over whole traces, a hand-written loop over a cache (chunks or single tokens), `hf_generate`, the
-    bridge's `generate` and `step_saliency` all work, batches with an attention mask too. Not followed: beam search, which
+    model's `generate` and `step_saliency` all work, batches with an attention mask too. Not followed: beam search, which
     reorders the cache; two sequences decoded in turns; cropped and static caches (refused).
 
     Args:
-        model: a `TransformerBridge`, from `load_model` or booted by you; its tokenizer is used.
+        model: a `TransformerBridge`, from `load_model` or booted by you, or a `HookedTransformer` of TransformerLens 3.9; its
+            tokenizer is used.
         parts: one or several; none is allowed and does nothing.
         format, steps: how the text is split, as in `Trace.from_text`. The question ends with the first opening marker. A
             text without one (always with `plain`) is all question: nothing is done to it, and leaving the context warns.
@@ -82,8 +84,8 @@ def intervene(
             f"{wrong[0]!r} is no intervention: expected OddsEqualBridge, StepMomentum or one of their controls"
         )
     live = Interventions(model, parts, format, steps)
-    host.check_supported(model)
-    with model.hooks(fwd_hooks=live.hooks()):
+    check_supported(model)
+    with host.hooks(model, live.hooks()):
         yield live
     live.warn_idle()
 
@@ -105,6 +107,7 @@ class Interventions:
         self._block: Block | None = None
         self._visible: dict[str, Tensor] = {}  # kind of attention -> batch query key
         self._groups_of: dict[Any, Groups] = {}
+        self._groups_before: dict[Any, Groups] = {}  # of the pass before
         self._values: Tensor | None = None  # of the layer that is running, batch pos kv_head d_head
 
     @property
@@ -148,17 +151,22 @@ class Interventions:
 
     def _begin(self, tokens: Tensor, hook: Any) -> None:
         self._clear()
+        self._groups_before, self._groups_of = self._groups_of, {}
         self._tokens = tokens
 
     def _see(self, kind: str) -> HookFunction:
         def see(scores: Float[Tensor, "batch head query key"], hook: Any) -> None:
             visible = self._visible[kind] = host.visible_keys(scores)
             if self._tokens is not None:
-                queries, keys = visible.shape[1:]
-                hidden = ~visible.diagonal(keys - queries, -2, -1)
+                queries = visible.shape[1]
+                if self._tokens.shape[1] != queries:
+                    raise self._refuse(
+                        f"{self._tokens.shape[1]} token id(s) came by for {queries} positions; generate with a cache "
+                        "(use_past_kv_cache=True)"
+                    )
                 tokens = self._tokens.to(visible.device).expand(len(visible), queries)
                 slides = kind != "full_attention"
-                self._block, self._tokens = self._follower.advance(tokens, hidden, keys, slides), None
+                self._block, self._tokens = self._follower.advance(tokens, visible, slides), None
             elif self._block is None:
                 raise self._refuse("the token ids did not come by (embeddings were given, not tokens?)")
 
@@ -168,13 +176,13 @@ class Interventions:
         tally, chosen = self._tallies[index, layer], self._chosen(index, layer)
 
         def edit(pattern: Float[Tensor, "batch head query key"], hook: Any) -> Tensor | None:
-            assert self._block is not None
-            if not self._block.answering:
+            block = self._current()
+            if not block.answering:
                 return None
             heads = None if chosen is None else chosen.to(pattern.device)
             if isinstance(part, Starvation):
                 visible = self._visible[kind].to(pattern.device)
-                starved = self._block.starved(visible.shape[2], part.rows).to(pattern.device) & visible
+                starved = block.starved(visible.shape[2], part.rows).to(pattern.device) & visible
                 opportunity = starved.any(-1)[:, None]
                 edited = starve_pattern(pattern, starved[:, None], part.odds, heads)
             else:
@@ -187,17 +195,20 @@ class Interventions:
         return edit
 
     def _groups(self, part: OddsEqualBridge, kind: str, device: torch.device) -> Groups:
-        """The groups of this pass's queries; found once for all layers of a kind."""
+        """The groups of this pass's queries; found once for all layers of a kind, from the last pass's where that can be."""
         seed = part.seed if isinstance(part, RandomBridge) else None
         name = (kind, device, part.scope, part.bos_in_bridge, seed)
         if name not in self._groups_of:
-            assert self._block is not None
+            block, before = self._current(), self._groups_before.get(name)
+            if block.grows and before is not None and kind == "full_attention" and seed is None:
+                self._groups_of[name] = grow_groups(before)
+                return self._groups_of[name]
             visible = self._visible[kind].to(device)
             keys = visible.shape[2]
-            both = self._block.groups(keys, part.scope, part.bos_in_bridge)
+            both = block.groups(keys, part.scope, part.bos_in_bridge)
             bridge, current = (group.to(device) & visible for group in both)
             if seed is not None:
-                bridge, current = random_groups(bridge, current, self._block.priority(seed, keys).to(device))
+                bridge, current = random_groups(bridge, current, block.priority(seed, keys).to(device))
             self._groups_of[name] = make_groups(bridge, current)
         return self._groups_of[name]
 
@@ -208,18 +219,22 @@ class Interventions:
         state = MomentumState(part, layer, self._chosen(index, layer), self._tallies[index, layer])
 
         def inject(output: Float[Tensor, "batch pos head d_head"], hook: Any) -> Tensor | None:
-            assert self._block is not None
             assert self._values is not None
-            return state.inject(self._block, self._values, output)
+            return state.inject(self._current(), self._values, output)
 
         return inject
+
+    def _current(self) -> Block:
+        if self._block is None:
+            raise self._refuse("the pass did not begin below the lowest chosen layer (start_at_layer?)")
+        return self._block
 
     def _finish(self, residual: Tensor, hook: Any) -> None:
         self._clear()
 
     def _clear(self) -> None:
         self._tokens = self._block = self._values = None
-        self._visible, self._groups_of = {}, {}
+        self._visible = {}
 
     def _chosen(self, index: int, layer: int) -> Bool[Tensor, " head"] | None:
         heads = self._heads[index][layer]

@@ -1,9 +1,23 @@
 """How much memory is free, and how much was used at most."""
 
 import sys
+from collections import Counter
+from collections.abc import Iterable
 
 import psutil
 import torch
+
+
+def spread(module: torch.nn.Module) -> dict[torch.device, float]:
+    """The devices that a model is on, and the share of its weights that each holds.
+
+    >>> spread(torch.nn.Linear(3, 5))
+    {device(type='cpu'): 1.0}
+    """
+    sizes = Counter[torch.device]()
+    for parameter in module.parameters():
+        sizes[parameter.device] += parameter.numel()
+    return {device: size / sizes.total() for device, size in sizes.items()}
 
 
 def free_bytes(device: torch.device) -> int:
@@ -14,10 +28,10 @@ def free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def peak_bytes(device: torch.device) -> int:
-    """The most this process has held so far: on CUDA of the device's memory, else of the machine's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+def peak_bytes(devices: Iterable[torch.device]) -> int:
+    """The most this process has held so far: on CUDA of these devices' memory, else of the machine's."""
+    if cuda := [device for device in devices if device.type == "cuda"]:
+        return sum(torch.cuda.max_memory_allocated(device) for device in cuda)
     try:
         import resource
     except ImportError:  # Windows

@@ -26,20 +26,21 @@ def lock_in(stepmap: StepMap) -> Float[Tensor, "layer head"]:
     1/2: a pair of tokens within the current step weighs as much as a pair that reaches back; towards 1: Shallow Lock-in,
     the current step alone. NaN for a trace without such a step.
     """
-    density = stepmap.density()
     rows = []
     for step in _rows(stepmap, "thinking"):
         if step < 2:
             continue
-        own = density[:, :, step, step]
-        earlier = reduce(density[:, :, step, :step], "layer head key_step -> layer head", "mean")
+        density = stepmap.mass[:, :, step, : step + 1] / stepmap.pairs[step, : step + 1]
+        own, earlier = density[:, :, step], reduce(density[:, :, :step], "layer head key_step -> layer head", "mean")
         rows.append(own / (own + earlier))
     return _mean(rows, stepmap)
 
 
 def context_share(stepmap: StepMap) -> Float[Tensor, "layer head"]:
     """Mean over thinking steps `i` of `sum_{j<i} s_ij`: what all earlier steps, the question included, give to a step."""
-    return 1 - _mean([stepmap.share()[:, :, step, step] for step in _rows(stepmap, "thinking")], stepmap)
+    rows = _rows(stepmap, "thinking")
+    own = [stepmap.mass[:, :, step, step] / _sum(stepmap.mass[:, :, step]) for step in rows]
+    return 1 - _mean(own, stepmap)
 
 
 def question_share(stepmap: StepMap) -> Float[Tensor, "layer head"]:
@@ -207,9 +208,8 @@ def _rows(stepmap: StepMap, segment: str) -> list[int]:
 
 def _share_of(stepmap: StepMap, segment: str, keys: list[int]) -> Float[Tensor, "layer head"]:
     """Mean over the steps of a segment of the share that they take from the steps `keys`."""
-    share = stepmap.share()
-    rows = [_sum(share[:, :, step][:, :, keys]) for step in _rows(stepmap, segment)] if keys else []
-    return _mean(rows, stepmap)
+    mass, rows = stepmap.mass, _rows(stepmap, segment) if keys else []  # row by row: a long trace's map is large
+    return _mean([_sum(mass[:, :, step][:, :, keys]) / _sum(mass[:, :, step]) for step in rows], stepmap)
 
 
 def _sum(row: Float[Tensor, "layer head key_step"]) -> Float[Tensor, "layer head"]:
@@ -218,10 +218,13 @@ def _sum(row: Float[Tensor, "layer head key_step"]) -> Float[Tensor, "layer head
 
 def _block(stepmap: StepMap, segment: str) -> Float[Tensor, "layer head"]:
     steps = stepmap.segment(segment)
-    if not steps:
-        return _mean([], stepmap)
-    block = stepmap.density(noncausal=True)[:, :, steps][:, :, :, steps]
-    return reduce(block, "layer head query_step key_step -> layer head", "mean")
+    sizes = [stepmap.steps[step].stop - stepmap.steps[step].start for step in steps]
+    weights = 1 / (len(steps) * torch.tensor(sizes).to(stepmap.mass))
+    rows = [
+        einsum(stepmap.mass[:, :, step][:, :, steps], weights, "layer head key_step, key_step -> layer head") / size
+        for step, size in zip(steps, sizes, strict=True)
+    ]
+    return _mean(rows, stepmap)
 
 
 def _mean(rows: list[Float[Tensor, "layer head"]], stepmap: StepMap) -> Float[Tensor, "layer head"]:

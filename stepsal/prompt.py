@@ -1,18 +1,24 @@
 """Prompts and responses to tokens, as a model that answers a prompt would see them.
 
-In: a prompt (text or chat messages) and a response. Out: token ids, and whether they give the text back.
+In: a prompt (text, chat messages or a chat request) and a response. Out: token ids, and whether they give the text back.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
 from stepsal.errors import InputError
-from stepsal.formats import FormatSpec, find_formats
+from stepsal.formats import FormatSpec, find_formats, last_marker
 from stepsal.segment import TextStream, Tokenizer, decode
 
-Prompt = str | Sequence[Mapping[str, Any]]
-"""The text exactly as the model sees it, or chat messages for the tokenizer's template."""
+Prompt = str | Sequence[Mapping[str, Any]] | Mapping[str, Any]
+"""The text exactly as the model sees it, or chat messages for the tokenizer's template, or these as servers take them: a
+request with `messages` and whatever of `REQUEST` changes the prompt."""
+
+REQUEST: tuple[str, ...] = ("messages", "tools", "documents", "chat_template_kwargs", "reasoning_effort")
+REQUEST += ("add_generation_prompt", "continue_final_message")
+_REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 def prompt_text(tokenizer: Tokenizer, prompt: Prompt) -> str:
@@ -22,25 +28,81 @@ def prompt_text(tokenizer: Tokenizer, prompt: Prompt) -> str:
     >>> prompt_text(load_tokenizer(), [{"role": "user", "content": "2+2?"}])
     '<｜begin▁of▁sentence｜><｜User｜>2+2?<｜Assistant｜><think>\\n'
     """
-    from jinja2 import TemplateError
-
     if not prompt:
         raise InputError(f"the prompt is {prompt!r}; it needs at least one character, or one message")
     if isinstance(prompt, str):
         return prompt
-    if not all(isinstance(message, Mapping) and isinstance(message.get("role"), str) for message in prompt):
-        raise InputError(f"chat messages need a 'role' and a 'content' each; given: {str(prompt)[:80]}")
+    request = prompt if isinstance(prompt, Mapping) else {"messages": prompt}
+    messages = request.get("messages")
+    if not messages or not isinstance(messages, Sequence) or not all(map(_is_message, messages)):
+        raise InputError(f"chat messages need a 'role' and a 'content' each; given: {shown(messages)}")
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(
             "the prompt is a list of messages, but the tokenizer has no chat template: give the prompt as the text "
             "that the model sees, or set tokenizer.chat_template"
         )
+    given = {name: request[name] for name in REQUEST[1:] if request.get(name) is not None}
+    options: dict[str, Any] = {"add_generation_prompt": True, **given}
     try:
-        return str(tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True))  # type: ignore[attr-defined]
-    except (TemplateError, TypeError, KeyError, ValueError) as error:
+        options |= options.pop("chat_template_kwargs", {})
+        conversation = [_for_template(message) for message in messages]
+        text = str(tokenizer.apply_chat_template(conversation, chat_template=None, tokenize=False, **options))  # type: ignore[attr-defined]
+    except Exception as error:  # a template is a program: whatever it raises, it does not take these messages
         raise InputError(
-            f"the tokenizer's chat template does not take these messages ({error}): {prompt!r:.80}"
+            f"the tokenizer's chat template does not take these messages ({error}): {shown(messages)}"
         ) from error
+    for part in (part for each in conversation if isinstance(each.get("content"), list) for part in each["content"]):
+        _check_part(part, text)
+    return text
+
+
+def shown(value: Any) -> str:
+    """The value in a message's length.
+
+    >>> shown("a" * 100)[-5:]
+    'aa...'
+    """
+    try:
+        text = repr(value)
+    except RecursionError:
+        return f"a {type(value).__name__} nested too deeply to show"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, Mapping) and isinstance(value.get("role"), str)
+
+
+def _check_part(part: Any, text: str) -> None:
+    """A text part of a message's content must be in the prompt; a template may leave earlier thinking out."""
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "thinking" or (kind == "text" and str(part.get("text")).strip() in text and str(part) not in text):
+        return
+    raise InputError(
+        f"the tokenizer's chat template does not write this part of a message's content: {shown(part)}. Give the content "
+        "as one text, or the prompt as the text or the token ids that the model saw"
+    )
+
+
+def _for_template(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message as templates take it, which differ: the reasoning under each name, arguments as objects, one text."""
+    message = dict(message)
+    reasoning = next((message[name] for name in _REASONING if message.get(name)), None)
+    if reasoning is not None:  # later versions of transformers do this, too
+        message |= dict.fromkeys(_REASONING, reasoning)
+    content = message.get("content")
+    if isinstance(content, list) and [part.get("type") for part in content] == ["text"]:
+        message["content"] = content[0]["text"]
+    if message.get("tool_calls"):
+        message["tool_calls"] = [_with_object(call) for call in message["tool_calls"]]
+    return message
+
+
+def _with_object(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call.get("function")
+    if isinstance(function, Mapping) and isinstance(function.get("arguments"), str):
+        return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
+    return dict(call)
 
 
 def starts_thinking(prompt: str, format: FormatSpec) -> tuple[str, str] | None:
@@ -49,8 +111,10 @@ def starts_thinking(prompt: str, format: FormatSpec) -> tuple[str, str] | None:
     >>> starts_thinking("2+2?<think>\n", "auto")
     ('<think>', '</think>')
     """
-    pairs = (pair for each in find_formats(format) for pair in each.markers)
-    return next((pair for pair in pairs if prompt.rstrip().endswith(pair[0])), None)
+    for pair in (pair for each in find_formats(format) for pair in each.markers):
+        if (at := last_marker(pair[0], prompt)) and not prompt[at[1] :].strip():
+            return pair
+    return None
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:

@@ -20,7 +20,17 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, Protocol, runtime_checkable
 
-from stepsal.formats import FormatSpec, StepRule, StepsSpec, find_formats, find_rule
+from stepsal.formats import (
+    FormatSpec,
+    StepRule,
+    StepsSpec,
+    find_formats,
+    find_marker,
+    find_rule,
+    last_marker,
+    longest,
+    may_become,
+)
 
 _UNDECIDED = "\ufffd"  # what a decoder writes for bytes that are no character (yet)
 _INNER = re.compile(r"(?<=\S)\s+(?=\S)")
@@ -129,6 +139,7 @@ class Segmenter:
         self._tokens = 0
         self._next: str | None = "question"  # the segment that the next token opens, whatever it says
         self._seen = ""  # text in which a marker may be under way
+        self._begun = ""  # the beginning of an opening marker that the prompt ends with
         self._closings: tuple[str, ...] = ()
         self._begin("question")
         self.text = ""
@@ -170,29 +181,34 @@ class Segmenter:
         before = 0 if self._question_tokens is None else self._question_tokens - self._tokens
         if self._question_tokens is None:
             self._seen += self.text
-            found = [(self._seen.find(pair[0]), pair) for pair in self._pairs if pair[0] in self._seen]
+            found = [(at, pair) for pair in self._pairs if (at := find_marker(pair[0], self._seen))]
             if found:
-                at, pair = min(found, key=lambda each: each[0])
-                self._end_question(pair, self._seen[at + len(pair[0]) :])
+                (_, end), pair = min(found, key=lambda each: each[0])
+                self._end_question(pair, self._seen[end:])
             else:
-                self._seen = self._seen[-max((len(opening) for opening, _, _ in self._pairs), default=1) :]
+                self._seen = self._seen[-max((longest(opening) for opening, _, _ in self._pairs), default=1) :]
         elif before > 0:
             self._seen += self.text
         elif before == 0:
-            prompt, self._seen = (self._seen + self.text).rstrip(), ""
+            prompt, self._seen = self._seen + self.text, ""
             for pair in self._pairs:
-                if prompt.endswith(pair[0]):
+                if (at := last_marker(pair[0], prompt)) and not prompt[at[1] :].strip():
                     self._end_question(pair, "")
                     break
             else:
                 self._next = None if self._pairs else "summary"
-        else:  # the response's beginning: an opening marker, perhaps after white space, or none
-            head = (self._seen + shown).lstrip()
-            for pair in self._pairs:
-                if head.startswith(pair[0]):
-                    self._end_question(pair, head[len(pair[0]) :])
+                self._begun = max((_begun(opening, prompt) for opening, _, _ in self._pairs), key=len, default="")
+        else:  # the response's beginning: a marker, perhaps after white space or begun by the prompt, or none
+            said = self._seen + shown
+            heads = (said.lstrip(), self._begun + said)
+            for head, pair in ((head, pair) for head in heads for pair in self._pairs):
+                if (at := find_marker(pair[0], head)) and at[0] == 0:
+                    self._end_question(pair, head[at[1] :])
                     return None
-            if not any(opening.startswith(head) for opening, _, _ in self._pairs):
+                if (at := find_marker(pair[1], head)) and at[0] == 0:  # nothing was thought
+                    self._next = "summary"
+                    return None
+            if not any(may_become(marker, head) for head in heads for pair in self._pairs for marker in pair[:2]):
                 if self._unmarked == "thinking":
                     self._closings, self._rule = tuple(pair[1] for pair in self._pairs), self._pairs[0][2]
                 return self._unmarked
@@ -203,7 +219,7 @@ class Segmenter:
         """The opening marker is complete; `rest` is what its last token says after it."""
         _, closing, self._rule = pair
         self._closings = (closing,)
-        self._next = "summary" if closing in rest else "thinking"
+        self._next = "summary" if find_marker(closing, rest) else "thinking"
         self._seen = rest
 
     def _read_step(self, shown: str, opened: str | None) -> str | None:
@@ -212,13 +228,13 @@ class Segmenter:
         boundary = not (opened or blank or self._blank) and (self._due or self._rule(self._step, shown))
         if self.segment == "thinking":
             seen = self._seen + self.text
-            found = [seen.index(closing) for closing in self._closings if closing in seen]
+            found = [at for closing in self._closings if (at := find_marker(closing, seen))]
             if found:
                 self._next = "summary"
-                boundary = boundary and bool(seen[len(self._seen) : min(found)].strip())
+                boundary = boundary and bool(seen[len(self._seen) : min(found)[0]].strip())
             elif boundary and any(_under_way(closing, self._seen + shown, shown) for closing in self._closings):
                 boundary, self._due = False, True
-            self._seen = seen[-max(map(len, self._closings)) :]
+            self._seen = seen[-max(map(longest, self._closings)) :]
         if boundary:
             self._begin(self.segment)
             opened = self.segment
@@ -233,7 +249,13 @@ class Segmenter:
 def _under_way(marker: str, text: str, token_text: str) -> bool:
     """Whether the text ends with a beginning of the marker that the token's text lies wholly within."""
     own = len(token_text.lstrip())
-    return any(marker.startswith(text[-size:]) for size in range(own, min(len(marker), len(text) + 1)))
+    return any(may_become(marker, text[-size:]) for size in range(own, min(longest(marker), len(text) + 1)))
+
+
+def _begun(marker: str, text: str) -> str:
+    """The longest end of the text that may become the marker."""
+    sizes = range(min(longest(marker), len(text)), 0, -1)
+    return next((text[-size:] for size in sizes if may_become(marker, text[-size:])), "")
 
 
 def question_length(tokenizer: Tokenizer, prompt_tokens: Sequence[int], format: FormatSpec = "auto") -> int:
@@ -249,13 +271,14 @@ def question_length(tokenizer: Tokenizer, prompt_tokens: Sequence[int], format: 
     pieces = [stream.push(token) for token in prompt_tokens]
     text = "".join(pieces)
     ends = [
-        (text.rindex(opening) + len(opening), closing)
+        (at[1], closing)
         for each in find_formats(format)
         for opening, closing in each.markers
-        if opening in text
+        if (at := last_marker(opening, text))
     ]
     if ends:
         marker_end, closing = max(ends)
-        if text[marker_end:].strip() in ("", closing):
+        rest = text[marker_end:].strip()
+        if not rest or find_marker(closing, rest) == (0, len(rest)):
             return 1 + next(i for i, end in enumerate(accumulate(map(len, pieces))) if end >= marker_end)
     return len(pieces)

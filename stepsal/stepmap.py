@@ -95,7 +95,7 @@ class StepMap:
         included) as the official code does: that halves the diagonal.
         """
         if not noncausal:
-            return torch.where(self.pairs > 0, self.mass / self.pairs, torch.nan)
+            return (self.mass / self.pairs).masked_fill_(self.pairs == 0, torch.nan)
         sizes = torch.tensor([step.stop - step.start for step in self.steps], device=self.mass.device)
         return self.mass / (rearrange(sizes, "query_step -> query_step 1") * sizes)
 

@@ -149,6 +149,8 @@ def estimate(config: Config, engine: str = "local", workers: int | None = None, 
     number, seconds = plan.units(items), sum(row["seconds"] for row in rows) / len(rows)
     at_once = min(workers or default_workers(crew.resources, plan), len(items))
     lines = [f"{setting.id}  {setting.name}" for setting in settings]
+    if (bands := plan.bands) is not None:
+        lines.append(f"\nChosen layers:\n{bands.summary()}")
     n_seeds = len(given.decoding.seeds)
     lines.append(
         f"\n{len(settings)} settings x {len(plan.questions)} problems x {plan.decoding.samples} samples x {n_seeds} seeds = "

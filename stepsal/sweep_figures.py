@@ -13,23 +13,17 @@ from stepsal import plot
 from stepsal.errors import FileError, InputError
 from stepsal.figures import new_figure
 from stepsal.stepmap import StepMap
-from stepsal.sweep_results import (
-    PART_LABELS,
-    STRENGTHS,
-    Arm,
-    Results,
-    by_length,
-    costs,
-    head_panels,
-    self_consistency,
-    strength_lines,
-)
+from stepsal.sweep_arms import PART_LABELS, STRENGTHS, Arm
+from stepsal.sweep_derived import by_length, costs, head_panels, strength_lines
+from stepsal.sweep_results import Results
 from stepsal.sweep_tables import ADAPTIVE_LINE, CONTROL_LINE, Table, ablation, interval_kind, percent
+from stepsal.sweep_votes import self_consistency
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 else:  # imported where used: it takes a while
-    Figure = Any
+    DataFrame = Figure = Any
 
 _MOST_LINES = 5
 _MOST_EFFECTS = 40
@@ -187,13 +181,24 @@ def compute(folder: Path, sampled: Path | None = None) -> Made:
         "Accuracy against compute: settings as points, and self-consistency (line; a vote of k samples of the baseline, the "
         f"mean over all choices of k of its {voting.samples}; an answer cut off has no vote, of equally many votes the first "
         "given wins). "
-        f"{_COST[results.cost_column]} k samples cost {'k' if sampled is None else f'{sample:.2f} k (by their tokens)'}. "
+        f"{_COST[results.cost_column]}{_token_costs(table) if results.cost_column else ''} k samples cost "
+        f"{'k' if sampled is None else f'{sample:.2f} k (by their tokens)'}. "
         f"{results.size}{some}; bars and band: 95 % intervals over problems "
         f"({'Wilson' if results.samples == 1 else 'normal'}; self-consistency: normal). " + _controls_line(results)
     )
     if sampled is not None:
         caption += f"Samples: another sweep of the same problems, {_decoding(voting)}; settings: {_decoding(results)}."
     return Made(caption.strip(), figure)
+
+
+def _token_costs(table: DataFrame) -> str:
+    """What a token costs under each setting, the baseline's being 1; of many settings the least and the most."""
+    treated = table.iloc[1:]
+    if len(treated) > _MOST_LINES + 2:
+        low, high = treated["cost"].min(), treated["cost"].max()
+        return f" a token costs {low:.2f} to {high:.2f} of the baseline's;"
+    said = ", ".join(f"{row['cost']:.2f} ({row['label']})" for row in treated.to_dict("records"))
+    return f" a token costs, of the baseline's, {said};"
 
 
 def _same_model(folder: Path, results: Results, sampled: Path, voting: Results) -> None:

@@ -9,12 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stepsal.errors import FileError, InputError
 from stepsal.layers import band, resolve_layers
 from stepsal.stepflow import OddsEqualBridge, Part, resolve_heads
 from stepsal.sweep_config import GridConfig
+
+if TYPE_CHECKING:
+    from stepsal.choose import Bands
+else:  # imported where used: it takes a while
+    Bands = Any
 
 Layers = tuple[tuple[int, ...], ...]
 """Layers for each part."""
@@ -45,7 +50,8 @@ def layer_choices(spec: Any, kinds: Sequence[type[Part]], size: Size, grid: Grid
     if spec in ("default", "chosen"):
         shallow, deep = band("shallow", size.layers), band("deep", size.layers)
         if spec == "chosen":
-            shallow, deep = _chosen(_path("comparison", grid.comparison, "layers='chosen'", folder))
+            bands = chosen_bands(grid, size, folder)
+            shallow, deep = bands.shallow, bands.deep
         return [tuple(shallow if issubclass(kind, OddsEqualBridge) else deep for kind in kinds)]
     if spec == "each":
         return same(*((layer,) for layer in range(size.layers)))
@@ -89,24 +95,40 @@ def head_choices(spec: Any, layers: Layers, size: Size, grid: GridConfig, folder
     )
 
 
+def chosen_bands(grid: GridConfig, size: Size, folder: Path) -> Bands:
+    """What `choose_layers` makes of [grid] comparison, for `layers = "chosen"`: the layers, and why these."""
+    path = _path("comparison", grid.comparison, "layers='chosen'", folder)
+    bands, layers = _chosen(path, _written(path))
+    if layers != size.layers:
+        raise InputError(
+            f"{path} is of a model of {layers} layers, this one has {size.layers}: compare step maps of this model"
+        )
+    return bands
+
+
 def _path(key: str, given: str | None, use: str, folder: Path) -> Path:
     if given is None:
         raise InputError(f"{use} needs [grid] {key}: the path of what `stepsal compare` or `stepsal saliency` wrote")
     return folder / given
 
 
+def _written(path: Path) -> int:
+    """When a file, or what is in a folder, was written: what is read again only if it changed. 0: it is not there."""
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
 @lru_cache(maxsize=4)
-def _chosen(path: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _chosen(path: Path, written: int) -> tuple[Bands, int]:
     from stepsal.choose import choose_layers
     from stepsal.comparison import Comparison
 
-    bands = choose_layers(Comparison.load(path))
-    return tuple(bands.shallow), tuple(bands.deep)
+    comparison = Comparison.load(path)
+    return choose_layers(comparison), comparison.meta["model_layers"]
 
 
 def _ranked(sign: int, count: int, metric: str, layers: Sequence[int], size: Size, maps: Path) -> Heads:
     """The heads with the highest (or lowest) mean of a metric over the maps; of equals, the lower layer and head."""
-    values = _metric(metric, maps)
+    values = _metric(metric, maps, _written(maps / "maps"))
     missing = [layer for layer in layers if layer not in values]
     if missing or any(len(values[layer]) != size.heads for layer in layers):
         raise InputError(
@@ -126,7 +148,7 @@ def _ranked(sign: int, count: int, metric: str, layers: Sequence[int], size: Siz
 
 
 @lru_cache(maxsize=8)
-def _metric(metric: str, maps: Path) -> dict[int, list[float]]:
+def _metric(metric: str, maps: Path, written: int) -> dict[int, list[float]]:
     """The mean of a metric over a folder's maps, by layer and head."""
     import torch
 

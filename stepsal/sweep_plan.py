@@ -10,16 +10,21 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stepsal.errors import FileError
 from stepsal.generation import Decoding
 from stepsal.host import BUNDLED
 from stepsal.questions import Question, read_questions, task_questions, task_room
 from stepsal.sweep_config import SweepConfig
-from stepsal.sweep_places import Size
+from stepsal.sweep_places import Size, chosen_bands
 from stepsal.sweep_settings import Setting
 from stepsal.sweep_worker import versions
+
+if TYPE_CHECKING:
+    from stepsal.choose import Bands
+else:  # imported where used: it takes a while
+    Bands = Any
 
 _PEEK = 2**20
 FORMAT = "stepsal sweep 2"
@@ -43,16 +48,20 @@ class Plan:
         """What every worker is told once, plain data."""
         model: dict[str, Any] = {"path": self.path, "device": self.device, "dtype": self.config.model.dtype}
         model |= {"threads": self.config.model.threads, "size": [self.size.layers, self.size.heads]}
-        decoding = {name: value for name, value in asdict(self.decoding).items() if name != "seed"}
-        decoding |= {"format": self.config.decoding.format, "steps": self.config.decoding.steps}
-        return {"model": model, "decoding": decoding, "questions": [asdict(each) for each in self.questions]}
+        given = self.config.decoding
+        return {
+            "model": model,
+            "decoding": asdict(self.decoding),
+            "segmentation": {"format": given.format, "steps": given.steps},
+            "questions": [asdict(each) for each in self.questions],
+        }
 
     def record(self, settings: Sequence[Setting]) -> dict[str, Any]:
         """The identity of the sweep: two with the same record have the same rows."""
         said = json.dumps([asdict(each) for each in self.questions], sort_keys=True)
         facts = {"fingerprint": self.fingerprint, "device": self.device, "size": asdict(self.size)}
         problems = {"number": len(self.questions), "sha256": hashlib.sha256(said.encode()).hexdigest()}
-        return {
+        record = {
             "format": FORMAT,
             "versions": versions(),
             "config": self.config.record(),
@@ -61,6 +70,19 @@ class Plan:
             "max_new_tokens": self.decoding.max_new_tokens,
             "settings": [{"id": each.id, "name": each.name, "parts": each.records} for each in settings],
         }
+        if (bands := self.bands) is not None:
+            judged = bands.evidence[bands.evidence["in_half"]].drop(columns="in_half")
+            evidence = json.loads(judged.to_json(orient="records"))
+            record["chosen"] = {"fell_back": bands.fell_back, "reasons": bands.reasons, "evidence": evidence}
+        return record
+
+    @property
+    def bands(self) -> Bands | None:
+        """The layers that `layers = "chosen"` stands for, with the evidence; None where the grid does not say so."""
+        grid = self.config.grid
+        if "chosen" not in (*grid.layers, grid.centre.get("layers")):
+            return None
+        return chosen_bands(grid, self.size, self.config.folder)
 
     def items(self, setting: Setting) -> Iterator[dict[str, Any]]:
         """The work items of a setting: plain data, each with a `key` of its own."""

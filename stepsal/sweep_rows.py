@@ -83,7 +83,8 @@ class SweepFolder:
     def begin(self, record: Mapping[str, Any], resume: bool) -> None:
         """Write down what the sweep is, or compare it with what was begun here.
 
-        Raises `FileError`: it is another one, or nothing says which, or there are rows and `resume` is False.
+        Raises `FileError`: it is another one or of another version's format, or nothing says which, or there are rows and
+        `resume` is False.
         """
         path = self.path / "config.json"
         text = json.dumps(record, indent=1, sort_keys=True) + "\n"
@@ -103,6 +104,12 @@ class SweepFolder:
                 f"{self.path} holds rows, but nothing says of which sweep: cannot read {path} ({error}). Use another --out "
                 "folder, or delete this one yourself"
             ) from error
+        if (kind := _format(found)) is not None and kind != record.get("format"):
+            raise FileError(
+                f"{self.path} was begun by another version of stepsal, in the format {kind!r}; this one writes "
+                f"{record.get('format')!r} and cannot go on there. Use another --out folder. (A finished one can be read: "
+                "`stepsal figure` takes its results.parquet.)"
+            )
         if found != text:
             lines = difflib.unified_diff(
                 found.splitlines(), text.splitlines(), "begun here", "given now", n=1, lineterm=""
@@ -166,3 +173,11 @@ class SweepFolder:
             f"cannot write to {self.path}: {cause.strerror or cause}. What is finished is kept: make room, and the same "
             "command goes on from there."
         )
+
+
+def _format(text: str) -> Any:
+    """What a config.json says of its format; None where it says nothing or is no JSON."""
+    try:
+        return json.loads(text).get("format")
+    except (ValueError, AttributeError):
+        return None

@@ -243,7 +243,7 @@ def _places(part: Part) -> dict[int, tuple[int, ...] | None]:
 
 def _describe(part: Part) -> str:
     layers: Any = part.layers
-    said = f"layer{'s' * (len(layers) > 1)} {_ranges(layers)}"
+    said = f"layer{'s' * (len(layers) > 1)} {ranges(layers)}"
     if part.heads is not None:
         heads: Any = part.heads
         said += " heads " + " ".join(f"{layer}.{head}" for layer, those in heads for head in those)
@@ -254,7 +254,7 @@ def _describe(part: Part) -> str:
     return said + (f", seed {seed}" if (seed := getattr(part, "seed", 0)) else "")
 
 
-def _ranges(numbers: Sequence[int]) -> str:
+def ranges(numbers: Sequence[int]) -> str:
     runs = groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
     ends = [(run[0][1], run[-1][1]) for run in (list(each) for _, each in runs)]
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ends)

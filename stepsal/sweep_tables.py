@@ -1,7 +1,7 @@
 """The ablation tables of a sweep, as Markdown and as LaTeX (booktabs).
 
-In: `stepsal.sweep_results`. Out: `Table`s of plain text cells, and their source. A cell is written once, in plain Unicode
-(`−0.4`, `τ_max`); each format escapes it.
+In: `stepsal.sweep_results` and `stepsal.sweep_derived`. Out: `Table`s of plain text cells, and their source. A cell is written
+once, in plain Unicode (`−0.4`, `τ_max`); each format escapes it.
 """
 
 import math
@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stepsal.sweep_results import Results, against_controls, by_error, by_length
+from stepsal.sweep_derived import against_controls, by_error, by_length
+from stepsal.sweep_results import Results
 
 if TYPE_CHECKING:
     from pandas import DataFrame

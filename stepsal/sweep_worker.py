@@ -2,8 +2,8 @@
 
 In: a job (model, problems, decoding; plain data), then items: the parts of a setting, a seed, and a slice of the problems.
 Out: for each item its rows, in order. What a row holds depends on the job and the item alone, but for what was measured:
-`seconds` and `cpu_seconds`, an answer's share of its batch by the clock and of the processor, without loading and warming up;
-and `notes`, which may say how much memory was free.
+`seconds` and `cpu_seconds`, an answer's share of its batch by the clock and of the processor, without loading, tokenising and
+warming up; and `notes`, which may say how much memory was free.
 
 `main` is a worker in a process of its own: JSON lines, the job and then items on standard input, replies on standard output.
 It ends when its input does, so it never outlives the sweep that started it.
@@ -46,6 +46,7 @@ class Worker:
     def __init__(self, job: Mapping[str, Any]) -> None:
         self._job = job
         self._questions = [Question(**each) for each in job["questions"]]
+        self._encoded: dict[str, list[int]] = {}
         self._warm: set[tuple[type, ...]] = set()
 
     @cached_property
@@ -79,33 +80,27 @@ class Worker:
 
     def _rows(self, item: Mapping[str, Any]) -> list[Row]:
         from stepsal import host
-        from stepsal.generation import generate
+        from stepsal.generation import Decoding
         from stepsal.sweep_settings import parts_from_records
 
-        model, decoding = self._model, self._job["decoding"]
+        model, decoding = self._model, Decoding(**self._job["decoding"] | {"seed": item["seed"]})
         questions = self._questions[item["start"] : item["stop"]]
         parts = parts_from_records(item["parts"])
-        self._warm_up(parts, questions[0])
+        prompts = [self._tokens(question) for question in questions]
+        self._warm_up(parts, prompts[0])
         begin, begin_cpu = time.perf_counter(), time.process_time()
-        traces = generate(
-            model,
-            [question.prompt for question in questions],
-            interventions=parts,
-            seed=item["seed"],
-            progress=False,
-            **decoding,
-        )
+        traces = self._answer(prompts, parts, decoding)
         spent = {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - begin_cpu}
         each = {name: value / len(traces) for name, value in spent.items()}
         about = {"model": json.dumps(host.describe(model)), "versions": json.dumps(versions())}
         rows = []
         for index, trace in enumerate(traces):
-            question = questions[index // decoding["samples"]]
+            question = questions[index // decoding.samples]
             tokens, prompt_tokens = trace.tokens.tolist(), int(trace.prompt_tokens or 0)
             end = model.tokenizer.decode(tokens[-1:]) if tokens[-1] in host.stop_tokens(model) else ""
             summary = "".join(step.text for step in trace.segment("summary")).removesuffix(end)
             rows.append(
-                {"problem": question.id, "length": question.length, "sample": index % decoding["samples"]}
+                {"problem": question.id, "length": question.length, "sample": index % decoding.samples}
                 | {"seed": item["seed"], "expected": question.answer}
                 | grade_answer(question, trace.response.removesuffix(end), summary)
                 | {"tokens": len(tokens) - prompt_tokens, "truncated": trace.meta["truncated"]}
@@ -115,16 +110,33 @@ class Worker:
             )
         return rows
 
-    def _warm_up(self, parts: Sequence[Any], question: Question) -> None:
+    def _tokens(self, question: Question) -> list[int]:
+        """The prompt's, encoded once, however many settings it is asked under."""
+        from stepsal.prompt import encode_prompt
+
+        if question.id not in self._encoded:
+            self._encoded[question.id] = encode_prompt(self._model.tokenizer, question.prompt)
+        return self._encoded[question.id]
+
+    def _answer(self, prompts: Sequence[list[int]], parts: Sequence[Any], decoding: Any) -> list[Any]:
+        """Traces, in the order of the prompts."""
+        from stepsal.generation import stream
+
+        traces: dict[int, Any] = {}
+        for batch in stream(self._model, prompts, decoding, parts, **self._job["segmentation"]):
+            traces |= batch
+        return [traces[index] for index in range(len(traces))]
+
+    def _warm_up(self, parts: Sequence[Any], prompt: list[int]) -> None:
         """Decode a token or two, once for each kind of parts: what is imported or set up then is not measured."""
-        from stepsal.generation import generate
+        from stepsal.generation import Decoding
 
         kind = tuple(map(type, parts))
         if kind in self._warm:
             return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            generate(self._model, [question.prompt], interventions=parts, max_new_tokens=2, progress=False)
+            self._answer([prompt], parts, Decoding(max_new_tokens=2))
         self._warm.add(kind)
 
 

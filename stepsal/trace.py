@@ -20,8 +20,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from stepsal.errors import InputError
-from stepsal.formats import FORMATS, FormatSpec, StepsSpec, find_formats
-from stepsal.prompt import Prompt, encode_text, prompt_text, starts_thinking
+from stepsal.formats import FORMATS, FormatSpec, StepsSpec, find_formats, find_marker, usual
+from stepsal.prompt import Prompt, encode_text, prompt_text, shown, starts_thinking
 from stepsal.segment import Segmenter, Tokenizer, decode, question_length
 
 
@@ -158,9 +158,9 @@ class Trace:
         if not response:
             raise InputError(f"trace {id!r}: the response is {response!r}; it needs at least one character")
         pair = starts_thinking(prefix, format)
-        if pair and response.lstrip().startswith(pair[0]):
+        if pair and (find_marker(pair[0], response.lstrip()) or (1,))[0] == 0:
             raise InputError(
-                f"trace {id!r}: the prompt ends with {pair[0]!r} and the response begins with another: drop one of them"
+                f"trace {id!r}: the prompt ends with {usual(pair[0])!r} and the response begins with another: drop one of them"
             )
         ids, prompt_tokens, lossy = encode_text(tokenizer, prompt, response)
         if lossy:
@@ -233,10 +233,11 @@ def check_tokens(tokens: Any, vocabulary: int) -> list[int]:
     try:
         ids = torch.as_tensor(tokens)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise InputError(f"tokens={str(tokens)[:80]} are not a flat list of token ids ({error})") from error
-    whole = not (ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool)
+        raise InputError(f"tokens={shown(tokens)} are not a flat list of token ids ({error})") from error
+    mixed = isinstance(tokens, list | tuple) and any(isinstance(each, bool) for each in tokens)
+    whole = not (ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool or mixed)
     if ids.ndim != 1 or (len(ids) and not whole):
-        given = f"shape {tuple(ids.shape)}, {ids.dtype}"
+        given = f"shape {tuple(ids.shape)}, {torch.bool if mixed else ids.dtype}"
         raise InputError(f"tokens must be whole numbers in one dimension, (pos,); given: {given}. One trace at a time.")
     if len(ids) < 2:
         raise InputError(f"a trace needs at least two tokens, one to predict the other; given: {ids.tolist()}")
@@ -252,12 +253,16 @@ def check_tokens(tokens: Any, vocabulary: int) -> list[int]:
 
 def unopened(trace: Trace) -> tuple[str, str, str] | None:
     """The format and markers of a thinking that the response closes and nothing opened, if there is one."""
-    pairs = [(each.name, *pair) for each in FORMATS.values() for pair in each.markers]
-    if any(opening in trace.text for _, opening, _ in pairs):
+    if trace.segment("thinking"):
         return None
-    response = trace.response
-    closed = (pair for pair in pairs if pair[2] in response and not response.lstrip().startswith(pair[2]))
-    return next(closed, None)
+    pairs = [(each.name, *pair) for each in FORMATS.values() for pair in each.markers]
+    response = trace.response.lstrip()
+    opened = [at for _, opening, _ in pairs if (at := find_marker(opening, response))]
+    for name, opening, closing in pairs:
+        closed = find_marker(closing, response)
+        if closed and closed[0] > 0 and not (opened and min(opened) < closed):
+            return name, usual(opening), usual(closing)
+    return None
 
 
 def check_opened(trace: Trace) -> None:
@@ -265,8 +270,8 @@ def check_opened(trace: Trace) -> None:
     if found := unopened(trace):
         name, opening, closing = found
         raise InputError(
-            f"the response has {closing!r}, but nothing opens the thinking, so format='auto' would find none. Give "
-            f"format={name!r}, or let the prompt end with {opening!r}."
+            f"the response has {closing!r}, but nothing opens the thinking, so format='auto' would find none. "
+            f"Give format={name!r}, or let the prompt end with {opening!r}."
         )
 
 

@@ -1,27 +1,29 @@
 """Traces to and from JSONL, one object a line.
 
-Read: `{"id", "prompt", "response", "tokens"?, "answer"?, "correct"?, "meta"?}`, with `prompt` a string or messages;
-chat-style `{"messages": [...]}` that ends with the assistant's message; and what OpenAI-compatible servers emit, the
-reasoning in a field of its own (`reasoning_content` or `reasoning`, with `content`), in the message or with a `prompt`.
+Read: `{"id", "prompt", "response", "tokens"?, "answer"?, "correct"?, "meta"?}`, with `prompt` a string or messages, and the
+other shapes of `stepsal.records`: chat messages, what OpenAI-compatible servers send, batches, token ids.
 
-Written: the same, with the tokens and, under `segmentation`, what the steps were found with, so that reading gives the
+Written: the first, with the tokens and, under `segmentation`, what the steps were found with, so that reading gives the
 same trace. `meta` and `answer` come back as JSON has them (a tuple as a list).
 """
 
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from stepsal.errors import FileError, InputError
 from stepsal.files import atomic_path
-from stepsal.formats import STEP_RULES, FormatSpec, StepsSpec, find_formats
-from stepsal.prompt import Prompt, prompt_text, starts_thinking, tokens_within
-from stepsal.segment import Tokenizer, decode
-from stepsal.trace import Trace, check_tokens, split_tokens
+from stepsal.formats import STEP_RULES, FormatSpec, StepsSpec, find_formats, find_rule
+from stepsal.prompt import shown
+from stepsal.records import answers, is_request, trace_of
+from stepsal.segment import Tokenizer
+from stepsal.trace import Trace
 
-_KINDS = {str: "a string", int: "a whole number", bool: "true or false", list: "a list", dict: "an object"}
+Found = tuple[str | Path, int, Trace | FileError | InputError]
+"""A trace, or why there is none, with the file and the number of its line."""
 
 
 def read_traces(
@@ -47,31 +49,93 @@ def read_traces(
     """
     if on_error not in ("raise", "skip"):
         raise InputError(f"on_error={on_error!r} is not known. Choose 'raise' or 'skip'.")
-    try:
-        lines = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    except OSError as error:
-        raise FileError(f"cannot read traces from {path}: {error.strerror or error}") from error
     traces: list[Trace] = []
-    line_of: dict[str, int] = {}
     left_out: list[str] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            trace = _from_record(_parse(line), tokenizer, format, steps, f"line-{number}")
-            if trace.id in line_of:
-                raise InputError(f"the id {trace.id!r} is already that of line {line_of[trace.id]}: ids must differ")
-        except (FileError, InputError) as error:
-            if on_error == "raise":
-                raise type(error)(f"{path}, line {number}: {error}") from error
-            left_out.append(f"line {number}: {error}")
-            continue
-        line_of[trace.id] = number
-        traces.append(trace)
+    for _, number, found in read_lines([path], tokenizer, format, steps):
+        if isinstance(found, Trace):
+            traces.append(found)
+        elif on_error == "raise":
+            raise type(found)(f"{path}, line {number}: {found}") from found
+        else:
+            left_out.append(f"line {number}: {found}")
     if left_out:
         count = f"{len(left_out)} line" + ("s" if len(left_out) > 1 else "")
         warnings.warn(f"{path}: {count} left out. " + "; ".join(left_out), stacklevel=2)
     return traces
+
+
+def read_lines(
+    paths: Sequence[str | Path], tokenizer: Tokenizer, format: FormatSpec = "auto", steps: StepsSpec = "auto"
+) -> Iterator[Found]:
+    """Everything in JSONL files, in order: traces, and what is wrong with the other lines. `FileError` as `read_traces`.
+
+    A batch's requests may stand anywhere in these files: they go with the responses of the same `custom_id`.
+    """
+    find_formats(format)  # a wrong option is no line's fault
+    find_rule(steps, "paragraph")
+    requests = _requests(paths)
+    places: dict[str, str] = {}
+    for path in paths:
+        prefix = f"{Path(path).stem}-" if len(paths) > 1 else ""
+        for number, line in _lines(path):
+            for found in _read(line, tokenizer, format, steps, f"{prefix}line-{number}", requests):
+                if not isinstance(found, Trace) or found.id not in places:
+                    yield path, number, found
+                else:
+                    where = places[found.id]
+                    yield path, number, InputError(f"the id {found.id!r} is already that of {where}: ids must differ")
+                if isinstance(found, Trace):
+                    places.setdefault(found.id, f"line {number}" if len(paths) == 1 else f"{path}, line {number}")
+
+
+def _read(
+    line: bytes, tokenizer: Tokenizer, format: FormatSpec, steps: StepsSpec, id: str, requests: dict[str, Any]
+) -> Iterator[Trace | FileError | InputError]:
+    """The traces of a line, each or why there is none."""
+    try:
+        records = answers(_parse(line), id, requests)
+    except (FileError, InputError) as error:
+        yield error
+        return
+    for record in records:
+        try:
+            yield trace_of(record, tokenizer, format, steps)
+        except InputError as error:
+            yield error if len(records) == 1 else InputError(f"answer {record['id']!r}: {error}")
+
+
+def _lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, with their numbers."""
+    try:
+        with Path(path).open("rb") as file:
+            for number, line in enumerate(file, 1):
+                text = (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).rstrip(b"\r\n")
+                if text.strip():
+                    yield number, text
+    except OSError as error:
+        raise FileError(f"cannot read traces from {path}: {error.strerror or error}") from error
+
+
+def _requests(paths: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
+    """The requests of batches that are answered in these files, by `custom_id`."""
+    requests: dict[str, dict[str, Any]] = {}
+    answered: set[Any] = set()
+    for path in paths:
+        for number, line in _lines(path):
+            record = {}
+            if b'"custom_id"' in line:
+                with suppress(FileError, InputError):  # said when its turn comes
+                    record = _parse(line)
+            id = record.get("custom_id")
+            if not isinstance(id, str):
+                continue
+            if not is_request(record):
+                answered.add(id)
+            elif requests.setdefault(id, record["body"]) != record["body"]:
+                raise InputError(
+                    f"{path}, line {number}: another request has the custom_id {id!r} too: ids must differ"
+                )
+    return {id: body for id, body in requests.items() if id in answered}
 
 
 def write_traces(path: str | Path, traces: Iterable[Trace]) -> None:
@@ -96,8 +160,8 @@ def write_traces(path: str | Path, traces: Iterable[Trace]) -> None:
 def trace_line(trace: Trace) -> bytes:
     """A trace as one line of a file. Raises `InputError` for what JSON cannot hold."""
     try:
-        return json.dumps(_to_record(trace), ensure_ascii=False).encode()
-    except (TypeError, ValueError) as error:
+        return json.dumps(_to_record(trace), ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
@@ -140,111 +204,8 @@ def _parse(line: bytes) -> dict[str, Any]:
             f"not a whole JSON object ({error}): one object a line, and the last line may be cut"
         ) from error
     if not isinstance(record, dict):
-        raise InputError(f"expected an object with 'prompt' and 'response', found {_shown(record)}")
+        raise InputError(f"expected an object with 'prompt' and 'response', found {shown(record)}")
     return record
-
-
-def _from_record(record: dict[str, Any], tokenizer: Tokenizer, format: FormatSpec, steps: StepsSpec, id: str) -> Trace:
-    stored = _field(record, "segmentation", dict) or {}
-    if format == "auto" and stored:
-        kept = _field(stored, "format", str, list)
-        if isinstance(kept, list):
-            if [type(marker) for marker in kept] != [str, str]:
-                raise InputError(f"format={kept!r} is not known: a pair of markers is two strings")
-            kept = (kept[0], kept[1])
-        format = kept or "auto"
-    if isinstance(steps, str) and steps == "auto":
-        steps = _field(stored, "steps", str) or "auto"
-    given = _field(record, "id", str, int)
-    keep: dict[str, Any] = {
-        "id": id if given is None else str(given),
-        "answer": record.get("answer"),
-        "correct": _field(record, "correct", bool),
-        "meta": _field(record, "meta", dict),
-        "format": format,
-        "steps": steps,
-    }
-    tokens = _field(record, "tokens", list)
-    prompt, response = _texts(record, tokenizer, format, needed=tokens is None)
-    if tokens is None:
-        return Trace.from_text(tokenizer, prompt, response, **keep)
-    tokens = check_tokens(tokens, len(tokenizer))
-    if "prompt_tokens" in stored:  # it was a trace before
-        return split_tokens(tokenizer, tokens, prompt_tokens=_field(stored, "prompt_tokens", int), **keep)
-    prompt_tokens = _prompt_length(tokenizer, tokens, prompt_text(tokenizer, prompt))
-    return Trace.from_tokens(tokenizer, tokens, prompt_tokens=prompt_tokens, **keep)
-
-
-def _texts(
-    record: dict[str, Any], tokenizer: Tokenizer, format: FormatSpec, *, needed: bool = True
-) -> tuple[Prompt, str]:
-    """Prompt and response; a response in two fields is put together with the format's markers."""
-    message, prompt = record, _field(record, "prompt", str, list)
-    messages = _field(record, "messages", list)
-    if messages is not None:
-        *prompt, message = messages or [None]
-        if prompt == [] or not isinstance(message, dict) or message.get("role") != "assistant":
-            raise InputError("'messages' must be a prompt's messages, then one with the role 'assistant', the response")
-    if not prompt:
-        raise InputError(f"there is no 'prompt' (or it is empty) and no 'messages'; found {_shown(list(record))}")
-    if isinstance(prompt, list) and not all(isinstance(each, dict) for each in prompt):
-        raise InputError(f"the messages of a prompt must be objects, found {_shown(prompt)}")
-    response, content = (_field(message, name, str) for name in ("response", "content"))
-    reasoning = _field(message, "reasoning_content", str) or _field(message, "reasoning", str)
-    if response is not None and reasoning:
-        raise InputError("'response' and 'reasoning_content' cannot both be given: call the answer alone 'content'")
-    if response is None:
-        response = content
-        if reasoning:
-            response = _join(tokenizer, prompt_text(tokenizer, prompt), reasoning, content or "", format)
-    if response is None and needed:
-        raise InputError(f"there is no 'response' (nor 'content'); found {_shown(list(message))}")
-    return prompt, response or ""
-
-
-def _join(tokenizer: Tokenizer, prompt: str, reasoning: str, content: str, format: FormatSpec) -> str:
-    """The response as the model wrote it, with the markers that the prompt opened, or that the template names."""
-    pairs = [(each.layout, pair) for each in find_formats(format) for pair in each.markers]
-    if not pairs:
-        raise InputError(f"format={format!r} has no markers to put 'reasoning_content' between: choose another format")
-    started = starts_thinking(prompt, format)
-    template = str(getattr(tokenizer, "chat_template", None))
-    likely = [each for each in pairs if each[1] == started] or [each for each in pairs if each[1][0] in template]
-    layout, (opening, closing) = (likely or pairs)[0]
-    lead, _, rest = layout.partition("{reasoning}")
-    if started:
-        lead = lead.removeprefix("{opening}") if prompt == prompt.rstrip() else ""
-    parts = {
-        "opening": opening,
-        "closing": closing,
-        "reasoning": reasoning.strip("\n"),
-        "content": content.lstrip("\n"),
-    }
-    return (lead + "{reasoning}" + (rest if content else "")).format(**parts)  # no content: cut off while thinking
-
-
-def _prompt_length(tokenizer: Tokenizer, tokens: list[int], prompt: str) -> int:
-    text = decode(tokenizer, tokens)
-    at = text.find(prompt)
-    if at < 0 or text[:at].strip() not in ("", getattr(tokenizer, "bos_token", None)):
-        raise InputError(
-            f"the tokens decode to {text[:50]!r}, the prompt is {prompt[:50]!r}: the tokens must begin with the "
-            "prompt's. Leave 'tokens' out, or use the tokenizer they come from."
-        )
-    return tokens_within(tokenizer, tokens, at + len(prompt))
-
-
-def _field(record: dict[str, Any], name: str, *kinds: type) -> Any:
-    """The field, None where it is missing or null; an `InputError` where it is of another kind."""
-    value = record.get(name)
-    if value is None or (isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))):
-        return value
-    raise InputError(f"{name!r} must be {' or '.join(_KINDS[kind] for kind in kinds)}, found {_shown(value)}")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def read_grades(path: str | Path) -> dict[str, bool]:
@@ -252,17 +213,11 @@ def read_grades(path: str | Path) -> dict[str, bool]:
 
     Raises `FileError` for a file that cannot be read and `InputError`, with its number, for a line that is not JSON.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"cannot read grades from {path}: {error}") from error
     grades: dict[str, bool] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in _lines(path):
         try:
-            record = json.loads(line)
-        except ValueError as error:
+            record = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
             raise InputError(f"line {number} of {path} is not JSON ({error})") from error
         if isinstance(record, dict) and isinstance(record.get("correct"), bool) and "id" in record:
             grades[str(record["id"])] = record["correct"]

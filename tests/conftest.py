@@ -1,4 +1,7 @@
-"""Fixtures: tiny seeded models made from configs, and the bundled reasoner with some of its traces. No network."""
+"""Fixtures: tiny seeded models made from configs, and the bundled reasoner with some of its traces. No network.
+
+Under TransformerLens 3.9 (`make test-tl3`) the models are `HookedTransformer`s.
+"""
 
 import os
 from pathlib import Path
@@ -7,9 +10,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+from hooked import TL3, load_hooked
 from hypothesis import settings
 
 import stepsal
+from stepsal.host import BUNDLED
 
 settings.register_profile("stepsal", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("stepsal")
@@ -48,21 +53,24 @@ def save_tiny(family: str, folder: Path, **changes: object) -> Path:
     return folder
 
 
+load = load_hooked if TL3 else stepsal.load_model
+
+
 @pytest.fixture(scope="session", params=FAMILIES)
 def tiny(request, tmp_path_factory):
     """A tiny model of each family."""
-    return stepsal.load_model(save_tiny(request.param, tmp_path_factory.mktemp(request.param)))
+    return load(save_tiny(request.param, tmp_path_factory.mktemp("tiny")))
 
 
 @pytest.fixture(scope="session")
 def qwen2(tmp_path_factory):
-    return stepsal.load_model(save_tiny("qwen2", tmp_path_factory.mktemp("qwen2-only")))
+    return load(save_tiny("qwen2", tmp_path_factory.mktemp("tiny")))
 
 
 @pytest.fixture(scope="session")
 def reasoner():
     """The bundled trained model."""
-    return stepsal.load_model()
+    return load(BUNDLED)
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +78,7 @@ def reasoner_traces(reasoner):
     """Real traces: the bundled model's own answers to test problems."""
     from stepsal.reasoner.evaluate import solve
 
-    return solve(reasoner, 12, length=3, progress=False)
+    return solve(stepsal.load_model() if TL3 else reasoner, 12, length=3, progress=False)
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ def patterns_and_logits(model, tokens):
         kept[hook.layer()] = tensor
 
     layers = range(model.cfg.n_layers)
-    hooks = [("embed.hook_out", leaf), *((f"blocks.{layer}.attn.hook_pattern", keep) for layer in layers)]
+    hooks = [("blocks.0.hook_resid_pre", leaf), *((f"blocks.{layer}.attn.hook_pattern", keep) for layer in layers)]
     with model.hooks(fwd_hooks=hooks):
         logits = model(tokens[None])
     return [kept[layer] for layer in layers], logits[0]
@@ -33,7 +33,19 @@ def apply_rule(pattern, gradient, rule):
 
 def influence_by_separate_passes(model, tokens, rule="abs"):
     """Row t is the gradient of token t+1's loss alone."""
-    patterns, logits = patterns_and_logits(model, tokens)
+    return row_by_row(*patterns_and_logits(model, tokens), tokens, rule)
+
+
+def influence_without_transformer_lens(folder, tokens):
+    """The same of Hugging Face's own model and eager attention, whose patterns are part of its output."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    output = model(tokens[None], output_attentions=True)
+    return row_by_row(output.attentions, output.logits[0], tokens)
+
+
+def row_by_row(patterns, logits, tokens, rule="abs"):
     influence = torch.zeros(len(patterns), patterns[0].shape[1], len(tokens), len(tokens))
     for t in range(len(tokens) - 1):
         loss = cross_entropy(logits[t], tokens[t + 1])
@@ -171,24 +183,31 @@ def groups_of_row(query, steps, step_of, scope, bos, window=None):
 
 
 def logits_with_interventions(model, trace, bridges=(), momenta=(), window=None):
-    """A whole trace, with the parts put in by loops: bridges as (layers, heads, options), momenta likewise."""
+    """A whole trace, with the parts put in by loops: bridges as (layers, heads, options), momenta likewise.
+
+    window: how many keys a query sees, in all layers or by layer; None is all.
+    """
     step_of, values = trace.step_of.tolist(), {}
+    n_heads, n_tokens = model.cfg.n_heads, len(trace.tokens)
+    windows = window if isinstance(window, dict) else dict.fromkeys(range(model.cfg.n_layers), window)
 
     def bridge(pattern, hook):
         result = pattern.clone()
         for layers, heads, options in bridges:
             for head in heads if hook.layer() in layers else ():
                 for query in range(len(step_of)):
-                    groups = groups_of_row(query, trace.steps, step_of, options["scope"], options["bos"], window)
+                    groups = groups_of_row(
+                        query, trace.steps, step_of, options["scope"], options["bos"], windows[hook.layer()]
+                    )
                     row = result[0, head, query].clone()
                     result[0, head, query] = bridged_row(row, groups, options["tau_max"], options["feasible"])
         return result
 
-    def keep(value, hook):
-        values[hook.layer()] = value
+    def keep(value, hook):  # latent attention has heads before positions
+        values[hook.layer()] = value if value.shape[1] == n_tokens else value.transpose(1, 2)
 
     def inject(output, hook):
-        result = output.clone()
+        result = output.clone().reshape(1, n_tokens, n_heads, -1)  # which latent attention splits elsewhere
         for layers, heads, options in momenta:
             for before, step in itertools.pairwise(trace.steps):
                 if hook.layer() not in layers or before.segment != "thinking" or step.segment not in options["into"]:
@@ -198,9 +217,9 @@ def logits_with_interventions(model, trace, bridges=(), momenta=(), window=None)
                 )
                 mean = values[hook.layer()][0, start : before.stop].mean(0)
                 for head in heads:
-                    group = head * mean.shape[0] // output.shape[2]
+                    group = head * mean.shape[0] // n_heads
                     result[0, step.start, head] += options["alpha"] * mean[group]
-        return result
+        return result.reshape(output.shape)
 
     hooks = []
     for layer in range(model.cfg.n_layers):

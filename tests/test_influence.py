@@ -4,9 +4,15 @@ import math
 import pytest
 import torch
 from helpers import unchecked
+from hooked import TL3
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import influence_by_separate_passes, influence_of_one_loss, pool_by_loops
+from reference import (
+    influence_by_separate_passes,
+    influence_of_one_loss,
+    influence_without_transformer_lens,
+    pool_by_loops,
+)
 
 import stepsal
 from stepsal import InputError, NumericalError, Step, Trace, step_saliency, token_influence
@@ -43,6 +49,12 @@ def test_one_backward_pass_equals_one_per_token_on_real_traces(reasoner, reasone
         assert relative_error(found, expected) <= 1e-5
         pooled = step_saliency(reasoner, trace)
         assert relative_error(pooled.mass, pool_by_loops(expected, trace)) <= 1e-5
+
+
+def test_the_map_of_the_reasoner_is_that_of_hugging_faces_own_gradients(reasoner, trace):
+    expected = influence_without_transformer_lens(stepsal.host.BUNDLED, trace.tokens)
+    assert relative_error(token_influence(reasoner, trace), expected) <= 1e-4
+    assert relative_error(step_saliency(reasoner, trace).mass, pool_by_loops(expected, trace)) <= 1e-4
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 16, 64, 1000])
@@ -221,7 +233,7 @@ def test_a_single_token_is_refused(qwen2):
 
 
 def test_infinite_logits_name_layer_and_position(qwen2, trace):
-    weight = qwen2.blocks[1].mlp.out.original_component.weight
+    weight = qwen2.blocks[1].mlp.W_out if TL3 else qwen2.blocks[1].mlp.out.original_component.weight
     kept = weight.detach().clone()
     try:
         with torch.no_grad():

@@ -166,7 +166,12 @@ def test_a_response_without_opening_marker(format):
 def test_thinking_that_nothing_opened_ends_with_any_closing_marker_of_the_format():
     for closing in ("</think>", "[/THINK]"):
         assert split("Q", "T", closing, "S", format="think", question_tokens=1) == ["q: Q", f"t: T|{closing}", "s: S"]
-    assert split("Q", "<", "/think>", "S", format="think", question_tokens=1) == ["q: Q|<", "t: /think>", "s: S"]
+
+
+@pytest.mark.parametrize("format", ["auto", "think"])
+def test_a_response_that_begins_with_the_closing_marker_thinks_nothing(format):
+    assert split("Q", "<", "/think>", "S", format=format, question_tokens=1) == ["q: Q|<|/think>", "s: S"]
+    assert split("Q", "<", "/", "b>", format=format, question_tokens=1)[0] == "q: Q|<|/"
 
 
 def test_the_prompts_marker_ends_the_question():

@@ -1,10 +1,12 @@
 import itertools
 import math
 
+import hooked
 import pytest
 import torch
 from conftest import save_tiny
 from helpers import unchecked
+from hooked import TL3
 from reference import (
     apply_rule,
     bridged_row,
@@ -15,7 +17,7 @@ from reference import (
 from torch.nn.functional import cross_entropy
 
 import stepsal
-from stepsal import InputError, Trace, UnsupportedModelError, host, step_saliency
+from stepsal import InputError, Trace, UnsupportedModelError, host, step_saliency, support
 from stepsal.edits import bridge_pattern, make_groups, random_groups, starve_pattern
 from stepsal.intervene import intervene
 from stepsal.segment import Segmenter
@@ -67,7 +69,9 @@ def traces():
 
 def in_chunks(model, tokens, size, mask=None):
     """Logits by a hand-written loop over a cache."""
-    cache, logits = host.new_cache(), []
+    if TL3:
+        return hooked.in_chunks(model, tokens, size, mask)
+    cache, logits = host.new_cache(model), []
     for start in range(0, tokens.shape[1], size):
         stop = min(start + size, tokens.shape[1])
         options = {} if mask is None else {"attention_mask": mask[:, :stop]}
@@ -314,6 +318,7 @@ def test_rows_of_a_padded_batch_equal_single_runs(tiny, traces, parts):
             torch.testing.assert_close(logits[row][real[row].bool()], expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.bridge
 @pytest.mark.parametrize("parts", [PARTS["both"], PARTS["random momentum"]], ids=["both", "random momentum"])
 def test_generation_in_a_batch_is_the_argmax_of_whole_passes(tiny, traces, parts):
     prompts = [
@@ -510,7 +515,7 @@ def influence_under(model, trace, parts):
         kept[hook.layer()] = tensor
 
     hooks = [host.at_pattern(layer, keep) for layer in range(3)]
-    with intervene(model, parts), model.hooks(fwd_hooks=[("embed.hook_out", leaf), *hooks]):
+    with intervene(model, parts), model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", leaf), *hooks]):
         logits = model(trace.tokens[None])[0]
     used = [kept[layer] for layer in range(3)]
     influence = torch.zeros(3, 4, len(trace.tokens), len(trace.tokens))
@@ -722,15 +727,16 @@ def test_parts_are_values(qwen2):
     assert stepflow(smi_heads=[1], scope="step") == (OddsEqualBridge(scope="step"), StepMomentum(heads=[1]))
 
 
+@pytest.mark.bridge
 def test_a_text_that_was_not_followed_from_its_start_is_refused(qwen2, traces):
-    cache, tokens = host.new_cache(), traces[0].tokens[None]
+    cache, tokens = host.new_cache(qwen2), traces[0].tokens[None]
     qwen2(tokens[:, :20], return_type="logits_and_cache", past_key_values=cache)
     with (
         pytest.raises(InputError, match="attends to 20 token\\(s\\) in the cache, but 0 token"),
         intervene(qwen2, stepflow()),
     ):
         qwen2(tokens[:, 20:], return_type="logits_and_cache", past_key_values=cache)
-    cache = host.new_cache()
+    cache = host.new_cache(qwen2)
     with (
         pytest.raises(InputError, match="attends to 12 token\\(s\\) in the cache, but 20 token"),
         intervene(qwen2, stepflow()),
@@ -740,7 +746,9 @@ def test_a_text_that_was_not_followed_from_its_start_is_refused(qwen2, traces):
         qwen2(tokens[:, 12:], return_type="logits_and_cache", past_key_values=cache)
 
 
+@pytest.mark.bridge
 def test_a_model_that_the_host_does_not_know_is_refused_before_any_pass(qwen2, monkeypatch):
+    monkeypatch.setattr(support, "_passed", set())
     monkeypatch.setattr(host, "at_pattern", lambda layer, look: (f"blocks.{layer}.attn.hook_hidden_states", look))
     with (
         pytest.raises(UnsupportedModelError, match="its hook blocks.0.attn.hook_hidden_states never fires"),
@@ -750,12 +758,14 @@ def test_a_model_that_the_host_does_not_know_is_refused_before_any_pass(qwen2, m
     assert not any(point.fwd_hooks for point in qwen2.hook_dict.values())
 
 
+@pytest.mark.bridge
 def test_embeddings_in_place_of_tokens_are_refused(qwen2):
     embeddings = torch.randn(1, 5, 40)
     with pytest.raises(UnsupportedModelError, match="the token ids did not come by"), intervene(qwen2, stepflow()):
         qwen2(None, inputs_embeds=embeddings)
 
 
+@pytest.mark.bridge
 def test_a_model_without_a_tokenizer_is_refused(qwen2, monkeypatch):
     monkeypatch.setattr(qwen2, "_tokenizer", None, raising=False)
     monkeypatch.setattr(type(qwen2), "tokenizer", None, raising=False)

@@ -9,36 +9,42 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
+from helpers import random_map
 
 import stepsal
-from stepsal import engines
+from stepsal import Comparison, choose_layers, compare, diagnose, engines
 from stepsal.cli import main
+from stepsal.engines import Resources
 from stepsal.errors import FileError, InputError, StepsalError
+from stepsal.folder import group_maps, load_step_maps, map_path
 from stepsal.paired import paired
 from stepsal.questions import final_answer
 from stepsal.ray_engine import Ray
 from stepsal.reasoner.problems import make_problem
-from stepsal.sweep import _Crew, estimate, run_sweep, sweep
+from stepsal.sweep import _Crew, default_workers, estimate, run_sweep, sweep
 from stepsal.sweep_config import read_config
 from stepsal.sweep_places import Size
-from stepsal.sweep_plan import load_questions
+from stepsal.sweep_plan import load_questions, make_plan
+from stepsal.sweep_results import Results
 from stepsal.sweep_rows import SweepFolder
 from stepsal.sweep_settings import Setting, next_round, parts_from_records
 
+COUNT = 4
 SMALL = {
-    "problems": {"length": 2, "count": 6},
+    "problems": {"length": 2, "count": COUNT},
     "decoding": {"max_new_tokens": 5, "batch_size": 1},
     "grid": {"parts": ["oeb", "smi", "both", "random-bridge"], "tau_max": [0.15, 0.6]},
 }
-TOML = """
+TOML = f"""
 [problems]
 length = 2
-count = 6
+count = {COUNT}
 [decoding]
 max_new_tokens = 5
 batch_size = 1
@@ -150,7 +156,6 @@ def test_the_centre_of_several_parts_is_both_and_of_one_that_part():
 
 def test_top_heads_are_those_with_the_highest_metric(tmp_path):
     import torch
-    from helpers import random_map
 
     from stepsal.metrics import METRICS
 
@@ -161,6 +166,83 @@ def test_top_heads_are_those_with_the_highest_metric(tmp_path):
     means = torch.stack([METRICS["lock_in"](each) for each in maps]).nanmean(0)
     best = sorted(divmod(index, 4) for index in means.flatten().topk(3).indices.tolist())
     assert found == [list(pair) for pair in best]
+
+
+def save_maps(folder, locked=(), decayed=()):
+    """Maps of 24 right and 24 wrong traces; wrong ones lock in, and their summaries forget, in the given layers."""
+    sizes = [5, 8, 3, 4, 3, 2, 7, 3, 2]
+    for seed in range(48):
+        correct = seed < 24
+        each = random_map("qttttttss", sizes, layers=8, heads=4, seed=seed, trace=f"t{seed}", correct=correct)
+        for step in range(1, 7):
+            each.mass[list(locked if not correct else ()), :, step, step] *= 4
+        each.mass[list(decayed if not correct else ()), :, 7:, 1:7] *= 0.4
+        each.save(map_path(folder, each.meta["trace"]))
+    return folder
+
+
+CHOSEN = """
+[problems]
+count = 2
+[decoding]
+max_new_tokens = 2
+[grid]
+parts = "both"
+layers = ["chosen", "default"]
+comparison = "maps/comparison.json"
+"""
+
+
+def test_chosen_layers_are_those_of_choose_layers_on_what_compare_wrote_and_the_evidence_is_kept(tmp_path, capsys):
+    save_maps(tmp_path / "maps", locked=[1], decayed=[5, 7])
+    assert main(["compare", str(tmp_path / "maps"), "--resamples", "99"]) == 0
+    bands = choose_layers(Comparison.load(tmp_path / "maps" / "comparison.json"))
+    assert (bands.shallow, bands.deep, bands.fell_back) == ((1,), (5, 7), ())
+    (tmp_path / "c.toml").write_text(CHOSEN)
+    chosen = "both layer 1, tau_max 0.15 + layers 5,7, alpha 0.06"
+    capsys.readouterr()
+    assert main(["sweep", str(tmp_path / "c.toml"), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert chosen in said
+    assert bands.summary() in said
+    assert main(["sweep", str(tmp_path / "c.toml"), "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
+    rows = pd.read_parquet(tmp_path / "out" / "results.parquet")
+    parts = json.loads(rows[rows["setting"] == chosen]["parts"].iloc[0])
+    assert [tuple(each["layers"]) for each in parts] == [bands.shallow, bands.deep]
+    assert set(rows["setting"]) == {"baseline", chosen, "both layers 0-1, tau_max 0.15 + layers 6-7, alpha 0.06"}
+    kept = json.loads((tmp_path / "out" / "config.json").read_text())["chosen"]
+    assert (kept["fell_back"], kept["reasons"]) == ([], bands.reasons)
+    assert [(each["part"], each["layer"]) for each in kept["evidence"] if each["chosen"]] == [
+        ("shallow", 1),
+        ("deep", 5),
+        ("deep", 7),
+    ]
+
+
+def test_a_comparison_is_read_again_when_it_changed_and_where_nothing_differs_the_fallback_is_kept(
+    tmp_path, monkeypatch
+):
+    plant(monkeypatch, lambda setting, problem: True)
+    path = tmp_path / "c.json"
+    config = {"problems": {"count": 2}, "grid": {"parts": "oeb", "layers": "chosen", "comparison": str(path)}}
+    maps = group_maps(load_step_maps(save_maps(tmp_path / "locked", locked=[3])))
+    groups = {name: [diagnose(each) for each in group] for name, group in maps.items()}
+    compare(groups["correct"], groups["wrong"], resamples=99).save(path)
+    with pytest.warns(UserWarning, match="falls back to the paper's quarter of the layers. deep"):
+        assert sweep(config, out=tmp_path / "a", progress=False)["layers"].iloc[-1].tolist() == [3]
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["chosen"]["fell_back"] == ["deep"]
+    compare(groups["correct"], groups["correct"], resamples=99).save(path)
+    with (
+        pytest.warns(UserWarning, match="falls back to the paper's quarter of the layers. shallow"),
+        pytest.raises(FileError, match="another configuration"),
+    ):
+        sweep(config, out=tmp_path / "a", progress=False)
+    assert sweep(config, out=tmp_path / "b", progress=False)["layers"].iloc[-1].tolist() == [0, 1]
+    kept = json.loads((tmp_path / "b" / "config.json").read_text())["chosen"]
+    assert kept["fell_back"] == ["shallow", "deep"]
+    assert kept["reasons"]["shallow"].startswith("No layer of 0 to 3 qualifies by lock-in higher in wrong traces")
+    with pytest.raises(InputError, match=r"c\.json is of a model of 8 layers, this one has 6"):
+        next_round(read_config(config).grid, Size(6, 4), Path(), lambda setting: 0, [])
 
 
 @pytest.mark.parametrize(
@@ -219,9 +301,9 @@ def test_problems_of_a_file_are_found_beside_the_configuration_and_graded_by_the
 
 # --- rows ------------------------------------------------------------------------------------------------------------
 def test_every_answer_is_there_once_and_says_all_of_its_setting(undisturbed, reasoner):
-    assert len(undisturbed) == SETTINGS * 6
+    assert len(undisturbed) == SETTINGS * COUNT
     assert undisturbed["unit"].is_unique
-    assert (undisturbed.groupby("setting_id")["problem"].nunique() == 6).all()
+    assert (undisturbed.groupby("setting_id")["problem"].nunique() == COUNT).all()
     row = undisturbed[undisturbed["part"] == "both"].iloc[0]
     assert json.loads(row["parts"])[0]["tau_max"] == row["tau_max"] == 0.15
     assert row["layers"].tolist() == [0, 1, 6, 7]
@@ -231,6 +313,7 @@ def test_every_answer_is_there_once_and_says_all_of_its_setting(undisturbed, rea
     )
     assert len(trace.tokens) - row["prompt_tokens"] == row["tokens"] == 5
     assert (undisturbed[["seconds", "cpu_seconds"]] > 0).all(axis=None)
+    assert Results(undisturbed).cost_column == "cpu_seconds"
 
 
 def test_a_row_is_what_generate_gives(undisturbed, reasoner):
@@ -244,6 +327,26 @@ def test_a_row_is_what_generate_gives(undisturbed, reasoner):
         progress=False,
     )
     assert trace.tokens.tolist() == row["trace"].tolist()
+
+
+def test_a_prompt_is_tokenised_once_however_many_settings_it_is_asked_under(tmp_path, monkeypatch):
+    from transformers import PreTrainedTokenizerBase
+
+    real, seen = PreTrainedTokenizerBase.encode, Counter()
+
+    def counted(tokenizer, text, **options):
+        seen[text] += 1
+        return real(tokenizer, text, **options)
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "encode", counted)
+    config = {
+        "problems": {"length": 2, "count": 3},
+        "decoding": {"max_new_tokens": 2, "temperature": 1.0, "samples": 2, "seeds": [0, 1], "batch_size": 2},
+        "grid": {"parts": ["oeb", "smi"]},
+    }
+    assert len(sweep(config, out=tmp_path, workers=1, progress=False)) == 3 * 3 * 2 * 2
+    questions = [make_problem("test", index, 2).question for index in range(3)]
+    assert [sum(times for text, times in seen.items() if each in text) for each in questions] == [1, 1, 1]
 
 
 def test_samples_and_seeds_are_answers_of_their_own(tmp_path):
@@ -281,6 +384,19 @@ def test_a_folder_with_rows_that_say_nothing_of_their_sweep_is_refused_and_one_w
     (tmp_path / "config.json").unlink()
     with pytest.raises(FileError, match="nothing says of which sweep"):
         folder.begin({"a": 2}, True)
+
+
+def test_a_folder_of_another_format_is_refused_as_such_not_with_a_diff(tmp_path, monkeypatch):
+    plant(monkeypatch, lambda setting, problem: True)
+    run_sweep(SMALL, tmp_path, progress=False)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace("stepsal sweep 2", "stepsal sweep 1"))
+    rows = sorted(each.read_bytes() for each in (tmp_path / "rows").iterdir())
+    with pytest.raises(FileError, match="in the format 'stepsal sweep 1'; this one writes 'stepsal sweep 2'") as error:
+        run_sweep(SMALL, tmp_path, progress=False)
+    assert "Use another --out folder" in str(error.value)
+    assert "begun here" not in str(error.value)
+    assert sorted(each.read_bytes() for each in (tmp_path / "rows").iterdir()) == rows
 
 
 def test_a_damaged_shard_is_not_a_full_disk(tmp_path):
@@ -324,12 +440,12 @@ def test_what_is_done_is_never_computed_again(tmp_path, monkeypatch):
     ran = []
     plant(monkeypatch, lambda setting, problem: True, ran)
     run_sweep(SMALL, tmp_path, progress=False)
-    assert len(ran) == SETTINGS * 6
+    assert len(ran) == SETTINGS * COUNT
     victims = sorted((tmp_path / "rows").iterdir())[3:5]
     for path in victims:
         path.unlink()
     run_sweep(SMALL, tmp_path, progress=False)
-    assert sorted(ran[SETTINGS * 6 :]) == [path.stem for path in victims]
+    assert sorted(ran[SETTINGS * COUNT :]) == [path.stem for path in victims]
 
 
 def test_killed_at_ten_random_moments_and_resumed_the_rows_are_those_of_an_undisturbed_run(tmp_path, undisturbed):
@@ -340,22 +456,24 @@ def test_killed_at_ten_random_moments_and_resumed_the_rows_are_those_of_an_undis
     def shards():
         return len(list((tmp_path / "rows").glob("*.parquet")))
 
-    def start(workers=1):
+    def start(workers):
         process = context.Process(target=run_sweep, args=(SMALL, tmp_path, "local", True, workers, None, False))
         process.start()
         return process
 
-    seen = [0]
+    done = {1: 0, 2: 0}
     for kill in range(10):
-        process, goal = start(2 if kill == 4 else 1), shards() + rng.randrange(5)
-        while process.is_alive() and shards() < goal:
+        workers, before = 1 + kill % 2, shards()
+        early = kill in (3, 7, 9)  # while a pair of workers starts: that takes long
+        process, goal = start(workers), before + rng.randrange(1, 4)
+        while process.is_alive() and shards() < goal and not early:
             time.sleep(0.002)
-        time.sleep(rng.random() * 0.2)
+        time.sleep(rng.random() * (1.5 if early else 0.2))
         process.kill()
         process.join()
-        seen.append(shards())
-    assert max(seen) > min(seen)
-    process = start()
+        done[workers] += shards() - before
+    assert min(done.values()) > 0
+    process = start(1)
     process.join()
     assert process.exitcode == 0
     assert_same_rows(pd.read_parquet(tmp_path / "results.parquet"), undisturbed)
@@ -393,26 +511,29 @@ def test_an_error_in_a_worker_is_raised_as_it_is():
 
 def test_an_interrupt_keeps_what_is_finished(tmp_path, monkeypatch):
     def interrupt(setting, problem):
-        if problem == "test-2-4":
+        if len(seen) == 3:
             raise KeyboardInterrupt
+        seen.append(problem)
         return True
+
+    seen = []
 
     with monkeypatch.context() as patch:
         plant(patch, interrupt)
         with pytest.raises(KeyboardInterrupt):
             run_sweep(SMALL, tmp_path, progress=False)
-    assert 0 < len(list((tmp_path / "rows").glob("*.parquet"))) < 6
+    assert len(list((tmp_path / "rows").glob("*.parquet"))) == 3
 
 
 def test_with_the_disk_full_nothing_is_lost_and_the_sweep_goes_on_when_there_is_room(tmp_path, undisturbed):
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", tmp_path], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", tmp_path], capture_output=True).returncode:
         pytest.skip("no file system can be mounted here")
     try:
         out = tmp_path / "out"
         with pytest.raises(FileError, match=r"No space left on device. What is finished is kept"):
             run_sweep(SMALL, out, workers=1, progress=False)
         finished = len(list((out / "rows").glob("*.parquet")))
-        assert 0 < finished < SETTINGS * 6
+        assert 0 < finished < SETTINGS * COUNT
         assert {path.suffix for path in (out / "rows").iterdir()} == {".parquet"}
         subprocess.run(["mount", "-o", "remount,size=20m", tmp_path], check=True)
         assert_same_rows(sweep(SMALL, out=out, workers=1, progress=False), undisturbed)
@@ -507,13 +628,15 @@ def test_the_command_says_what_it_would_do_and_does_it(tmp_path, monkeypatch, ca
     plant(monkeypatch, lambda setting, problem: True)
     assert main(["sweep", str(path), "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert f"{SETTINGS} settings x 6 problems x 1 samples x 1 seeds = {SETTINGS * 6} answers" in said
+    assert f"{SETTINGS} settings x {COUNT} problems x 1 samples x 1 seeds = {SETTINGS * COUNT} answers" in said
     assert "a3893a059a33  oeb layers 0-1, tau_max 0.15" in said
     assert list(tmp_path.iterdir()) == [path]
     assert main(["sweep", str(path), "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr()
-    assert "| baseline | 6 | 100.0% |" in said.out
-    assert "oeb layers 0-1, tau_max 0.15: n 6, accuracy 100.0%, +0.0% against the baseline" in said.out + said.err
+    assert f"| baseline | {COUNT} | 100.0% |" in said.out
+    assert (
+        f"oeb layers 0-1, tau_max 0.15: n {COUNT}, accuracy 100.0%, +0.0% against the baseline" in said.out + said.err
+    )
     assert main(["sweep", str(path)]) == 2
     assert "--out DIR is needed" in capsys.readouterr().err
 
@@ -596,6 +719,7 @@ def test_ray_gives_work_to_the_actors_that_are_placed_and_says_if_there_are_none
         engine._ray, engine._started, engine._actors, engine._free, engine._coming = Cluster(placed), False, [], [], {}
         engine.begin(job, 3)
         assert engine._needs == {"num_cpus": 2, "num_gpus": 1}
+        assert engine._job["model"]["device"] == "cuda"  # the one that Ray lets it see
         if placed:
             assert [rows[0]["n"] for _, rows in engine.run([{"n": n} for n in range(5)])] == [0, 1, 2, 3, 4]
             assert len(engine._actors) == 3
@@ -605,6 +729,55 @@ def test_ray_gives_work_to_the_actors_that_are_placed_and_says_if_there_are_none
             with said, pytest.raises(KeyboardInterrupt):
                 list(engine.run([{"n": 1}]))
         engine.close()
+
+
+def test_on_gpus_there_is_a_worker_for_each_and_it_sees_no_other(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    found = engines.local_resources()
+    assert found == Resources("cuda", 3)
+    plan = make_plan(read_config(SMALL), found.device)
+    assert default_workers(found, plan) == 3
+    assert default_workers(engines.local_resources("cuda:1"), plan) == 1
+    saw = []
+
+    class Started:
+        pid, stdin, stdout = 7, None, None
+
+        def __init__(self, command, env, **pipes):
+            saw.append(env.get("CUDA_VISIBLE_DEVICES"))
+
+        def kill(self): ...
+        def wait(self): ...
+
+    monkeypatch.setattr(engines.subprocess, "Popen", Started)
+    cases = {None: ["0", "1", "2", "0"], "5, 7,GPU-8932f937": ["5", "7", "GPU-8932f937", "5"], "4,1,2,-1": list("4124")}
+    for visible, expected in cases.items():
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        for slot in range(4):
+            engines._Process(plan.job, slot).kill()
+        assert saw == expected
+        saw.clear()
+    named = plan.job | {"model": plan.job["model"] | {"device": "cuda:1"}}
+    engines._Process(named, 0).kill()  # the user's own choice, among all
+    assert saw == ["4,1,2,-1"]
+
+
+def test_on_ray_there_is_a_worker_for_each_gpu_of_the_cluster_or_for_each_core():
+    plan = make_plan(read_config(SMALL), "cpu")
+    engine = Ray.__new__(Ray)
+    for has, device, expected in (
+        ({"CPU": 16.0, "GPU": 4.0}, "auto", Resources("cuda", 4, here=False)),
+        ({"CPU": 16.0, "GPU": 4.0}, "cpu", Resources("cpu", 16, here=False)),
+        ({"CPU": 16.0}, "auto", Resources("cpu", 16, here=False)),
+    ):
+        engine._ray = type("Cluster", (), {"cluster_resources": staticmethod(lambda has=has: has)})
+        assert engine.resources(device) == expected
+        assert default_workers(expected, plan) == expected.slots
 
 
 def test_a_container_has_as_many_cores_as_its_quota(tmp_path):

@@ -18,21 +18,12 @@ from stepsal.figures import FIGURES, save_figure
 from stepsal.folder import map_path
 from stepsal.paired import holm, paired
 from stepsal.stepflow import NoiseMomentum
-from stepsal.sweep_figures import SWEEP_FIGURES, ablation_tables, before_after, draw_before_after, effects
-from stepsal.sweep_results import (
-    Results,
-    accuracy_interval,
-    against_controls,
-    by_error,
-    by_length,
-    costs,
-    head_panels,
-    majority_chance,
-    self_consistency,
-    strength_lines,
-)
+from stepsal.sweep_derived import against_controls, by_error, by_length, costs, head_panels, strength_lines
+from stepsal.sweep_figures import SWEEP_FIGURES, ablation_tables, before_after, compute, draw_before_after, effects
+from stepsal.sweep_results import Results, accuracy_interval
 from stepsal.sweep_settings import Setting
 from stepsal.sweep_tables import ablation, latex
+from stepsal.sweep_votes import majority_chance, self_consistency
 
 USEFUL = Setting((OddsEqualBridge(layers=(0, 1)),))
 USELESS = Setting((StepMomentum(layers=(6, 7)),))
@@ -239,6 +230,22 @@ def test_compute_is_tokens_times_their_relative_cost():
     ]
     np.testing.assert_allclose(points, np.column_stack([table["compute"], 100 * table["accuracy"]]))
     assert [(text.get_text(), text.xy[0]) for text in ax.texts] == [("k = 2", 3.0)]
+
+
+def test_the_caption_of_compute_says_how_it_was_measured_and_what_a_token_costs(tmp_path):
+    cpu = {Setting(): 0.2, USEFUL: 0.3, USELESS: 0.21}
+    rows = planted([USEFUL, USELESS], lambda setting: 0.1, problems=9, samples=2, cpu=cpu.__getitem__)
+    said = compute(write_results(tmp_path / "few", rows)).caption
+    assert "measured processor time per token" in said
+    assert "a token costs, of the baseline's, 1.50 (OEB), 1.05 (SMI);" in said
+    many = [single(OddsEqualBridge, layer) for layer in range(8)]
+    cpu |= {setting: 0.2 + 0.01 * at for at, setting in enumerate(many)}
+    rows = planted(many, lambda setting: 0.1, problems=9, samples=2, cpu=cpu.__getitem__)
+    assert "a token costs 1.00 to 1.35 of the baseline's;" in compute(write_results(tmp_path / "many", rows)).caption
+    rows = planted([USEFUL], lambda setting: 0.1, problems=9, samples=2)
+    said = compute(write_results(tmp_path / "old", rows)).caption
+    assert "did not measure processor time" in said
+    assert "a token costs" not in said
 
 
 def test_accuracy_has_an_interval_also_where_nothing_varies():

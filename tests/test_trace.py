@@ -73,6 +73,16 @@ def test_steps_partition_any_tokens(tokenizer, seed, size, given_prompt):
     assert [step.start for step in prefix.steps] == [start for start in starts if start < end]
 
 
+@every_tokenizer
+def test_whether_a_tokenizer_tidies_spaces_changes_no_trace(tokenizer, monkeypatch):
+    traces = []
+    for tidy in (False, True):
+        monkeypatch.setattr(tokenizer, "clean_up_tokenization_spaces", tidy)
+        traces.append(from_text(tokenizer, "Q : we 've", "<think> I 'm so ! So 3 . 14 , no .\n\nYes ?</think> do n't"))
+    assert traces[0].steps == traces[1].steps
+    assert [step.segment for step in traces[0].steps][:: len(traces[0].steps) - 1] == ["question", "summary"]
+
+
 def test_bytes_that_a_decoder_takes_back_do_not_shift_later_steps():
     good, bad = (LLAMA.convert_tokens_to_ids(token) for token in ("A", "<0xFF>"))
     euro = [LLAMA.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in "€".encode()]

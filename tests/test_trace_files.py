@@ -8,6 +8,7 @@ from toy_tokenizers import byte_fallback, byte_level, characters
 
 from stepsal import FileError, InputError, Trace, read_traces, write_traces
 from stepsal.formats import STEP_RULES
+from stepsal.trace_files import read_grades
 
 BYTES = byte_level()
 MESSAGES = [{"role": "user", "content": "2+2?"}]
@@ -79,7 +80,7 @@ def test_a_named_callable_can_be_written_and_another_cannot(tmp_path, monkeypatc
     assert read_traces(tmp_path / "a.jsonl", characters())[0].steps == trace.steps
 
 
-@pytest.mark.parametrize("meta", [{"a": {1, 2}}, {"a": "\ud83d"}])
+@pytest.mark.parametrize("meta", [{"a": {1, 2}}, {"a": "\ud83d"}, {"a": float("nan")}])
 def test_what_json_cannot_hold_leaves_the_file_as_it_was(tmp_path, meta):
     path = tmp_path / "a.jsonl"
     path.write_text("before")
@@ -91,10 +92,17 @@ def test_what_json_cannot_hold_leaves_the_file_as_it_was(tmp_path, meta):
     assert path.read_text() == "before"
 
 
+def test_grades_are_read_from_lines_that_hold_any_line_separator(tmp_path):
+    trace = Trace.from_text(BYTES, "Q", "A\u2028B\x85C", id="a", correct=False)
+    write_traces(tmp_path / "a.jsonl", [trace])
+    assert read_grades(tmp_path / "a.jsonl") == {"a": False}
+
+
 # --- other files -----------------------------------------------------------------------------------------------------
 def test_ids_default_to_the_lines_number(lines):
     row = {"prompt": "Q", "response": "A"}
-    assert [t.id for t in read_traces(lines(row, b"", row | {"id": 7}, row), BYTES)] == ["line-1", "7", "line-4"]
+    found = read_traces(lines(row, b"", row | {"id": 7}, row, row | {"id": None}), BYTES)
+    assert [trace.id for trace in found] == ["line-1", "7", "line-4", "line-5"]
 
 
 def test_tokens_in_the_file_are_used_as_they_are(lines):
@@ -158,7 +166,7 @@ BAD = [
     ([1], InputError, r"expected an object.*found \[1\]"),
     ({"response": "A"}, InputError, r"no 'prompt'.*found \['response'\]"),
     ({"prompt": "Q"}, InputError, r"no 'response' \(nor 'content'\)"),
-    ({"prompt": 1, "response": "A"}, InputError, "'prompt' must be a string or a list, found 1"),
+    ({"prompt": 1, "response": "A"}, InputError, "'prompt' must be a string or a list or an object, found 1"),
     ({"prompt": [1], "response": "A"}, InputError, "messages of a prompt must be objects"),
     ({"prompt": "Q", "response": "A", "correct": 1}, InputError, "'correct' must be true or false, found 1"),
     ({"prompt": "Q", "response": "A", "meta": "m"}, InputError, "'meta' must be an object"),

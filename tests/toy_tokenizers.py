@@ -1,6 +1,10 @@
-"""Small tokenizers of every common kind, made here. (Not named tokenizers.py: that would hide the package.)"""
+"""Small tokenizers of every common kind, made here. (Not named tokenizers.py: that would hide the package.)
+
+`KINDS` differ in how they make tokens of text; `MODELS` in special tokens and chat template, as the families' own do.
+"""
 
 import string
+from functools import cache
 
 import stepsal
 
@@ -119,7 +123,148 @@ def characters(markers=True):
     return tokenizer
 
 
-KINDS = {make.__name__: make for make in (byte_level, byte_fallback, unigram, word_piece, characters)}
+def sentence_piece(markers=True):
+    """Slow, a SentencePiece model: no offsets; it writes bytes as `<0x0A>` and drops a space that comes first."""
+    import io
+    import tempfile
+
+    from sentencepiece import SentencePieceTrainer
+    from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
+
+    model = io.BytesIO()
+    texts = iter([*CORPUS, *CORPUS, *string.printable[:95]])
+    options = {"byte_fallback": True, "add_dummy_prefix": False, "normalization_rule_name": "identity"}
+    SentencePieceTrainer.train(
+        sentence_iterator=texts, model_writer=model, model_type="bpe", vocab_size=390, minloglevel=9, **options
+    )
+    with tempfile.NamedTemporaryFile(suffix=".model") as file:
+        file.write(model.getvalue())
+        file.flush()
+        tokenizer = SentencePieceBackend(vocab_file=file.name, unk_token="<unk>")
+    if markers:
+        tokenizer.add_tokens(MARKERS)
+    return tokenizer
+
+
+def metaspace(markers=True):
+    """As Mistral's and Gemma's SentencePiece BPE: spaces are part of words, none is put before the text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "\n", *string.printable[:94]]
+    merges = [("t", "h"), ("th", "e"), ("▁", "the"), ("▁", "a"), ("i", "s"), ("▁", "is"), ("\n", "\n"), ("▁", "▁")]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys([*pieces, *map("".join, merges)]))}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return _wrapped(tokenizer, markers, unk_token="<unk>")
+
+
+def greedy_added(markers=True):
+    """Added tokens that take the white space around them, and one that is matched in normalized text."""
+    from tokenizers import AddedToken
+
+    tokenizer = byte_level(markers=False)
+    if markers:
+        tokenizer.add_tokens([AddedToken(each, lstrip=True, rstrip=True) for each in MARKERS])
+    tokenizer.add_tokens([AddedToken("Wait", single_word=True), AddedToken("So.", normalized=True)])
+    return tokenizer
+
+
+KINDS = {
+    make.__name__: make
+    for make in (byte_level, byte_fallback, unigram, word_piece, characters, metaspace, sentence_piece, greedy_added)
+}
+
+
+# --- families --------------------------------------------------------------------------------------------------------
+def r1():
+    """The bundled reasoner's: R1's special tokens, and a template that opens the thinking."""
+    return _with_specials((), stepsal.load_tokenizer().chat_template, eos="<｜end▁of▁sentence｜>")
+
+
+def qwen3():
+    """ChatML. Earlier thinking is dropped, tool calls and their results are written, thinking may be switched off."""
+    return _with_specials(("<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>"), _QWEN3, eos="<|im_end|>")
+
+
+def magistral():
+    """Thinking parts of a message's content; a BOS; no line breaks between messages."""
+    return _with_specials(
+        ("[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[THINK]", "[/THINK]"), _MAGISTRAL
+    )
+
+
+def gpt_oss():
+    """Harmony. A channel's name is ordinary text between special tokens."""
+    names = ("start", "end", "message", "channel", "constrain", "return", "call")
+    return _with_specials([f"<|{name}|>" for name in names], _HARMONY, eos="<|return|>")
+
+
+MODELS = {make.__name__: cache(make) for make in (r1, qwen3, magistral, gpt_oss)}
+
+_QWEN3 = """{%- set last = namespace(query=0) -%}
+{%- for message in messages %}{% if message.role == "user" %}{% set last.query = loop.index0 %}{% endif %}{% endfor -%}
+{%- if tools %}{{ "<|im_start|>system\n# Tools" }}{% for tool in tools %}{{ "\n" + tool | tojson }}{% endfor -%}
+{{ "<|im_end|>\n" }}{% endif -%}
+{%- for message in messages -%}
+  {%- if message.role == "tool" %}{{ "<|im_start|>user\n<tool_response>\n" + message.content + "\n</tool_response>" }}
+  {%- else -%}
+    {{ "<|im_start|>" + message.role + "\n" }}
+    {%- if message.role == "assistant" and loop.index0 > last.query and message.reasoning_content -%}
+      {{ "<think>\n" + message.reasoning_content.strip("\n") + "\n</think>\n\n" }}
+    {%- endif -%}
+    {{ message.content or "" }}
+    {%- for call in message.tool_calls or [] -%}
+      {{ '<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' + call.function.arguments | tojson }}
+      {{- "}\n</tool_call>" }}
+    {%- endfor -%}
+  {%- endif -%}
+  {{ "<|im_end|>\n" }}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ "<|im_start|>assistant\n" }}
+  {%- if enable_thinking is defined and not enable_thinking %}{{ "<think>\n\n</think>\n\n" }}{% endif -%}
+{%- endif -%}"""
+
+_MAGISTRAL = """{{ bos_token }}{% for message in messages %}
+{%- if message.role == "user" %}{{ "[INST]" + message.content + "[/INST]" }}
+{%- elif message.role == "system" %}{{ "[SYSTEM_PROMPT]" + message.content + "[/SYSTEM_PROMPT]" }}
+{%- elif message.content is string %}{{ message.content + eos_token }}
+{%- else %}{% for part in message.content %}
+{%- if part.type == "thinking" %}{{ "[THINK]" + part.thinking + "[/THINK]" }}{% else %}{{ part.text }}{% endif -%}
+{% endfor %}{{ eos_token }}{% endif %}{% endfor %}"""
+
+_HARMONY = """{{ "<|start|>system<|message|>Reasoning: " + (reasoning_effort or "medium") + "<|end|>" }}
+{%- set answered = namespace(at=-1) -%}
+{%- for message in messages -%}
+  {%- if message.role == "assistant" and not message.tool_calls %}{% set answered.at = loop.index0 %}{% endif -%}
+{%- endfor -%}
+{%- for message in messages -%}
+  {%- if message.role == "assistant" -%}
+    {%- if "<|channel|>" in (message.content or "") %}{{ raise_exception("pass analysis as thinking") }}{% endif -%}
+    {%- if message.thinking and loop.index0 > answered.at -%}
+      {{ "<|start|>assistant<|channel|>analysis<|message|>" + message.thinking + "<|end|>" }}
+    {%- endif -%}
+    {%- for call in message.tool_calls or [] -%}
+      {{ "<|start|>assistant to=functions." + call.function.name + "<|channel|>commentary json<|message|>" }}
+      {{- call.function.arguments | tojson + "<|call|>" }}
+    {%- endfor -%}
+    {%- if message.content %}{{ "<|start|>assistant<|channel|>final<|message|>" + message.content + "<|end|>" }}{% endif -%}
+  {%- elif message.role == "tool" -%}
+    {{ "<|start|>functions.tool to=assistant<|channel|>commentary<|message|>" + message.content + "<|end|>" }}
+  {%- else %}{{ "<|start|>" + message.role + "<|message|>" + message.content + "<|end|>" }}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ "<|start|>assistant" }}{% endif -%}"""
+
+
+def _with_specials(names, template, **roles):
+    """The bundled byte-level BPE with a family's special tokens and chat template."""
+    tokenizer = stepsal.load_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": list(names)})
+    for role, token in roles.items():
+        setattr(tokenizer, f"{role}_token", token)
+    tokenizer.chat_template = template
+    return tokenizer
 
 
 def _wrapped(tokenizer, markers, **options):

@@ -1,4 +1,4 @@
-"""Pictures of a sweep: effects of settings, heads, strengths, compute, chain lengths. The numbers: `stepsal.sweep_results`."""
+"""Pictures of a sweep: effects of settings, heads, strengths, compute, chain lengths. The numbers: `stepsal.sweep_derived`."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,9 @@ from jaxtyping import Float
 
 from stepsal.errors import InputError
 from stepsal.plot.canvas import COLOURS, MARKERS, new_axes
-from stepsal.sweep_results import CONTROL_OF, PART_LABELS, STRENGTHS, HeadPanel, Results, StrengthLine
+from stepsal.sweep_arms import CONTROL_OF, PART_LABELS, STRENGTHS
+from stepsal.sweep_derived import HeadPanel, StrengthLine
+from stepsal.sweep_results import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,7 +74,7 @@ def sweep_heads(panel: HeadPanel, *, limit: float | None = None, colorbar: bool 
     where there is room.
 
     Args:
-        panel: one of `stepsal.sweep_results.head_panels(results)`.
+        panel: one of `stepsal.sweep_derived.head_panels(results)`.
         limit: the end of the colour scale in points, on both sides; by default the largest difference.
         colorbar: draw the scale beside the map.
         ax: where to draw; by default a new figure.
@@ -137,7 +139,7 @@ def sweep_strengths(lines: Sequence[StrengthLine], *, ax: Axes | None = None) ->
     Filled: p < 0.05, corrected by Holm over the points drawn.
 
     Args:
-        lines: of one strength, from `stepsal.sweep_results.strength_lines(results, "tau_max")`, or `"alpha"`.
+        lines: of one strength, from `stepsal.sweep_derived.strength_lines(results, "tau_max")`, or `"alpha"`.
         ax: where to draw; by default a new figure.
 
     Raises `InputError`: no lines.
@@ -179,8 +181,8 @@ def sweep_compute(costs: DataFrame, votes: DataFrame, *, ax: Axes | None = None)
     """Draw accuracy against compute: settings as points, and the baseline with more samples (self-consistency) as a line.
 
     Args:
-        costs: `stepsal.sweep_results.costs(results)`.
-        votes: `stepsal.sweep_results.self_consistency(results)`.
+        costs: `stepsal.sweep_derived.costs(results)`.
+        votes: `stepsal.sweep_votes.self_consistency(results)`.
         ax: where to draw; by default a new figure.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator
@@ -217,7 +219,7 @@ def sweep_lengths(table: DataFrame, others: DataFrame | None = None, *, ax: Axes
     """Draw accuracy by chain length, a line for each setting, with 95 % intervals. Filled: differs from the baseline, p < 0.05.
 
     Args:
-        table: `stepsal.sweep_results.by_length(results, arms)`, of up to seven settings, the baseline first.
+        table: `stepsal.sweep_derived.by_length(results, arms)`, of up to seven settings, the baseline first.
         others: the same of settings to draw as thin grey lines without a name.
         ax: where to draw; by default a new figure.
 

@@ -1,0 +1,343 @@
+"""What stepsal promises of a model, as checks that any model can be put through.
+
+`make support` runs this file, which puts every family through every check and writes the table of docs/support.md.
+
+A check takes a `Subject` and raises `AssertionError` where the promise does not hold. `tests/test_conformance.py` puts every
+family of `tests/families.py` through all of them; `docs/support.md` has the table.
+"""
+
+import itertools
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from families import FAMILIES, REFUSED, WINDOW, Family, save_family
+from reference import apply_rule, groups_of_row, influence_by_separate_passes, logits_with_interventions, pool_by_loops
+from torch.nn.functional import cross_entropy
+
+import stepsal
+from stepsal import Trace, UnsupportedModelError, host
+from stepsal.intervene import intervene
+from stepsal.stepflow import OddsEqualBridge, StepMomentum, stepflow
+from stepsal.support import check_supported
+
+QUESTION = [{"role": "user", "content": "Facts: m = k + 25. k = 37.\nStart at k. What is m?"}]
+TEXTS = (
+    "First k = 37.\n\nThen m = k + 25 = 37 + 25 = 62.\n\nSo it is 62.\n</think>\n\nFrom the steps.\n\nSo \\boxed{62}",
+    "Add.\n\nIt is 62.\n</think>62",
+    "First k = 37.\n\nThen m\n\nis k + 25, I think\n\nand",
+)
+BOTH = stepflow(oeb_layers="all", smi_layers="all", tau_max=0.7, alpha=1.5)
+OPTIONS = {"scope": "segment", "feasible": "share", "tau_max": 0.7, "bos": True}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and three traces of different lengths and numbers of steps; the last is cut in its thinking."""
+
+    model: Any
+    traces: list[Trace]
+
+    @property
+    def windows(self) -> dict[int, int | None]:
+        """How many keys each layer's queries see; None is all."""
+        kinds = [host.attention_kind(self.model, layer) for layer in range(host.shape(self.model).layers)]
+        return {layer: None if kind == "full_attention" else WINDOW for layer, kind in enumerate(kinds)}
+
+
+def make_subject(family: Family, folder: Path) -> Subject:
+    traces = [Trace.from_text(stepsal.load_tokenizer(), QUESTION, text) for text in TEXTS]
+    return Subject(stepsal.load_model(save_family(family, folder)), traces)
+
+
+# --- saliency --------------------------------------------------------------------------------------------------------
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest error in any layer, relative to that layer's largest value."""
+    error = (found - expected).abs().flatten(1).amax(1)
+    return float((error / expected.abs().flatten(1).amax(1)).max())
+
+
+def influence_equals_a_backward_pass_for_each_token(subject: Subject) -> None:
+    trace = subject.traces[1]
+    signed = influence_by_separate_passes(subject.model, trace.tokens, "signed")
+    for rule, expected in (("abs", signed.abs()), ("signed", signed)):
+        assert relative_error(stepsal.token_influence(subject.model, trace, rule=rule), expected) <= 1e-5
+    assert relative_error(stepsal.step_saliency(subject.model, trace).mass, pool_by_loops(signed.abs(), trace)) <= 1e-5
+
+
+def every_chunk_size_gives_the_same_map(subject: Subject) -> None:
+    trace = subject.traces[0]
+    whole = stepsal.step_saliency(subject.model, trace, chunk=len(trace.tokens))
+    for chunk in (1, 7, 16):
+        assert relative_error(stepsal.step_saliency(subject.model, trace, chunk=chunk).mass, whole.mass) <= 2e-6
+
+
+def influence_is_exact_under_intervention(subject: Subject) -> None:
+    trace, kept = subject.traces[1], {}
+
+    def leaf(tensor, hook):
+        return tensor.detach().requires_grad_(True)
+
+    def keep(tensor, hook):
+        kept[hook.layer()] = tensor
+
+    layers = range(host.shape(subject.model).layers)
+    with host.frozen(subject.model), intervene(subject.model, BOTH):
+        hooks = [("embed.hook_out", leaf), *(host.at_pattern(layer, keep) for layer in layers)]
+        with subject.model.hooks(fwd_hooks=hooks):
+            logits = subject.model(trace.tokens[None])[0]
+        used = [kept[layer] for layer in layers]
+        expected = torch.zeros(len(used), used[0].shape[1], len(trace.tokens), len(trace.tokens))
+        for t in range(len(trace.tokens) - 1):
+            loss = cross_entropy(logits[t], trace.tokens[t + 1])
+            gradients = torch.autograd.grad(loss, used, retain_graph=True)
+            for layer, (pattern, gradient) in enumerate(zip(used, gradients, strict=True)):
+                expected[layer, :, t] = apply_rule(pattern.detach()[0], gradient[0], "abs")[:, t]
+        found = stepsal.token_influence(subject.model, trace)
+    assert relative_error(found, expected) <= 1e-5
+
+
+# --- interventions ---------------------------------------------------------------------------------------------------
+def patterns(model: Any, tokens: torch.Tensor, parts: Any) -> dict[tuple[str, int], torch.Tensor]:
+    """Attention patterns of all layers as they are used, and head outputs."""
+    seen: dict[tuple[str, int], torch.Tensor] = {}
+
+    def keep(name, layer):
+        def look(tensor, hook):
+            seen[name, layer] = tensor.detach().clone()
+
+        return look
+
+    hooks = []
+    for layer in range(host.shape(model).layers):
+        hooks.append(host.at_pattern(layer, keep("pattern", layer)))
+        hooks.append(host.at_head_outputs(model, layer, keep("output", layer)))
+    with torch.no_grad(), intervene(model, parts), model.hooks(fwd_hooks=hooks):
+        model(tokens)
+    return seen
+
+
+def run(model: Any, tokens: torch.Tensor, parts: Any, **options: Any) -> torch.Tensor:
+    with torch.no_grad(), intervene(model, parts):
+        return model(tokens, **options)
+
+
+def in_chunks(
+    model: Any, tokens: torch.Tensor, size: int, cache: Any, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Logits by a hand-written loop over a cache."""
+    logits = []
+    for start in range(0, tokens.shape[1], size):
+        stop = min(start + size, tokens.shape[1])
+        options = {} if mask is None else {"attention_mask": mask[:, :stop]}
+        out, _ = model(tokens[:, start:stop], return_type="logits_and_cache", past_key_values=cache, **options)
+        logits.append(out)
+    return torch.cat(logits, 1)
+
+
+def padded(traces: list[Trace], cut: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Left-padded tokens, the last `cut` of each left out, and their attention mask."""
+    rows = [trace.tokens[: len(trace.tokens) - cut] for trace in traces]
+    tokens, mask = torch.full((2, len(rows), max(map(len, rows))), 0)
+    for row, real in enumerate(rows):
+        tokens[row, -len(real) :], mask[row, -len(real) :] = real, 1
+    return tokens, mask
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Within 1e-5 of logits that are of the order of 1 to 10."""
+    size = max(1.0, float(expected.abs().max()) / 10)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * size)
+
+
+def the_bridge_equals_loops_over_the_rows(subject: Subject) -> None:
+    layers = range(host.shape(subject.model).layers)
+    for trace in subject.traces[:2]:
+        expected = logits_with_interventions(
+            subject.model, trace, bridges=[(layers, (1, 3), OPTIONS)], window=subject.windows
+        )
+        found = run(subject.model, trace.tokens[None], OddsEqualBridge("all", heads=[1, 3], tau_max=0.7))[0]
+        close(found, expected)
+
+
+def the_bridge_keeps_totals_and_the_rest_of_each_row(subject: Subject) -> None:
+    trace, layer = subject.traces[0], 1
+    before = patterns(subject.model, trace.tokens[None], ())
+    after = patterns(subject.model, trace.tokens[None], OddsEqualBridge(layer, heads=[0, 2], tau_max=0.7))
+    old, new = before["pattern", layer][0], after["pattern", layer][0]
+    torch.testing.assert_close(new.sum(-1), old.sum(-1), rtol=1e-6, atol=1e-6)
+    assert torch.equal(new[[1, 3]], old[[1, 3]])
+    assert not torch.equal(new[[0, 2]], old[[0, 2]])
+    step_of = trace.step_of.tolist()
+    for query, head in itertools.product(range(len(step_of)), (0, 2)):
+        groups = groups_of_row(query, trace.steps, step_of, "segment", True, subject.windows[layer])
+        mass = {name: old[head, query, [k for k, group in enumerate(groups) if group == name]] for name in "BS"}
+        rest = torch.tensor([group not in ("B", "S") for group in [*groups]])
+        assert torch.equal(new[head, query][: len(groups)][rest], old[head, query][: len(groups)][rest])
+        if not mass["B"].sum() > 0 or not mass["S"].sum() > 0:
+            assert torch.equal(new[head, query], old[head, query])
+            continue
+        share = (len(mass["B"]) / (len(mass["B"]) + len(mass["S"]))) ** 0.5
+        target = min(share, 0.7, share * float(mass["B"].sum() + mass["S"].sum()))
+        bridge = float(new[head, query, [k for k, group in enumerate(groups) if group == "B"]].sum())
+        assert bridge >= target * (1 - 1e-5)
+    assert torch.equal(after["pattern", 0], before["pattern", 0])
+
+
+def momentum_equals_loops_over_the_steps(subject: Subject) -> None:
+    for window in (None, 4):
+        options = {"window": window, "alpha": 1.5, "into": ("thinking", "summary")}
+        for trace in subject.traces[:2]:
+            expected = logits_with_interventions(subject.model, trace, momenta=[((0, 2), (1, 2), options)])
+            part = StepMomentum([0, 2], heads=[1, 2], alpha=1.5, window=window)
+            close(run(subject.model, trace.tokens[None], part)[0], expected)
+
+
+def momentum_touches_the_first_tokens_of_chosen_heads_alone(subject: Subject) -> None:
+    trace = subject.traces[0]
+    before = patterns(subject.model, trace.tokens[None], ())
+    after = patterns(subject.model, trace.tokens[None], StepMomentum(1, heads=[3], alpha=1.5))
+    changed = (after["output", 1] != before["output", 1]).any(-1)[0]  # pos head
+    starts = [step.start for earlier, step in itertools.pairwise(trace.steps) if earlier.segment == "thinking"]
+    assert changed.nonzero().tolist() == [[start, 3] for start in starts]
+    assert torch.equal(after["output", 0], before["output", 0])
+    assert torch.equal(after["output", 2][:, : starts[0]], before["output", 2][:, : starts[0]])
+
+
+def strength_zero_is_the_identity(subject: Subject) -> None:
+    tokens, mask = padded(subject.traces)
+    plain = run(subject.model, tokens, (), attention_mask=mask)
+    assert torch.equal(run(subject.model, tokens, stepflow(tau_max=0, alpha=0), attention_mask=mask), plain)
+
+
+def an_exception_leaves_nothing_behind(subject: Subject) -> None:
+    tokens = subject.traces[0].tokens[None]
+    plain = run(subject.model, tokens, ())
+    try:
+        with intervene(subject.model, BOTH), torch.no_grad():
+            assert not torch.equal(subject.model(tokens), plain)
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pass
+    with torch.no_grad():
+        assert torch.equal(subject.model(tokens), plain)
+
+
+# --- however it is run -----------------------------------------------------------------------------------------------
+def cached_decoding_equals_a_whole_pass(subject: Subject) -> None:
+    from transformers import DynamicCache
+
+    model, tokens = subject.model, subject.traces[0].tokens[None]
+    with torch.no_grad(), intervene(model, BOTH):
+        whole = model(tokens)
+        close(in_chunks(model, tokens, 7, host.new_cache(model)), whole)
+        close(
+            in_chunks(model, tokens, 1, DynamicCache(config=model.original_model.config)), whole
+        )  # keeps windows alone
+
+
+def a_padded_batch_equals_single_runs(subject: Subject) -> None:
+    tokens, mask = padded(subject.traces)
+    with torch.no_grad(), intervene(subject.model, BOTH):
+        alone = [subject.model(trace.tokens[None])[0] for trace in subject.traces]
+        whole = subject.model(tokens, attention_mask=mask)
+        cached = in_chunks(subject.model, tokens, 9, host.new_cache(subject.model), mask)
+    for row, expected in enumerate(alone):
+        close(whole[row][mask[row].bool()], expected)
+        close(cached[row][mask[row].bool()], expected)
+
+
+def generated_tokens_are_the_likeliest_of_a_whole_pass(subject: Subject) -> None:
+    model, cut = subject.model, 9
+    tokens, mask = padded(subject.traces, cut)
+    with torch.no_grad(), intervene(model, BOTH):
+        output = host.decode(model, tokens, mask, 12, host.stop_tokens(model))
+        for row, trace in enumerate(subject.traces):
+            prompt = len(trace.tokens) - cut
+            ids = output[row][tokens.shape[1] - prompt :]
+            ends = [at for at in range(prompt, len(ids)) if int(ids[at]) in host.stop_tokens(model)]
+            ids = ids[: ends[0] + 1] if ends else ids
+            top = model(ids[None])[0].topk(2)
+            for at in range(prompt - 1, len(ids) - 1):
+                assert ids[at + 1] == top.indices[at, 0] or top.values[at, 0] - top.values[at, 1] < 1e-3
+
+
+CHECKS: dict[str, tuple[Callable[[Subject], None], ...]] = {
+    "influence": (influence_equals_a_backward_pass_for_each_token, influence_is_exact_under_intervention),
+    "chunks": (every_chunk_size_gives_the_same_map,),
+    "bridge": (the_bridge_equals_loops_over_the_rows, the_bridge_keeps_totals_and_the_rest_of_each_row),
+    "momentum": (momentum_equals_loops_over_the_steps, momentum_touches_the_first_tokens_of_chosen_heads_alone),
+    "identity": (strength_zero_is_the_identity, an_exception_leaves_nothing_behind),
+    "decoding": (cached_decoding_equals_a_whole_pass,),
+    "batches": (a_padded_batch_equals_single_runs,),
+    "generation": (generated_tokens_are_the_likeliest_of_a_whole_pass,),
+}
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+PAGE = Path(__file__).parent.parent / "docs" / "support.md"
+START, STOP = "<!-- the table: written by `make support` -->", "<!-- end of the table -->"
+
+
+def refusal(family: Family, folder: Path) -> str:
+    """Why the model is refused; "" where it is not."""
+    try:
+        check_supported(stepsal.load_model(save_family(family, folder)))
+    except UnsupportedModelError as error:
+        return str(error).split(" is not supported: ")[1]
+    return ""
+
+
+def render(outcomes: dict[str, dict[str, bool]], reasons: dict[str, str]) -> str:
+    """The table: what held of each family, and why the others are refused."""
+    mark = {True: "✓", False: "**no**"}
+    lines = [
+        f"| family | models | special | {' | '.join(CHECKS)} |",
+        f"|---|---|---|{':-:|' * len(CHECKS)}",
+        *(
+            f"| {each.name} | {each.models} | {each.special} | {' | '.join(mark[outcomes[each.name][c]] for c in CHECKS)} |"
+            for each in FAMILIES
+        ),
+        "",
+        "| refused | models | special | what `UnsupportedModelError` says |",
+        "|---|---|---|---|",
+        *(
+            f"| {each.name} | {each.models} | {each.special} | {reasons[each.name].replace('|', '/')} |"
+            for each in REFUSED
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    outcomes: dict[str, dict[str, bool]] = {}
+    for family in FAMILIES:
+        with tempfile.TemporaryDirectory() as folder:
+            subject = make_subject(family, Path(folder))
+            outcomes[family.name] = {}
+            for name, checks in CHECKS.items():
+                held = []
+                for check in checks:
+                    try:
+                        check(subject)
+                        held.append(True)
+                    except Exception as error:
+                        print(f"{family.name}: {check.__name__}: {error}", file=sys.stderr)
+                        held.append(False)
+                outcomes[family.name][name] = all(held)
+        print(family.name, *(name for name, held in outcomes[family.name].items() if held))
+    reasons = {}
+    for family in REFUSED:
+        with tempfile.TemporaryDirectory() as folder:
+            reasons[family.name] = refusal(family, Path(folder)) or "nothing: it is let through"
+    before, rest = PAGE.read_text(encoding="utf-8").split(START)
+    PAGE.write_text(f"{before}{START}\n{render(outcomes, reasons)}\n{STOP}{rest.split(STOP)[1]}", encoding="utf-8")
+    return 0 if all(all(held.values()) for held in outcomes.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
