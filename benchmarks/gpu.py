@@ -215,8 +215,8 @@ def estimate(given: Plan, length: int) -> dict[str, float]:
         cache = host.new_cache(model)
         counter = meter([*model.parameters(), *model.buffers()])
         blind = (
-            mock.patch.object(influence, "check_logits", lambda *_: None),
-            mock.patch.object(torch, "equal", lambda *_: True),
+            mock.patch.object(influence, "check_logits", return_value=None),
+            mock.patch.object(torch, "equal", return_value=True),
         )
         with counter, blind[0], blind[1]:  # there are no numbers to look at
             if start:

@@ -1,7 +1,8 @@
 """What half precision does to a step map: `python benchmarks/precision.py` (about two minutes on one CPU thread).
 
-The bundled reasoner, solved test problems of 4 and of 10 facts. Of each trace and layer: the sum over heads and pairs of steps of
-|mass - float32's mass|, relative to the sum of float32's mass; then the mean over traces, and the worst trace. Columns:
+The bundled reasoner, solved test problems of 4 and of 10 facts. Of each trace and layer: the sum over heads and pairs of
+steps of |mass - float32's mass|, relative to the sum of float32's mass; then the mean over traces, and the worst trace.
+Columns:
 
 - bfloat16, float16: `load_model(dtype=...)`, everything as it is used.
 - weights alone: float32 arithmetic on weights rounded to bfloat16: what no arithmetic could mend.

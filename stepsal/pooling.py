@@ -1,7 +1,7 @@
 """Influence of token pairs, summed over the pairs of each two steps as it arrives, block by block.
 
-In: the steps of a trace, and blocks of influence, `head query key`, of some queries and all keys up to them. Out: `mass`, in the
-machine's memory whatever device the blocks are on, and the number of token pairs behind each entry.
+In: the steps of a trace, and blocks of influence, `head query key`, of some queries and all keys up to them. Out: `mass`,
+in the machine's memory whatever device the blocks are on, and the number of token pairs behind each entry.
 
 1. Query rows of one step are summed, in float32 or better.
 2. Keys are summed by step with one prefix sum in float64, since steps are contiguous.
