@@ -6,11 +6,12 @@ Cases, each in a process of its own, on a Qwen2-style model with random weights 
 - stepsal: `step_saliency`, all layers and heads, `chunk="auto"`.
 - floor: one forward and backward pass through the activations with fused (SDPA) attention, no parameter gradients; what
   any method that uses gradients pays at least.
-- official: what the authors' code does to get a step map: eager attention, every layer's pattern and its gradient of one
-  whole-sequence loss kept (with gradients for the weights), attention times gradient, head means, block means. It computes
-  another objective (`objective="sequence"`).
-- default: the same as their extractor runs by default, with entropy, first-token and self attention of every pattern and
-  every saliency matrix.
+- official: what the authors' code does to get a step map, in the leanest of its modes that makes one (`--saliency_mode
+  data_only`): eager attention with gradient checkpointing, every layer's pattern and its gradient of one whole-sequence loss
+  kept (with gradients for the weights), attention times gradient, entropy, first-token and self attention of every such
+  matrix (their extractor leaves them out in no mode), head means, block means. It computes another objective
+  (`objective="sequence"`).
+- bare: the same without checkpointing and without those statistics: the least that this way of working can cost.
 - passes: one backward pass per token through one full graph: the definition of the per-token objective.
 
 Time is the median of the repetitions (after one warm-up); memory is the peak resident set over that before the first.
@@ -85,7 +86,10 @@ def case(kind: str, length: int, folder: str) -> Callable[[], Any]:
         return lambda: stepsal.step_saliency(model, trace)
     attention = "sdpa" if kind == "floor" else "eager"
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention, dtype=torch.float32)
-    model.eval().requires_grad_(kind in ("official", "default"))
+    model.eval().requires_grad_(kind in ("official", "bare"))
+    if kind == "official":
+        model.train()  # without dropout: the same numbers
+        model.gradient_checkpointing_enable()
 
     def floor() -> None:
         leaf = model.get_input_embeddings()(tokens[None]).detach().requires_grad_(True)
@@ -98,8 +102,8 @@ def case(kind: str, length: int, folder: str) -> Callable[[], Any]:
             pattern.retain_grad()
         F.cross_entropy(output.logits[0, :-1], tokens[1:]).backward()
         maps = [(pattern * pattern.grad).abs().detach() for pattern in output.attentions]
-        if kind == "default":
-            for matrix in [*(pattern.detach() for pattern in output.attentions), *maps]:
+        if kind == "official":
+            for matrix in maps:
                 floored = matrix.clamp_min(1e-12)
                 float(-(floored * floored.log()).sum(-1).mean())
                 float(matrix[..., 0].mean())
@@ -130,7 +134,7 @@ def case(kind: str, length: int, folder: str) -> Callable[[], Any]:
             )
         return rows
 
-    return {"floor": floor, "official": official, "default": official, "passes": passes}[kind]
+    return {"floor": floor, "official": official, "bare": official, "passes": passes}[kind]
 
 
 def measure(kind: str, length: int, folder: str, repetitions: int) -> dict[str, float]:
@@ -168,11 +172,11 @@ def table(quick: bool) -> str:
         subprocess.run([sys.executable, __file__, "--build", folder], check=True, capture_output=True)
         ours = {n: isolated("stepsal", n, folder, repetitions) for n in sorted({middle, passes, *lengths})}
         floor = {n: isolated("floor", n, folder, repetitions) for n in (middle, 2 * middle)}
-        official = {kind: isolated(kind, middle, folder, repetitions) for kind in ("official", "default")}
+        official = {kind: isolated(kind, middle, folder, repetitions) for kind in ("official", "bare")}
         slow = isolated("passes", passes, folder, 1)
     rows = [("floor: SDPA forward + backward", n, result["seconds"], result["bytes"], n) for n, result in floor.items()]
     for name, result in zip(
-        ("official: one loss, step map", "official, as run by default"), official.values(), strict=True
+        ("official code: leanest mode", "bare: patterns and gradients kept"), official.values(), strict=True
     ):
         rows.append((name, middle, result["seconds"], result["bytes"], middle))
     rows.append(("definition: a backward pass per token", passes, slow["seconds"], slow["bytes"], passes))

@@ -17,7 +17,7 @@ from torch import Tensor
 from stepsal import host
 from stepsal.host import Hook, Model
 
-_SMALL = 2**16  # elements that are not worth a look
+_SMALL = 2**22  # elements that are not worth a look: a look costs time, and a chunk's patterns take more
 
 
 def in_float32(model: Model, hooks: list[Hook]) -> list[Hook]:

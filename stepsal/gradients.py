@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from einops import einsum
+from einops import rearrange, reduce
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -117,28 +117,54 @@ class PatternReader:
         score = host.own_score(self.model, layer)
 
         def add(scores: Float[Tensor, "batch head query key"], hook: Any) -> Tensor:
-            key = host.per_query_head(self.now["key"][:, -scores.shape[2] :], self.heads)  # without those of the cache
-            query = self.now["query"] if score.weights is None else self.now["query"] * score.weights
-            own = einsum(query, key - key.detach(), "batch pos head d, batch pos head d -> batch head pos")
-            offset = scores.shape[-1] - scores.shape[-2]
-            there = scores.diagonal(offset, -2, -1)
-            diagonal = there + (score.slope(there.detach()) * own).to(scores.dtype)
-            return scores.diagonal_scatter(diagonal, offset, -2, -1)
+            queries, keys = scores.shape[2:]
+            query, key = self.now["query"], self.now["key"][:, -queries:]  # without those of the cache
+            slope = score.slope(scores.detach().diagonal(keys - queries, -2, -1))  # batch head query, or one for all
+
+            def gradient(of_scores: Float[Tensor, "batch head query key"]) -> Tensor:
+                own = slope * of_scores.diagonal(keys - queries, -2, -1)
+                of_key = rearrange(own, "batch head pos -> batch pos head 1") * query
+                return _for_key_heads(of_key if score.weights is None else of_key * score.weights, key)
+
+            return _Also.apply(scores, key, gradient)
 
         return add
 
     def _own_value(self, output: Float[Tensor, "batch pos head d_head"], hook: Any) -> Tensor:
-        value = host.per_query_head(self.now["value"], self.heads)
-        own = self.now["own"].transpose(1, 2)[..., None]  # batch pos head 1
+        value, own = self.now["value"], rearrange(self.now["own"], "batch head pos -> batch pos head 1")
         self.now.clear()
-        return output + (own * (value - value.detach())).to(output.dtype)
+        return _Also.apply(output, value, lambda of_output: _for_key_heads(own * of_output, value))
+
+
+class _Also(torch.autograd.Function):
+    """The first tensor as it is; what `gradient` makes of its gradient goes to the second, without a copy of the first.
+
+    Of step 2's terms, whose value is zero, this is all that is left.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, second: Tensor, gradient: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.gradient = gradient
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        return gradient, ctx.gradient(gradient), None
+
+
+def _for_key_heads(
+    gradient: Float[Tensor, "batch pos head d_head"], like: Float[Tensor, "batch pos kv_head d_head"]
+) -> Float[Tensor, "batch pos kv_head d_head"]:
+    """Summed over the query heads that read each key-value head, in its precision."""
+    grouped = "batch pos (kv_head group) d -> batch pos kv_head d"
+    return reduce(gradient, grouped, "sum", kv_head=like.shape[2]).to(like.dtype)
 
 
 def check_logits(
     model: Model, logits: Float[Tensor, "batch pos vocabulary"], tokens: Int[Tensor, "batch all_pos"], start: int
 ) -> None:
     """Raise when a logit is not finite, naming the first layer and position where it came from."""
-    if torch.isfinite(logits).all():
+    if torch.isfinite(logits.sum()) or torch.isfinite(logits).all():  # the sum is quick to make, and seldom overflows
         return
     position = start + int((~torch.isfinite(logits[0])).any(-1).nonzero()[0])
     found: list[str] = []

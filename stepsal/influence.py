@@ -43,7 +43,7 @@ from stepsal.trace import Trace
 Objective = Literal["token", "sequence", "answer"]
 
 # Longer chunks were no faster on a CPU (benchmarks/saliency.py); elsewhere an estimate (docs/precision.md).
-MAX_CHUNK = {"cpu": 128, "cuda": 512, "mps": 256}
+MAX_CHUNK = {"cpu": 256, "cuda": 512, "mps": 256}
 # Queries times keys above which a chunk is long enough: from 8,192 tokens on, a chunk's patterns grow no further.
 ENOUGH_PAIRS = 2**22
 
