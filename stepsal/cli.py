@@ -13,6 +13,7 @@ from typing import Any
 
 from stepsal.errors import FileError, InputError, StepsalError, UnsupportedModelError
 
+_MAP_HELP = "for a model larger than one GPU: 'auto' or 'balanced', in the place of --device"
 _MAP_FIGURES = ("tokens", "maps", "profiles", "heads", "forest")
 _SWEEP_FIGURES = ("ablation", "effects", "grid", "strength", "compute", "difficulty")
 
@@ -83,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--format", default="auto", help="auto, think, harmony or plain")
     generate.add_argument("--steps", default="auto", help="auto, paragraph, sentence or line")
     generate.add_argument("--device", default="auto")
+    generate.add_argument("--device-map", metavar="MAP", help=_MAP_HELP)
     generate.add_argument("--dtype", default="auto")
     generate.set_defaults(run=_generate)
 
@@ -122,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     saliency.add_argument("--steps", default=None, help="auto, paragraph, sentence or line (default: likewise)")
     saliency.add_argument("--device", default="auto")
+    saliency.add_argument("--device-map", metavar="MAP", help=_MAP_HELP)
     saliency.add_argument("--dtype", default="auto")
     saliency.add_argument("--skip-broken", action="store_true", help="read the other lines of a file with broken ones")
     saliency.set_defaults(run=_saliency)
@@ -243,7 +246,7 @@ def _generate(given: argparse.Namespace) -> None:
         questions = read_questions(Path(given.problems), graded=False)
     refuse_existing(given.out)  # before minutes of loading weights
     decoding = Decoding(room or 512, given.batch_size, given.temperature, given.top_p, given.samples, given.seed)
-    model = load_model(given.model, device=given.device, dtype=given.dtype)
+    model = load_model(given.model, device=given.device, dtype=given.dtype, device_map=given.device_map)
     traces = generate_file(model, questions, given.out, decoding, parts, format=given.format, steps=given.steps)
     graded = [trace.correct for trace in traces if trace.correct is not None]
     said = f", {sum(graded)} of {len(graded)} right ({sum(graded) / len(graded):.1%})" if graded else ""
@@ -274,7 +277,7 @@ def _saliency(given: argparse.Namespace) -> None:
     traces = read_traces(given.traces, tokenizer, on_error="skip" if given.skip_broken else "raise", **chosen)
     if not traces:
         raise InputError(f"{given.traces} holds no trace. Give one JSON object a line, with 'prompt' and 'response'.")
-    model = load_model(given.model, device=given.device, dtype=given.dtype)
+    model = load_model(given.model, device=given.device, dtype=given.dtype, device_map=given.device_map)
     paths = save_step_maps(
         model, traces, given.out, objective=given.objective, rule=given.rule, layers=given.layers, chunk=given.chunk
     )

@@ -4,6 +4,7 @@ In: a hub id, a local Hugging Face directory, or nothing (the bundled reasoner).
 frozen, in evaluation mode, with the tokenizer of the directory's own `tokenizer.json`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,11 @@ def load_tokenizer(name: str | Path | None = None) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    name: str | Path | None = None, *, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+    name: str | Path | None = None,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    device_map: str | Mapping[str, str | int] | None = None,
 ) -> Model:
     """Load a model as a TransformerLens `TransformerBridge`, weights frozen, in evaluation mode.
 
@@ -54,10 +59,13 @@ def load_model(
         name: a hub id, a local Hugging Face directory, or `None` for the bundled reasoner (no network).
         device: `"auto"` takes CUDA, then Apple's MPS, then the CPU.
         dtype: `"auto"` keeps the checkpoint's precision on an accelerator and takes float32 on the CPU.
+        device_map: for a model larger than one GPU, as in transformers: `"auto"`, `"balanced"`, or the device (or `"cpu"`,
+            `"disk"`) of each module by name. In the place of `device`.
 
     Raises:
-        FileError: a local folder that holds no model, or a name that can be neither found nor fetched.
-        InputError: an unknown device or precision.
+        FileError: a local folder that holds no model, a name that can be neither found nor fetched, or a map that does not
+            fit the model.
+        InputError: an unknown device or precision; a device beside a map.
 
     >>> from stepsal import load_model
     >>> load_model().cfg.n_layers
@@ -70,6 +78,8 @@ def load_model(
         raise FileError(
             f"there is no folder {source}. Give a Hugging Face model directory or a hub id such as 'org/name'."
         )
+    if device_map is not None and device != "auto":
+        raise InputError(f"device={str(device)!r} and device_map={device_map!r} exclude each other: leave out one of them")
     where = _device(device)
     precision = None if isinstance(dtype, str) and dtype == "auto" else _dtype(dtype)
 
@@ -80,7 +90,11 @@ def load_model(
     tokenizer, for_booting = load_tokenizer(given), load_tokenizer(given)
     try:
         model = TransformerBridge.boot_transformers(
-            given, device=where, dtype=precision or _own_dtype(given, where), tokenizer=for_booting
+            given,
+            device=where if device_map is None else None,
+            device_map=dict(device_map) if isinstance(device_map, Mapping) else device_map,
+            dtype=precision or _own_dtype(given, where),
+            tokenizer=for_booting,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise FileError(

@@ -12,6 +12,7 @@ In: a model. Out: nothing, or an `UnsupportedModelError` with the reason. With t
 A model that has passed is not asked again.
 """
 
+from importlib.metadata import version
 from typing import Any
 from weakref import WeakSet
 
@@ -141,10 +142,20 @@ def _leak(model: Model, tokens: Tensor) -> str:
 
 
 def _cache_problem(model: Model, tokens: Tensor, logits: Tensor) -> str:
-    cache = host.new_cache(model)
+    cache, keys = host.new_cache(model), []
+
+    def count(pattern: Tensor, hook: Any) -> None:
+        keys.append(pattern.shape[-1])
+
     with torch.no_grad():
         host.forward(model, tokens[:, :-1], [], cache)
-        last = host.forward(model, tokens[:, -1:], [], cache)
+        last = host.forward(model, tokens[:, -1:], [host.at_pattern(0, count)], cache)
+    if keys == [1]:
+        return (
+            f"it does not read its cache (transformer-lens {version('transformer-lens')}, transformers "
+            f"{version('transformers')}). TransformerLens 4.3 does not know the cache of transformers 5.24 and later: "
+            "pip install 'transformers<5.24'"
+        )
     # In half precision a rounding can send a token to another expert: there it must run, and the suite says the rest.
     exact = logits.dtype in (torch.float32, torch.float64)
     if exact and not _near(logits[:, -1:].float(), last, logits.abs().max().float()):

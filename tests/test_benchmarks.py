@@ -1,23 +1,28 @@
+"""Each benchmark runs, at a size at which its numbers mean nothing, and writes the table that it promises."""
+
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-DECODING = Path(__file__).parents[1] / "benchmarks" / "decoding.py"
-SWEEP = Path(__file__).parents[1] / "benchmarks" / "sweep.py"
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
-def test_the_decoding_benchmark_runs():
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, DECODING, "--quick"], capture_output=True, text=True, env=environment)
+@pytest.mark.parametrize(
+    ("name", "options", "rows"),
+    [
+        ("saliency", ["--quick"], 2 + 2 + 2 + 1),  # a heading, two floors, the official way and its least, the definition
+        ("decoding", ["--quick"], 2 + 2 + 2 + 2),  # two headings, two models, two lengths
+        ("sweep", ["--quick"], 2 + 4),  # a heading, the plain loop, three sweeps
+        ("precision", ["--problems", "2"], 2 + 8),  # a heading, the layers
+        ("gpu", ["--quick"], 2 + 1 + 2 + 1),  # two headings, one length, one batch
+    ],
+)
+def test_a_benchmark_runs(name, options, rows, tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, FOLDER / f"{name}.py", *options]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
-    assert len(rows) == 2 + 2 + 2 + 2  # two headings, two models, two lengths
-
-
-def test_the_sweep_benchmark_runs():
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, SWEEP, "--quick"], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
-    assert len(rows) == 2 + 4  # a heading, the plain loop, three sweeps
+    assert len([line for line in done.stdout.splitlines() if line.startswith("|")]) == rows, done.stdout

@@ -181,7 +181,7 @@ def test_a_model_that_is_not_supported_is_bad_input(run, monkeypatch):
     def refuse(model):
         raise UnsupportedModelError("its hook never fires")
 
-    monkeypatch.setattr(stepsal.folder.host, "check_supported", refuse)
+    monkeypatch.setattr(stepsal.folder, "check_supported", refuse)
     assert run() == (2, "", "stepsal: its hook never fires\n")
 
 
