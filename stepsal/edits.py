@@ -16,13 +16,15 @@ TINY = torch.finfo(torch.float32).tiny  # a mass below it cannot be scaled up ex
 
 
 class Groups(NamedTuple):
-    """Which visible keys are the bridge and the current group of each query; the same for all heads.
+    """Which visible keys are the bridge group of each query, its current group, and neither; the same for all heads.
 
+    bridge, current, rest: 1 in one of them, 0 in the others: numbers multiply several times faster than truths choose.
     opportunity: rows with some of both. bridge_keys, both: |B| and |B| + |S|. share: sqrt(|B| / (|B| + |S|)).
     """
 
-    bridge: Bool[Tensor, "batch 1 query key"]
-    current: Bool[Tensor, "batch 1 query key"]
+    bridge: Float[Tensor, "batch 1 query key"]
+    current: Float[Tensor, "batch 1 query key"]
+    rest: Float[Tensor, "batch 1 query key"]
     opportunity: Bool[Tensor, "batch 1 query"]
     bridge_keys: Int[Tensor, "batch 1 query"]
     both: Int[Tensor, "batch 1 query"]
@@ -38,34 +40,62 @@ def make_groups(bridge: Bool[Tensor, "batch query key"], current: Bool[Tensor, "
     count = bridge.sum(-1)[:, None]
     both = current.sum(-1)[:, None] + count
     share = (count / both.clamp(min=1)).sqrt()
-    return Groups(bridge[:, None], current[:, None], (count > 0) & (both > count), count, both, share)
+    members = (each[:, None].to(torch.float32) for each in (bridge, current, ~(bridge | current)))
+    return Groups(*members, (count > 0) & (both > count), count, both, share)
 
 
-def grow_groups(groups: Groups) -> Groups:
-    """The groups of the next token after the last query, where it is of the same step: one key more, itself, is current.
+class GroupSeries:
+    """The groups of a pass (`now`), and of the decoding passes after it for as long as each row's groups go on.
 
-    >>> groups = make_groups(torch.tensor([[[True, False]]]), torch.tensor([[[False, True]]]))
-    >>> grow_groups(groups).current, grow_groups(groups).both
-    (tensor([[[[False,  True,  True]]]]), tensor([[[3]]]))
+    Each such pass sees one key more, its own, which belongs to the current group. What the next passes need is made for
+    many of them at once: then a pass costs a few views.
+
+    >>> series = GroupSeries(make_groups(torch.tensor([[[True, False]]]), torch.tensor([[[False, True]]])))
+    >>> series.advance()
+    >>> series.now.current, series.now.both
+    (tensor([[[[0., 1., 1.]]]]), tensor([[[3]]]))
     """
-    if groups.bridge_keys.shape[2] > 1:
-        groups = Groups(*(each[:, :, -1:] for each in groups))
-    own = groups.both > groups.bridge_keys  # not in rows that are still in their question
-    current = torch.cat([groups.current, own[..., None]], -1)
-    bridge = torch.cat([groups.bridge, torch.zeros_like(own)[..., None]], -1)
-    both = groups.both + own
-    return Groups(
-        bridge, current, groups.opportunity, groups.bridge_keys, both, (groups.bridge_keys / both.clamp(min=1)).sqrt()
-    )
+
+    _AHEAD = 64
+
+    def __init__(self, groups: Groups) -> None:
+        self.now = groups
+        self._ahead = groups
+        self._made = self._AHEAD  # passes of those made ahead that are over
+
+    def advance(self) -> None:
+        """On to the next pass."""
+        if self._made == self._AHEAD:
+            self._ahead, self._made = self._next(), 0
+        *members, opportunity, bridge_keys, both, share = self._ahead
+        at, self._made = self._made, self._made + 1
+        keys = members[0].shape[3] - self._AHEAD + self._made
+        self.now = Groups(
+            *(each.narrow(3, 0, keys) for each in members),
+            opportunity,
+            bridge_keys,
+            both.narrow(2, at, 1),
+            share.narrow(2, at, 1),
+        )
+
+    def _next(self) -> Groups:
+        """Keys and counts of the passes to come, in the places of keys and queries."""
+        bridge, current, rest, opportunity, count, both = (each[:, :, -1:] for each in self.now[:6])
+        own = (both > count).to(torch.float32)  # not in rows that are still in their question
+        more = own[..., None].expand(-1, -1, -1, self._AHEAD)
+        longer = [(bridge, torch.zeros_like(more)), (current, more), (rest, 1 - more)]
+        both = both + own.long() * torch.arange(1, self._AHEAD + 1, device=own.device)
+        share = (count / both.clamp(min=1)).sqrt()
+        return Groups(*(torch.cat(each, 3) for each in longer), opportunity, count, both, share)
 
 
 class Bridged(NamedTuple):
-    """A pattern after the bridge, and what was done to it. `before` and `after` are the masses of the bridge group."""
+    """A pattern after an edit, and what was done to it: to the active rows, whose bridge group's mass `before` became `target`."""
 
     pattern: Float[Tensor, "batch head query key"]
     active: Bool[Tensor, "batch head query"]
     before: Float[Tensor, "batch head query"]
-    after: Float[Tensor, "batch head query"]
+    target: Float[Tensor, "batch head query"]
 
 
 def bridge_pattern(
@@ -83,20 +113,23 @@ def bridge_pattern(
     [0.0707, 0.0293, 0.9]
     """
     wide = torch.promote_types(pattern.dtype, torch.float32)
-    before = torch.where(groups.bridge, pattern, 0.0).sum(-1, dtype=wide)
-    own = torch.where(groups.current, pattern, 0.0).sum(-1, dtype=wide)
+    before = (pattern * groups.bridge).sum(-1, dtype=wide)
+    own = (pattern * groups.current).sum(-1, dtype=wide)
     reach = before + own  # 1 - p_O
-    cap = reach * groups.share if feasible == "share" else reach - EPSILON
-    target = torch.minimum(cap, groups.share).clamp(max=tau_max)
+    cap = reach * groups.share if feasible == "share" else torch.minimum(reach - EPSILON, groups.share)
+    target = cap.clamp(max=tau_max)
     active = (before < target) & (torch.minimum(before, own) >= TINY)
     if heads is not None:
         active = active & heads[:, None]
-    # Divide by 1 where nothing is done: a division by zero there would spoil the gradient.
-    lift = torch.where(active, target / torch.where(active, before, 1.0), 1.0)
-    lower = torch.where(active, (reach - target) / torch.where(active, own, 1.0), 1.0)
-    factor = torch.where(groups.bridge, lift[..., None], torch.where(groups.current, lower[..., None], 1.0))
-    after = torch.where(active, target, before)
-    return Bridged((pattern * factor).to(pattern.dtype), active, before.detach(), after.detach())
+    from_before, from_own = before, own
+    if pattern.requires_grad:  # divide by 1 where nothing is done: a division by zero there would spoil the gradient
+        from_before, from_own = torch.where(active, before, 1.0), torch.where(active, own, 1.0)
+    lift = torch.where(active, target / from_before, 1.0)
+    lower = torch.where(active, (reach - target) / from_own, 1.0)
+    # Of each three products two are zero: the sum is exact, and 1 outside both groups.
+    factor = torch.addcmul(groups.rest.to(wide), lift[..., None], groups.bridge.to(wide))
+    factor = torch.addcmul(factor, lower[..., None], groups.current.to(wide))
+    return Bridged((pattern * factor).to(pattern.dtype), active, before.detach(), target.detach())
 
 
 def random_groups(
@@ -128,7 +161,7 @@ def starve_pattern(
     odds: float,
     heads: Bool[Tensor, " head"] | None = None,
 ) -> Bridged:
-    """The odds of the starved keys times `odds`, in some of the heads; `before` and `after` are their mass.
+    """The odds of the starved keys times `odds`, in some of the heads; `before` and `target` are their mass.
 
     A row with nothing else to read stays as it is.
 
@@ -145,8 +178,7 @@ def starve_pattern(
         active = active & heads[:, None]
     scale = torch.where(active, total / torch.where(active, left, 1.0), 1.0)
     factor = torch.where(starved & active[..., None], odds * scale[..., None], scale[..., None])
-    after = torch.where(active, odds * scale * before, before)
-    return Bridged((pattern * factor).to(pattern.dtype), active, before.detach(), after.detach())
+    return Bridged((pattern * factor).to(pattern.dtype), active, before.detach(), (odds * scale * before).detach())
 
 
 def weigh_values(
@@ -164,15 +196,13 @@ def add_at(
     output: Float[Tensor, "batch pos head d_head"],
     places: tuple[Tensor, Tensor],
     added: Float[Tensor, "event head d_head"],
-) -> tuple[Float[Tensor, "batch pos head d_head"], Float[Tensor, " head"]]:
-    """Head outputs with something added at some (row, position), and the summed norms of it relative to the outputs there.
+) -> tuple[Float[Tensor, "batch pos head d_head"], Float[Tensor, "event head d_head"]]:
+    """Head outputs with something added at some (row, position), and what they were there.
 
     >>> add_at(torch.ones(1, 2, 1, 1), (torch.tensor([0]), torch.tensor([1])), torch.full((1, 1, 1), 0.5))[0].flatten()
     tensor([1.0000, 1.5000])
     """
-    there = output[places].detach().to(torch.float32)
-    norms = added.norm(dim=-1) / there.norm(dim=-1).clamp(min=TINY)
-    return output.index_put(places, added.to(output.dtype), accumulate=True), norms.sum(0)
+    return output.index_put(places, added.to(output.dtype), accumulate=True), output[places].detach()
 
 
 def share_norm(

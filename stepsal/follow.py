@@ -8,12 +8,13 @@ segment and step of every token so far, and the steps that these tokens open. `s
    padding cannot be told from text (and the model's own output is wrong). A token that ends or fills a sequence, right
    after another such token, is what `generate` feeds a finished row: it is left out too.
 3. Each other token goes to its row's own `Segmenter`: the same causal steps as in a `Trace`.
-4. What each token belongs to is kept in buffers that double when full, so that a decoding step costs the same at any length.
+4. What each token belongs to is kept in buffers that double when full, so that a decoding step costs the same at any length;
+   it is written there when somebody asks, which most decoding steps do not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -61,18 +62,36 @@ class Block:
 
     length: int
     end: int
-    segments: Int[Tensor, "batch pos"]
-    steps: Int[Tensor, "batch pos"]
+    device: torch.device
+    codes: Callable[[], Int[Tensor, "2 batch pos"]]
     first: list[int]
     openings: list[Opening]
     answering: bool  # whether any of these tokens is thinking or summary
-    goes_on: bool  # whether each row has one token, of the step that was open: the common case of decoding
+    single: bool  # whether each row has one token of its own: decoding
     grows: bool  # whether, moreover, each row sees one key more than in the pass before
     new_steps: list[list[int]]  # batch length
     open_before: list[int]  # batch; the step that was open before this block, and its tokens before this block
     held_before: list[int]
     priority_seeds: dict[int, Tensor]
     shared: dict[Any, Any] = field(default_factory=dict)  # what layers share
+
+    @cached_property
+    def segments(self) -> Int[Tensor, "batch pos"]:
+        return self.codes()[0]
+
+    @cached_property
+    def steps(self) -> Int[Tensor, "batch pos"]:
+        return self.codes()[1]
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether each row has one token, of the step that was open: the common case of decoding."""
+        return self.single and not self.openings
+
+    @property
+    def segments_go_on(self) -> bool:
+        """Whether each row has one token, of the segment that was open."""
+        return self.single and all(opening.segment == opening.giver for opening in self.openings)
 
     @property
     def begins(self) -> bool:
@@ -156,7 +175,18 @@ class Block:
                 elif self.open_before[row] == opening.step - 1 and self.held_before[row]:
                     count += int(self.held_before[row]) - 1
                 weights[row, size + event, chosen] = 1 / count
-        return Momentum(torch.from_numpy(weights).to(self.segments.device), size)
+        return Momentum(torch.from_numpy(weights).to(self.device), size)
+
+    def open_steps(self, window: int | None) -> tuple[Float[Tensor, "batch 1 1 1"], Float[Tensor, "batch 1 1 1"]]:
+        """In a pass of one token a row: how many of its values the carry of each row's open step holds (at least 1), and 1
+        where the step goes on, 0 where it is closed."""
+        name = ("open steps", window)
+        if name not in self.shared:
+            closed = self.closings()
+            held = [max(1, count if window is None else min(count, window)) for count in self.held_before]
+            both = torch.tensor([held, [float(row not in closed) for row in range(len(held))]], device=self.device)
+            self.shared[name] = tuple(both[..., None, None, None])
+        return self.shared[name]
 
     def closings(self) -> dict[int, list[Opening]]:
         """For each row the openings that close a step before them, in order."""
@@ -177,7 +207,7 @@ class Block:
                 if opening.segment in into and opening.giver == THINKING
             ]
             places = [(opening.row, opening.query, event) for event, opening in found]
-            indices = torch.tensor(places, dtype=torch.long, device=self.segments.device).reshape(-1, 3).T
+            indices = torch.tensor(places, dtype=torch.long, device=self.device).reshape(-1, 3).T
             self.shared[name] = [opening for _, opening in found], indices
         return self.shared[name]
 
@@ -189,12 +219,12 @@ class Block:
             if len(known) < self.end:  # position by position, so that a longer sequence begins alike
                 more = [np.random.default_rng((seed, at)).random() for at in range(len(known), 2 * self.end)]
                 known = self.priority_seeds[seed] = torch.cat([known, torch.tensor(more, dtype=torch.float32)])
-            self.shared[name] = known.to(self.segments.device)[self._positions(keys).clamp(min=0)]
+            self.shared[name] = known.to(self.device)[self._positions(keys).clamp(min=0)]
         return self.shared[name]
 
     def _positions(self, keys: int) -> Int[Tensor, "batch key"]:
         """The positions of the last `keys` columns in their rows, which begin after the padding."""
-        device = self.segments.device
+        device = self.device
         return torch.arange(self.end - keys, self.end, device=device) - torch.tensor(self.first, device=device)[:, None]
 
 
@@ -220,6 +250,7 @@ class Follower:
         self._rows: list[_Row] = []
         self._end = 0
         self._kept = torch.zeros(0)  # (segments, steps), batch, capacity
+        self._waiting: list[list[list[list[int]]]] = []  # the same of passes that are not in it yet
         self._seen: list[int] = []  # how many keys each row's last token could see
         self._priorities: dict[int, Tensor] = {}
         self.passes = 0
@@ -233,9 +264,10 @@ class Follower:
         batch, length, keys = visible.shape
         if keys == length:
             self._rows, self._end = [_Row(self._segmenter(given)) for given in self._questions(batch)], 0
+            self._waiting = []
         self._check_cache(batch, length, keys, slides)
         own = visible.diagonal(keys - length, -2, -1)
-        ids, real, seen = torch.stack([tokens, own, visible.sum(-1)]).tolist()  # one transfer from the device
+        ids, real, seen = tokens.tolist(), own.tolist(), visible.sum(-1).tolist()
         codes = [[[NONE] * length for _ in range(batch)] for _ in range(2)]  # of segments and steps
         open_before, held_before = [row.step for row in self._rows], [row.held for row in self._rows]
         openings: list[Opening] = []
@@ -244,24 +276,23 @@ class Follower:
                 if real[index][query]:
                     self._push(index, row, query, ids[index][query], codes, openings)
         self._end += length
-        self._store(codes, tokens.device)
+        self._waiting.append(codes)
         before, self._seen = self._seen, [row[-1] for row in seen]
         answering = any(code >= THINKING for row in codes[0] for code in row)
         self.answered = self.answered or answering
         self.passes += 1
         first = [-1 if row.first is None else row.first for row in self._rows]
-        segments, steps = self._kept.narrow(2, 0, self._end).unbind()
-        goes_on = length == 1 and not openings and all(row[0] >= 0 for row in codes[1])
+        single = length == 1 and all(row[0] >= 0 for row in codes[1])
         return Block(
             length,
             self._end,
-            segments,
-            steps,
+            tokens.device,
+            partial(self._codes, tokens.device),
             first,
             openings,
             answering,
-            goes_on,
-            goes_on and self._seen == [count + 1 for count in before],
+            single,
+            single and self._seen == [count + 1 for count in before],
             codes[1],
             open_before,
             held_before,
@@ -300,14 +331,17 @@ class Follower:
             "its first token on inside the context, one batch at a time, with a growing cache (not a static or cropped one)."
         )
 
-    def _store(self, codes: list[list[list[int]]], device: torch.device) -> None:
-        """Append to the buffers, in place: they are this object's own."""
-        new = torch.tensor(codes, dtype=torch.int32)
-        start, batch = self._end - new.shape[2], new.shape[1]
-        capacity = self._kept.shape[2] if start else 0
-        if self._end > capacity or start == 0:
-            grown = torch.full((2, batch, max(64, 2 * self._end)), NONE, dtype=torch.int32, device=device)
-            if start:
-                grown[:, :, :start] = self._kept[:, :, :start]
-            self._kept = grown
-        self._kept.narrow(2, start, new.shape[2]).copy_(new)
+    def _codes(self, device: torch.device) -> Int[Tensor, "2 batch pos"]:
+        """The segments and steps of all tokens so far. Appends to the buffers, in place: they are this object's own."""
+        if self._waiting:
+            new = torch.cat([torch.tensor(each, dtype=torch.int32) for each in self._waiting], 2)
+            self._waiting = []
+            start, batch = self._end - new.shape[2], new.shape[1]
+            capacity = self._kept.shape[2] if start else 0
+            if self._end > capacity or start == 0:
+                grown = torch.full((2, batch, max(64, 2 * self._end)), NONE, dtype=torch.int32, device=device)
+                if start:
+                    grown[:, :, :start] = self._kept[:, :, :start]
+                self._kept = grown
+            self._kept.narrow(2, start, new.shape[2]).copy_(new)
+        return self._kept.narrow(2, 0, self._end)

@@ -119,6 +119,8 @@ def longest(marker: str) -> int:
 
 def _gap(step_text: str, token_text: str) -> str:
     """The white space between the step's last text and the token's first; none when either is blank."""
+    if not (step_text[-1:].isspace() or token_text[:1].isspace()):  # most tokens
+        return ""
     last = len(step_text.rstrip())
     first = len(token_text) - len(token_text.lstrip())
     return step_text[last:] + token_text[:first] if last and first < len(token_text) else ""

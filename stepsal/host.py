@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -260,7 +259,7 @@ def per_query_head(
     tensor: Float[Tensor, "batch pos kv_head d_head"], heads: int
 ) -> Float[Tensor, "batch pos head d_head"]:
     """Give every query head its own copy of the keys or values it reads (grouped-query attention)."""
-    return repeat(tensor, "batch pos kv_head d -> batch pos (kv_head group) d", group=heads // tensor.shape[2])
+    return tensor.repeat_interleave(heads // tensor.shape[2], 2)  # einops.repeat takes ten times as long in a decoding step
 
 
 # --- running ---------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from stepsal import host
-from stepsal.edits import Groups, bridge_pattern, grow_groups, make_groups, random_groups, starve_pattern
+from stepsal.edits import Groups, GroupSeries, bridge_pattern, make_groups, random_groups, starve_pattern
 from stepsal.errors import InputError, UnsupportedModelError
 from stepsal.follow import Block, Follower
 from stepsal.formats import FormatSpec, StepsSpec
@@ -106,8 +106,8 @@ class Interventions:
         self._tokens: Tensor | None = None  # until the first scores are seen
         self._block: Block | None = None
         self._visible: dict[str, Tensor] = {}  # kind of attention -> batch query key
-        self._groups_of: dict[Any, Groups] = {}
-        self._groups_before: dict[Any, Groups] = {}  # of the pass before
+        self._series: dict[Any, GroupSeries] = {}
+        self._series_before: dict[Any, GroupSeries] = {}  # of the pass before
         self._values: Tensor | None = None  # of the layer that is running, batch pos kv_head d_head
 
     @property
@@ -151,7 +151,7 @@ class Interventions:
 
     def _begin(self, tokens: Tensor, hook: Any) -> None:
         self._clear()
-        self._groups_before, self._groups_of = self._groups_of, {}
+        self._series_before, self._series = self._series, {}
         self._tokens = tokens
 
     def _see(self, kind: str) -> HookFunction:
@@ -189,7 +189,7 @@ class Interventions:
                 groups = self._groups(part, kind, pattern.device)
                 opportunity = groups.opportunity
                 edited = bridge_pattern(pattern, groups, part.tau_max, part.feasible, heads)
-            tally.add_bridge(opportunity, edited.active, edited.before, edited.after)
+            tally.add_bridge(opportunity, edited.active, edited.before, edited.target)
             return edited.pattern
 
         return edit
@@ -198,19 +198,23 @@ class Interventions:
         """The groups of this pass's queries; found once for all layers of a kind, from the last pass's where that can be."""
         seed = part.seed if isinstance(part, RandomBridge) else None
         name = (kind, device, part.scope, part.bos_in_bridge, seed)
-        if name not in self._groups_of:
-            block, before = self._current(), self._groups_before.get(name)
-            if block.grows and before is not None and kind == "full_attention" and seed is None:
-                self._groups_of[name] = grow_groups(before)
-                return self._groups_of[name]
-            visible = self._visible[kind].to(device)
-            keys = visible.shape[2]
-            both = block.groups(keys, part.scope, part.bos_in_bridge)
-            bridge, current = (group.to(device) & visible for group in both)
-            if seed is not None:
-                bridge, current = random_groups(bridge, current, block.priority(seed, keys).to(device))
-            self._groups_of[name] = make_groups(bridge, current)
-        return self._groups_of[name]
+        if name not in self._series:
+            block, series = self._current(), self._series_before.get(name)
+            goes_on = block.grows and (block.goes_on or (part.scope == "segment" and block.segments_go_on))
+            if series is not None and goes_on and kind == "full_attention" and seed is None:
+                series.advance()
+            else:
+                series = GroupSeries(self._new_groups(part, seed, self._visible[kind].to(device)))
+            self._series[name] = series
+        return self._series[name].now
+
+    def _new_groups(self, part: OddsEqualBridge, seed: int | None, visible: Bool[Tensor, "batch query key"]) -> Groups:
+        block, keys = self._current(), visible.shape[2]
+        both = block.groups(keys, part.scope, part.bos_in_bridge)
+        bridge, current = (group.to(visible.device) & visible for group in both)
+        if seed is not None:
+            bridge, current = random_groups(bridge, current, block.priority(seed, keys).to(visible.device))
+        return make_groups(bridge, current)
 
     def _keep_values(self, values: Tensor, hook: Any) -> None:
         self._values = values.detach()

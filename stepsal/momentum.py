@@ -2,7 +2,8 @@
 
 1. Each forward pass's values are added to a carry: the sum over the open step, or its last `window` values. A decoding step
    within a step of text costs one addition, whatever the length so far.
-2. Where tokens open steps, the means of the steps that they close are weighted sums of carry and values.
+2. Where tokens open steps, the means of the steps that they close are weighted sums of carry and values; in a decoding step
+   of the carry alone.
 3. A step of `into` that follows a thinking step receives `alpha` times its momentum, in the chosen heads: the closed step's
    mean; a control takes an earlier step's, or noise of the same norm.
 
@@ -42,14 +43,7 @@ class MomentumState:
         if block.begins or self._carry is None:
             self._carry = values.new_zeros(len(values), self._part.window or 1, *values.shape[2:])
             self._history, self._event_of = None, [[] for _ in range(len(values))]
-        if block.goes_on:
-            same = torch.cat([self._carry[:, 1:], values], 1) if self._part.window else self._carry + values
-            self._carry = same
-            return None
-        plan = block.momentum(self._part.window)
-        columns = torch.cat([self._carry, values], 1)
-        sums = weigh_values(plan.weights.to(values.device), columns)
-        self._carry, closed = sums[:, : plan.carried], sums[:, plan.carried :]
+        closed = self._decode(block, values) if block.single else self._read(block, values)
         if not block.openings:
             return None
         if isinstance(self._part, RandomMomentum):
@@ -57,6 +51,29 @@ class MomentumState:
         self._tally.opportunities += sum(opening.segment in self._into for opening in block.openings)
         openings, places = block.receiving(self._into)
         return self._add(openings, places, closed, output) if openings else None
+
+    def _read(
+        self, block: Block, values: Float[Tensor, "batch pos kv_head d_head"]
+    ) -> Float[Tensor, "batch event kv_head d_head"]:
+        """Take in several tokens a row. The means of the steps that they close."""
+        assert self._carry is not None
+        plan = block.momentum(self._part.window)
+        sums = weigh_values(plan.weights.to(values.device), torch.cat([self._carry, values], 1))
+        self._carry = sums[:, : plan.carried]
+        return sums[:, plan.carried :]
+
+    def _decode(
+        self, block: Block, values: Float[Tensor, "batch 1 kv_head d_head"]
+    ) -> Float[Tensor, "batch event kv_head d_head"]:
+        """Take in one token a row. The mean of each row's open step, which some of them close."""
+        carry = self._carry
+        assert carry is not None
+        closed = values[:, :0]
+        if block.openings:
+            held, goes_on = (each.to(carry.device) for each in block.open_steps(self._part.window))
+            closed, carry = (carry.sum(1, keepdim=True) if self._part.window else carry) / held, carry * goes_on
+        self._carry = torch.cat([carry[:, 1:], values], 1) if self._part.window else carry + values
+        return closed
 
     def _add(
         self,
@@ -73,8 +90,8 @@ class MomentumState:
             added = share_norm(added, self._noise(openings, self._part.seed, added))
         if self._chosen is not None:
             added = added * self._chosen.to(added.device)[:, None]
-        result, norms = add_at(output, (rows, queries), added)
-        self._tally.add_momentum(len(openings), norms)
+        result, there = add_at(output, (rows, queries), added)
+        self._tally.add_momentum(added, there)
         return result
 
     def _remember(self, closed: Float[Tensor, "batch event kv_head d_head"], block: Block) -> None:

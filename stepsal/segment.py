@@ -16,7 +16,8 @@ Formats and step rules are data: `stepsal.formats`.
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any, Protocol, runtime_checkable
 
@@ -50,6 +51,19 @@ def decode(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
     return str(tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
+def _decoder(tokenizer: Tokenizer) -> Callable[[list[int]], str]:
+    """`decode` with this tokenizer; without its class's overhead where that leaves the text to its Rust backend."""
+    from transformers import PreTrainedTokenizerFast as Plain
+
+    if isinstance(tokenizer, Plain) and _same(type(tokenizer), Plain, "decode", "_decode"):
+        return partial(tokenizer.backend_tokenizer.decode, skip_special_tokens=False)
+    return partial(decode, tokenizer)
+
+
+def _same(kind: type, other: type, *methods: str) -> bool:
+    return all(getattr(kind, name) is getattr(other, name) for name in methods)
+
+
 class TextStream:
     """The text of a token sequence, as far as each token makes it final.
 
@@ -58,7 +72,7 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+        self._decode = _decoder(tokenizer)
         self._window: list[int] = []
         self._final = ""  # the window's text that was given out
         self.held = ""
@@ -84,7 +98,7 @@ class TextStream:
 
     def _decoded(self) -> tuple[str, int]:
         """The window's text and where it stops being final: an incomplete character shows as up to three U+FFFD."""
-        text = decode(self._tokenizer, self._window)
+        text = self._decode(self._window)
         return text, max(len(text.rstrip(_UNDECIDED)), len(text) - 3)
 
     def _shorten(self, text: str) -> None:
@@ -238,7 +252,7 @@ class Segmenter:
         if boundary:
             self._begin(self.segment)
             opened = self.segment
-        if not blank:
+        if not blank and len(shown) > 2:
             for inner in _INNER.finditer(shown):
                 self._due = self._due or self._rule(self._step + shown[: inner.end()], shown[inner.end() :])
         self._step += self.text

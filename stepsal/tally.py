@@ -19,6 +19,7 @@ class Tally:
         self.opportunities = 0  # momentum's; a bridge's are in the sums
         self.activations = 0
         self._norms: Tensor | None = None  # head
+        self._received: list[tuple[Tensor, Tensor]] = []  # that is not in it yet: what was added to what
         self._sums: Tensor | None = None  # opportunities, activations, mass before, mass after; head
         self._waiting: list[tuple[Tensor, ...]] = []
 
@@ -27,19 +28,23 @@ class Tally:
         opportunity: Bool[Tensor, "batch 1 query"],
         active: Bool[Tensor, "batch head query"],
         before: Float[Tensor, "batch head query"],
-        after: Float[Tensor, "batch head query"],
+        target: Float[Tensor, "batch head query"],
     ) -> None:
-        """One forward pass of a bridge; the masses are those of the bridge group."""
+        """One forward pass of a bridge; the masses are those of the bridge group, `target` in the active rows."""
         if self._waiting and len(self._waiting[0][0]) != len(active):
             self._sum_up()
-        self._waiting.append((active, opportunity, before, after))
+        self._waiting.append((active, opportunity, before, target))
         if len(self._waiting) == _TOGETHER or active.shape[2] > 1:
             self._sum_up()
 
-    def add_momentum(self, events: int, norms: Float[Tensor, " head"]) -> None:
-        """One forward pass of momentum: steps that received, and the summed relative norms of what they did."""
-        self.activations += events
-        self._norms = norms if self._norms is None else self._norms + norms
+    def add_momentum(
+        self, added: Float[Tensor, "event head d_head"], there: Float[Tensor, "event head d_head"]
+    ) -> None:
+        """One forward pass of momentum: what steps received, and the head outputs that it was added to."""
+        self.activations += len(added)
+        self._received.append((added, there))
+        if len(self._received) == _TOGETHER:
+            self._sum_up()
 
     def acted(self) -> bool:
         """Whether anything was done."""
@@ -63,10 +68,16 @@ class Tally:
         }
 
     def _sum_up(self) -> None:
+        if self._received:
+            added, there = (torch.cat(each).to(torch.float32).norm(dim=-1) for each in zip(*self._received, strict=True))
+            self._received = []
+            norms = (added / there.clamp(min=torch.finfo(torch.float32).tiny)).sum(0)  # head
+            self._norms = norms if self._norms is None else self._norms + norms
         if not self._waiting:
             return
-        active, opportunity, before, after = (torch.cat(each, -1) for each in zip(*self._waiting, strict=True))
+        active, opportunity, before, target = (torch.cat(each, -1) for each in zip(*self._waiting, strict=True))
         self._waiting = []
+        after = torch.where(active, target, before)
         numbers = torch.stack([opportunity.expand_as(active), active, before * opportunity, after * opportunity])
         sums = numbers.sum((1, 3), dtype=torch.float32 if numbers.device.type == "mps" else torch.float64)
         self._sums = sums if self._sums is None else self._sums + sums

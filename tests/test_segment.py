@@ -6,7 +6,7 @@ from toy_tokenizers import KINDS, Pieces, byte_fallback, byte_level, characters
 
 from stepsal.errors import InputError
 from stepsal.formats import FORMATS, STEP_RULES, Format, paragraph, sentence
-from stepsal.segment import Segmenter, TextStream, decode, question_length
+from stepsal.segment import Segmenter, TextStream, _decoder, decode, question_length
 
 ALL = {f"{name}-{markers}": make(markers) for name, make in KINDS.items() for markers in (True, False)}
 CHARACTERS = characters(markers=False)
@@ -297,3 +297,13 @@ def test_rules_ask_nothing_of_a_blank_step_or_token():
     assert not paragraph("\n\n", "A")
     assert not paragraph("A", "\n\n")
     assert not sentence("", " A")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stream_decodes_as_the_tokenizer_does(kind):
+    """Where a tokenizer's class adds nothing, its backend is asked; that must not show."""
+    tokenizer = KINDS[kind]()
+    ids = list(range(0, len(tokenizer), max(1, len(tokenizer) // 40)))
+    for start in range(len(ids) - 3):
+        window = ids[start : start + 3]
+        assert _decoder(tokenizer)(window) == decode(tokenizer, window)
