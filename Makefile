@@ -21,14 +21,14 @@ figures: $(STAMP)  ## the committed figures, from FIGURE_PROBLEMS test problems 
 	cp build/figures/demo.png build/figures/demo.pdf figures/
 
 sweeps: $(STAMP)  ## StepFlow on the bundled reasoner: every table and figure of docs/results.md about it (about an hour)
-	for name in select stepflow paper layers_heads sampled; do \
+	for name in select stepflow paper layers_heads compute sampled; do \
 	  $(BIN)/stepsal sweep figures/sweeps/$$name.toml --out build/$$name || exit 1; done
 	$(BIN)/python figures/ablation.py build/stepflow
 	$(BIN)/python figures/effects.py build/stepflow
 	$(BIN)/python figures/difficulty.py build/stepflow
 	$(BIN)/python figures/strength.py build/select
 	$(BIN)/python figures/grid.py build/layers_heads
-	$(BIN)/python figures/compute.py build/stepflow build/sampled
+	$(BIN)/python figures/compute.py build/compute build/sampled
 	$(BIN)/python -m stepsal.reasoner.mend --out build/mend
 	$(BIN)/python figures/before_after.py build/mend/planted.safetensors build/mend/mended.safetensors
 

@@ -11,7 +11,9 @@ Models: the bundled reasoner (8 layers, d_model 128) and a Qwen2-style model wit
 (8 layers, d_model 512, 8 query heads, 2 key-value heads: 20 M parameters), float32. `OMP_NUM_THREADS` says how many threads
 (2): beside other busy processes only 1 gives steady times.
 
-Each case has a process of its own, in which the loops take turns; the overhead is the median of the ratios of neighbours.
+Each case has a process of its own, in which the loops take turns of eight tokens, each with its own copy of the model and
+its own cache, so that a machine that is busy for a while hurts both alike. A run's overhead is the ratio of the summed times;
+the table has the median over runs, and the least and the largest.
 The second table has the same at two lengths of context: what the hooks do in a pass must not grow with it, but for sums over
 the keys, as in attention itself.
 """
@@ -26,10 +28,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
 from typing import Any
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
+TURN = 8  # tokens a loop decodes before it is the other's turn
 STEP = 23  # tokens of a step in the solutions, about
 
 
@@ -83,46 +85,54 @@ def texts(batch: int, context: int | None) -> tuple[Any, Any]:
     return tokens, mask
 
 
-def measure(name: str, batch: int, context: int | None, timed: int, pairs: int) -> dict[str, float]:
-    """Seconds per decoding pass of both loops, and the overhead: median ratio and difference of neighbours."""
+def measure(name: str, batch: int, context: int | None, timed: int, runs: int) -> dict[str, float]:
+    """Seconds per decoding pass of both loops, and the overhead: of the runs the median, the least and the largest."""
     import torch
 
     import stepsal
     from stepsal import host
 
     torch.set_num_threads(THREADS)
-    model = stepsal.load_model(name or None)
+    plain, ours = (stepsal.load_model(name or None) for _ in range(2))
     tokens, mask = texts(batch, context)
-    start = tokens.shape[1] - timed
+    width = tokens.shape[1]
+    start = width - timed
 
     @torch.no_grad()
-    def decode(with_stepflow: bool) -> float:
-        with stepsal.intervene(model, stepsal.stepflow()) if with_stepflow else nullcontext():
-            cache = host.new_cache(model)
-            options: dict[str, Any] = {"return_type": "logits_and_cache", "past_key_values": cache}
-            model(tokens[:, :start], attention_mask=mask[:, :start], **options)
-            begin = time.perf_counter()
-            for at in range(start, tokens.shape[1]):
-                logits, _ = model(tokens[:, at : at + 1], attention_mask=mask[:, : at + 1], **options)
-                logits[:, -1].argmax(-1).tolist()
-            return (time.perf_counter() - begin) / timed
+    def run() -> tuple[float, float]:
+        """Seconds per pass of both loops."""
+        seconds = {plain: 0.0, ours: 0.0}
+        with stepsal.intervene(ours, stepsal.stepflow()):
+            options = {
+                model: {"return_type": "logits_and_cache", "past_key_values": host.new_cache(model)}
+                for model in seconds
+            }
+            for model in seconds:
+                model(tokens[:, :start], attention_mask=mask[:, :start], **options[model])
+            for turn, first in enumerate(range(start, width, TURN)):
+                for model in (plain, ours) if turn % 2 else (ours, plain):
+                    begin = time.perf_counter()
+                    for at in range(first, min(first + TURN, width)):
+                        logits, _ = model(tokens[:, at : at + 1], attention_mask=mask[:, : at + 1], **options[model])
+                        logits[:, -1].argmax(-1).tolist()
+                    seconds[model] += time.perf_counter() - begin
+        return seconds[plain] / timed, seconds[ours] / timed
 
-    decode(False), decode(True)  # warm-up
-    results = []
-    for pair in range(pairs):
-        first = bool(pair % 2)
-        seconds = {first: decode(first), (not first): decode(not first)}
-        results.append((seconds[False], seconds[True]))
+    run()  # warm-up
+    results = [run() for _ in range(runs)]
+    ratios = [with_stepflow / without for without, with_stepflow in results]
     return {
-        "plain": statistics.median(plain for plain, _ in results),
-        "stepflow": statistics.median(ours for _, ours in results),
-        "ratio": statistics.median(ours / plain for plain, ours in results),
-        "added": statistics.median(ours - plain for plain, ours in results),
+        "plain": statistics.median(without for without, _ in results),
+        "stepflow": statistics.median(with_stepflow for _, with_stepflow in results),
+        "ratio": statistics.median(ratios),
+        "least": min(ratios),
+        "largest": max(ratios),
+        "added": statistics.median(with_stepflow - without for without, with_stepflow in results),
     }
 
 
-def isolated(name: str, batch: int, context: int | None, timed: int, pairs: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--case", json.dumps([name, batch, context, timed, pairs])]
+def isolated(name: str, batch: int, context: int | None, timed: int, runs: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "--case", json.dumps([name, batch, context, timed, runs])]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     if done.returncode:
         raise SystemExit(f"{name or 'reasoner'}, batch {batch}, failed:\n{done.stderr}")
@@ -132,31 +142,29 @@ def isolated(name: str, batch: int, context: int | None, timed: int, pairs: int)
     return result
 
 
-def table(quick: bool, pairs: int) -> str:
-    timed, pairs, batches, contexts = (8, 1, (2,), (64, 128)) if quick else (240, pairs, (1, 16), (256, 2048))
+def table(quick: bool, runs: int) -> str:
+    timed, runs, batches, contexts = (8, 1, (2,), (64, 128)) if quick else (240, runs, (1, 16), (256, 2048))
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, __file__, "--build", folder], check=True, capture_output=True)
         names = {"": "bundled reasoner", folder: "20 M parameters"}
         cases = {
-            (label, batch): isolated(name, batch, None, timed, pairs)
+            (label, batch): isolated(name, batch, None, timed, runs)
             for (name, label), batch in itertools.product(names.items(), batches)
         }
-        lengths = {n: isolated(folder, 1, n, min(timed, 100), pairs) for n in contexts}
+        lengths = {n: isolated(folder, 1, n, min(timed, 100), runs) for n in contexts}
     lines = [
-        "| model | batch | tokens/s without | tokens/s with StepFlow | overhead |",
+        "| model | batch | tokens/s without | tokens/s with StepFlow | overhead (range of runs) |",
         "|---|---|---|---|---|",
     ]
     for (label, batch), case in cases.items():
         lines.append(
             f"| {label} | {batch} | {batch / case['plain']:,.0f} | {batch / case['stepflow']:,.0f} "
-            f"| {case['ratio'] - 1:+.1%} |"
+            f"| {case['ratio'] - 1:+.1%} ({case['least'] - 1:+.1%} to {case['largest'] - 1:+.1%}) |"
         )
     lines += ["", "| context, 20 M parameters, batch 1 | ms per token without | StepFlow adds |", "|---|---|---|"]
     for n, case in lengths.items():
         lines.append(f"| {n:,} tokens | {1e3 * case['plain']:.2f} ms | {1e3 * case['added']:.2f} ms |")
-    return "\n".join(
-        [*lines, "", f"{THREADS} CPU thread(s); {pairs} pair(s) of runs of {timed} tokens a row in each case."]
-    )
+    return "\n".join([*lines, "", f"{THREADS} CPU thread(s); {runs} run(s) of {timed} tokens a row in each case."])
 
 
 def main() -> None:
@@ -167,9 +175,9 @@ def main() -> None:
     else:
         parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
-        parser.add_argument("--pairs", type=int, default=9, help="pairs of runs in each case (default: %(default)s)")
+        parser.add_argument("--runs", type=int, default=9, help="runs in each case (default: %(default)s)")
         given = parser.parse_args()
-        print(table(given.quick, given.pairs))
+        print(table(given.quick, given.runs))
 
 
 if __name__ == "__main__":

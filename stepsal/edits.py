@@ -90,7 +90,7 @@ class GroupSeries:
 
 
 class Bridged(NamedTuple):
-    """A pattern after an edit, and what was done to it: to the active rows, whose bridge group's mass `before` became `target`."""
+    """A pattern after an edit, and what was done to it: the bridge group's mass was `before`; in active rows it is `target`."""
 
     pattern: Float[Tensor, "batch head query key"]
     active: Bool[Tensor, "batch head query"]

@@ -79,7 +79,9 @@ def load_model(
             f"there is no folder {source}. Give a Hugging Face model directory or a hub id such as 'org/name'."
         )
     if device_map is not None and device != "auto":
-        raise InputError(f"device={str(device)!r} and device_map={device_map!r} exclude each other: leave out one of them")
+        raise InputError(
+            f"device={str(device)!r} and device_map={device_map!r} exclude each other: leave out one of them"
+        )
     where = _device(device)
     precision = None if isinstance(dtype, str) and dtype == "auto" else _dtype(dtype)
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Any, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 from stepsal.formats import (
     FormatSpec,
@@ -53,11 +54,33 @@ def decode(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
 
 def _decoder(tokenizer: Tokenizer) -> Callable[[list[int]], str]:
     """`decode` with this tokenizer; without its class's overhead where that leaves the text to its Rust backend."""
+    backend = _backend(tokenizer)
+    return partial(decode, tokenizer) if backend is None else partial(backend.decode, skip_special_tokens=False)
+
+
+def _backend(tokenizer: Tokenizer) -> Any:
     from transformers import PreTrainedTokenizerFast as Plain
 
-    if isinstance(tokenizer, Plain) and _same(type(tokenizer), Plain, "decode", "_decode"):
-        return partial(tokenizer.backend_tokenizer.decode, skip_special_tokens=False)
-    return partial(decode, tokenizer)
+    plain = isinstance(tokenizer, Plain) and _same(type(tokenizer), Plain, "decode", "_decode")
+    return tokenizer.backend_tokenizer if plain else None
+
+
+class _WholeTexts(dict[int, str | None]):
+    """The text of a token wherever it stands, if it has one: of a byte-level tokenizer, whose tokens are bytes one after
+    the other, and where those are whole characters."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        backend = _backend(tokenizer)
+        byte_level = backend is not None and type(backend.decoder).__name__ == "ByteLevel"
+        self._decode = backend.decode if byte_level else None
+
+    def __missing__(self, token: int) -> str | None:
+        text = None if self._decode is None else self._decode([token], skip_special_tokens=False)
+        self[token] = text if text and _UNDECIDED not in text else None
+        return self[token]
+
+
+_whole_texts: WeakKeyDictionary[Tokenizer, _WholeTexts] = WeakKeyDictionary()
 
 
 def _same(kind: type, other: type, *methods: str) -> bool:
@@ -73,12 +96,17 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._decode = _decoder(tokenizer)
+        self._whole = _whole_texts.setdefault(tokenizer, _WholeTexts(tokenizer))
         self._window: list[int] = []
         self._final = ""  # the window's text that was given out
         self.held = ""
 
     def push(self, token: int) -> str:
         """The text that this token makes final; may be empty, and may begin with bytes of the tokens before."""
+        whole = None if self.held else self._whole[token]
+        if whole is not None:
+            self._window, self._final = [token], whole
+            return whole
         self._window.append(token)
         text, end = self._decoded()
         new = text[len(self._final) : end]
@@ -242,7 +270,9 @@ class Segmenter:
         boundary = not (opened or blank or self._blank) and (self._due or self._rule(self._step, shown))
         if self.segment == "thinking":
             seen = self._seen + self.text
-            found = [at for closing in self._closings if (at := find_marker(closing, seen))]
+            found = [
+                at for closing in self._closings if closing[-1] in self.text and (at := find_marker(closing, seen))
+            ]
             if found:
                 self._next = "summary"
                 boundary = boundary and bool(seen[len(self._seen) : min(found)[0]].strip())

@@ -69,7 +69,9 @@ class Tally:
 
     def _sum_up(self) -> None:
         if self._received:
-            added, there = (torch.cat(each).to(torch.float32).norm(dim=-1) for each in zip(*self._received, strict=True))
+            added, there = (
+                torch.cat(each).to(torch.float32).norm(dim=-1) for each in zip(*self._received, strict=True)
+            )
             self._received = []
             norms = (added / there.clamp(min=torch.finfo(torch.float32).tiny)).sum(0)  # head
             self._norms = norms if self._norms is None else self._norms + norms

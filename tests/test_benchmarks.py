@@ -13,7 +13,11 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 @pytest.mark.parametrize(
     ("name", "options", "rows"),
     [
-        ("saliency", ["--quick"], 2 + 2 + 2 + 1),  # a heading, two floors, the official way and its least, the definition
+        (
+            "saliency",
+            ["--quick"],
+            2 + 2 + 2 + 1,
+        ),  # a heading, two floors, the official way and its least, the definition
         ("decoding", ["--quick"], 2 + 2 + 2 + 2),  # two headings, two models, two lengths
         ("sweep", ["--quick"], 2 + 4),  # a heading, the plain loop, three sweeps
         ("precision", ["--problems", "2"], 2 + 8),  # a heading, the layers

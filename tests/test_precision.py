@@ -87,7 +87,7 @@ def test_a_trace_of_16k_tokens_stays_below_its_memory_ceiling(tmp_path):
 
 
 # --- models in parts -------------------------------------------------------------------------------------------------
-HALF_ON_DISK = {name: "cpu" for name in ("model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head")} | {
+HALF_ON_DISK = dict.fromkeys(("model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"), "cpu") | {
     f"model.layers.{layer}": "cpu" if layer < 4 else "disk" for layer in range(8)
 }
 

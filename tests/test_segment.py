@@ -1,3 +1,5 @@
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -307,3 +309,13 @@ def test_a_stream_decodes_as_the_tokenizer_does(kind):
     for start in range(len(ids) - 3):
         window = ids[start : start + 3]
         assert _decoder(tokenizer)(window) == decode(tokenizer, window)
+
+
+@pytest.mark.parametrize("markers", [True, False])
+def test_a_byte_level_stream_gives_the_decoded_text_whatever_stands_next_to_what(markers):
+    """Texts of tokens that are whole by themselves are kept; pieces of characters between them must not be lost."""
+    tokenizer, at = byte_level(markers), random.Random(0)
+    for _ in range(200):
+        tokens = [at.randrange(len(tokenizer)) for _ in range(at.randrange(1, 12))]
+        stream = TextStream(tokenizer)
+        assert "".join(map(stream.push, tokens)) + stream.held == decode(tokenizer, tokens)
