@@ -40,8 +40,8 @@ def make_groups(bridge: Bool[Tensor, "batch query key"], current: Bool[Tensor, "
     count = bridge.sum(-1)[:, None]
     both = current.sum(-1)[:, None] + count
     share = (count / both.clamp(min=1)).sqrt()
-    members = (each[:, None].to(torch.float32) for each in (bridge, current, ~(bridge | current)))
-    return Groups(*members, (count > 0) & (both > count), count, both, share)
+    b, s, o = (each[:, None].to(torch.float32) for each in (bridge, current, ~(bridge | current)))
+    return Groups(b, s, o, (count > 0) & (both > count), count, both, share)
 
 
 class GroupSeries:
@@ -67,15 +67,17 @@ class GroupSeries:
         """On to the next pass."""
         if self._made == self._AHEAD:
             self._ahead, self._made = self._next(), 0
-        *members, opportunity, bridge_keys, both, share = self._ahead
-        at, self._made = self._made, self._made + 1
-        keys = members[0].shape[3] - self._AHEAD + self._made
+        ahead, at = self._ahead, self._made
+        self._made += 1
+        keys = ahead.bridge.shape[3] - self._AHEAD + self._made
         self.now = Groups(
-            *(each.narrow(3, 0, keys) for each in members),
-            opportunity,
-            bridge_keys,
-            both.narrow(2, at, 1),
-            share.narrow(2, at, 1),
+            ahead.bridge.narrow(3, 0, keys),
+            ahead.current.narrow(3, 0, keys),
+            ahead.rest.narrow(3, 0, keys),
+            ahead.opportunity,
+            ahead.bridge_keys,
+            ahead.both.narrow(2, at, 1),
+            ahead.share.narrow(2, at, 1),
         )
 
     def _next(self) -> Groups:
@@ -83,10 +85,16 @@ class GroupSeries:
         bridge, current, rest, opportunity, count, both = (each[:, :, -1:] for each in self.now[:6])
         own = (both > count).to(torch.float32)  # not in rows that are still in their question
         more = own[..., None].expand(-1, -1, -1, self._AHEAD)
-        longer = [(bridge, torch.zeros_like(more)), (current, more), (rest, 1 - more)]
         both = both + own.long() * torch.arange(1, self._AHEAD + 1, device=own.device)
-        share = (count / both.clamp(min=1)).sqrt()
-        return Groups(*(torch.cat(each, 3) for each in longer), opportunity, count, both, share)
+        return Groups(
+            torch.cat([bridge, torch.zeros_like(more)], 3),
+            torch.cat([current, more], 3),
+            torch.cat([rest, 1 - more], 3),
+            opportunity,
+            count,
+            both,
+            (count / both.clamp(min=1)).sqrt(),
+        )
 
 
 class Bridged(NamedTuple):

@@ -44,8 +44,9 @@ Objective = Literal["token", "sequence", "answer"]
 
 # Longer chunks were no faster on a CPU (benchmarks/saliency.py); elsewhere an estimate (docs/precision.md).
 MAX_CHUNK = {"cpu": 256, "cuda": 512, "mps": 256}
-# Queries times keys above which a chunk is long enough: from 8,192 tokens on, a chunk's patterns grow no further.
-ENOUGH_PAIRS = 2**22
+# Queries times keys above which a chunk is long enough: from some length on, a chunk's patterns grow no further. With it a 7B
+# model's 32k tokens should fit 60 GB (docs/precision.md).
+ENOUGH_PAIRS = 3 * 2**20
 
 
 def step_saliency(

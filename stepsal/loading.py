@@ -63,8 +63,7 @@ def load_model(
             `"disk"`) of each module by name. In the place of `device`.
 
     Raises:
-        FileError: a local folder that holds no model, a name that can be neither found nor fetched, or a map that does not
-            fit the model.
+        FileError: a local folder that holds no model, a name that can be neither found nor fetched, or an unknown map.
         InputError: an unknown device or precision; a device beside a map.
 
     >>> from stepsal import load_model

@@ -58,7 +58,7 @@ def _decoder(tokenizer: Tokenizer) -> Callable[[list[int]], str]:
     return partial(decode, tokenizer) if backend is None else partial(backend.decode, skip_special_tokens=False)
 
 
-def _backend(tokenizer: Tokenizer) -> Any:
+def _backend(tokenizer: Any) -> Any:
     from transformers import PreTrainedTokenizerFast as Plain
 
     plain = isinstance(tokenizer, Plain) and _same(type(tokenizer), Plain, "decode", "_decode")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import stepsal
-from stepsal import Trace, generate, load_model, step_saliency, stepflow
+from stepsal import Trace, generate, load_model, step_saliency, stepflow, token_influence
 from stepsal.errors import FileError, InputError
 from stepsal.influence import row_scales
 from stepsal.reasoner import make_problem
@@ -69,10 +69,13 @@ def test_step_maps_in_half_precision_are_those_of_float32_within_a_bound(solved,
 
 def test_a_row_that_is_certain_keeps_its_influence_in_float16(solved):
     """A loss of 1e-7 has gradients that float16 cannot hold; each row is scaled by a power of two of its own."""
-    assert row_scales(torch.tensor([1e-7])).item() == 2.0**23
+    losses = torch.tensor([3.0, 1e-3, 1e-7])
+    largest = -torch.expm1(-losses) * row_scales(losses)  # derivative of a row's loss by a logit
+    assert ((largest >= 1) & (largest < 2)).all()
     model = load_model(dtype="float16")
-    rows = [step_saliency(model, trace).mass.sum((1, 3)) for trace in solved[:2]]
-    assert all((row > 0).all() for row in rows)
+    for trace in solved[:2]:
+        rows = token_influence(model, trace).sum((1, 3))[:, :-1]  # layer query
+        assert (rows > 0).all()
 
 
 def test_a_trace_of_16k_tokens_stays_below_its_memory_ceiling(tmp_path):
@@ -106,7 +109,6 @@ def test_a_device_beside_a_map_is_refused():
         load_model(device="cpu", device_map="auto")
 
 
-@pytest.mark.parametrize("device_map", ["everywhere", {"model.nothing": "cpu"}])
-def test_a_map_that_does_not_fit_is_refused(device_map):
-    with pytest.raises(FileError, match="device_map|everywhere|nothing"):
-        load_model(device_map=device_map)
+def test_an_unknown_map_is_refused():
+    with pytest.raises(FileError, match="everywhere"):
+        load_model(device_map="everywhere")
