@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from stepsal.errors import InputError
 from stepsal.sweep_arms import (
@@ -155,28 +155,35 @@ def costs(results: Results) -> DataFrame:
     """A row per setting: `accuracy` with its interval, and `compute`, an answer's, in baseline answers.
 
     compute = tokens x cost a token, each relative to the baseline's (over all answers). The cost is measured by
-    `results.cost_column`; without one it is 1.
+    `results.cost_column`; without one it is 1. A batch takes as many decoding passes as its longest answer has tokens, however
+    many of its answers still go on: so that one endless answer does not count against its setting, a token's cost is that of
+    a pass, the median over problems of its ratio to the baseline's for the same problem.
     """
     rows = []
     column = results.cost_column
-
-    def spent(arm: Arm) -> float:
-        return float(results.values(arm, column or "tokens").astype(float).mean())
-
     baseline = results.effects.iloc[0]
-    unit = spent(results.baseline)
-    if not unit > 0 or not baseline["tokens"] > 0:
+    unit = None if column is None else _each_pass(results, results.baseline, column)
+    if not baseline["tokens"] > 0 or (unit is not None and not (unit > 0).all()):
         raise InputError("the baseline's seconds or tokens are 0: the compute of the other settings has no unit")
     for arm, row in zip(results.arms, results.effects.to_dict("records"), strict=True):
         accuracy, low, high = accuracy_interval(results.right(arm).mean(1), results.samples)
         tokens = row["tokens"] / baseline["tokens"]
-        cost = (spent(arm) / row["tokens"]) / (unit / baseline["tokens"])
+        cost = 1.0 if column is None else float(np.median(_each_pass(results, arm, column) / unit))
         about = {name: row[name] for name in ("id", "part", "label", "control")}
         rows.append(
             about
             | {"accuracy": accuracy, "low": low, "high": high, "tokens": tokens, "cost": cost, "compute": tokens * cost}
         )
     return as_table(rows)
+
+
+def _each_pass(results: Results, arm: Arm, column: str) -> Shaped[np.ndarray, " answer"]:
+    """What each answer's share of a decoding pass cost. All answers of a batch have the same share, which tells batches."""
+    import pandas as pd
+
+    spent, tokens = (pd.Series(results.values(arm, name).astype(float).ravel()) for name in (column, "tokens"))
+    passes = tokens.groupby(spent).transform("max")
+    return (spent / passes).to_numpy()
 
 
 def _cells(results: Results, arms: Sequence[Arm], columns: Mapping[str, tuple[Any, str | None]]) -> DataFrame:

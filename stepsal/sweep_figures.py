@@ -28,9 +28,10 @@ else:  # imported where used: it takes a while
 _MOST_LINES = 5
 _MOST_EFFECTS = 40
 _COST = {
-    "cpu_seconds": "Compute: generated tokens × measured processor time per token, both relative to the baseline's;",
-    "seconds": "Compute: generated tokens × measured seconds per token, both relative to the baseline's, on the machine that "
-    "ran the sweep, with whatever else it did;",
+    "cpu_seconds": "Compute: generated tokens × measured processor time per token (of a decoding pass; median over "
+    "problems), both relative to the baseline's;",
+    "seconds": "Compute: generated tokens × measured seconds per token (of a decoding pass; median over problems), both "
+    "relative to the baseline's, on the machine that ran the sweep, with whatever else it did;",
     None: "Compute: generated tokens relative to the baseline's, a token at the same cost everywhere (this sweep did not "
     "measure processor time, so what a setting adds to a token is left out);",
 }

@@ -232,6 +232,20 @@ def test_compute_is_tokens_times_their_relative_cost():
     assert [(text.get_text(), text.xy[0]) for text in ax.texts] == [("k = 2", 3.0)]
 
 
+def test_an_endless_answer_in_a_batch_does_not_make_the_settings_tokens_dear():
+    """Its batch took ten times as many passes, so the answers beside it cost ten times as much, for no more tokens."""
+    rows = pd.DataFrame(planted([USEFUL], lambda setting: 0.1, problems=12, cpu=lambda setting: 0.2))
+    batch = (rows["problem"].str.removeprefix("p-").astype(int) // 3).to_numpy()
+    treated = (rows["setting"] != rows["setting"].iloc[0]).to_numpy()
+    rows["cpu_seconds"] = 0.2 + 0.001 * batch  # a share for each batch
+    rows["tokens"] = 20
+    rows.loc[treated, "cpu_seconds"] *= 1.5
+    rows.loc[treated & (batch == 0), "cpu_seconds"] *= 10
+    endless = treated & (rows["problem"] == "p-0").to_numpy()
+    rows.loc[endless, "tokens"] = 200
+    assert costs(Results(rows))["cost"].tolist() == pytest.approx([1, 1.5])
+
+
 def test_the_caption_of_compute_says_how_it_was_measured_and_what_a_token_costs(tmp_path):
     cpu = {Setting(): 0.2, USEFUL: 0.3, USELESS: 0.21}
     rows = planted([USEFUL, USELESS], lambda setting: 0.1, problems=9, samples=2, cpu=cpu.__getitem__)
