@@ -40,8 +40,9 @@ def make_groups(bridge: Bool[Tensor, "batch query key"], current: Bool[Tensor, "
     count = bridge.sum(-1)[:, None]
     both = current.sum(-1)[:, None] + count
     share = (count / both.clamp(min=1)).sqrt()
-    b, s, o = (each[:, None].to(torch.float32) for each in (bridge, current, ~(bridge | current)))
-    return Groups(b, s, o, (count > 0) & (both > count), count, both, share)
+    rest = ~(bridge | current)
+    of_bridge, of_current, of_rest = (each[:, None].to(torch.float32) for each in (bridge, current, rest))
+    return Groups(of_bridge, of_current, of_rest, (count > 0) & (both > count), count, both, share)
 
 
 class GroupSeries:

@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Any, Protocol, runtime_checkable
-from weakref import WeakKeyDictionary
 
 from stepsal.formats import (
     FormatSpec,
@@ -59,15 +58,19 @@ def _decoder(tokenizer: Tokenizer) -> Callable[[list[int]], str]:
 
 
 def _backend(tokenizer: Any) -> Any:
+    """The Rust tokenizer that a Hugging Face class adds nothing to when it decodes; None for any other."""
     from transformers import PreTrainedTokenizerFast as Plain
 
-    plain = isinstance(tokenizer, Plain) and _same(type(tokenizer), Plain, "decode", "_decode")
+    kind = type(tokenizer)
+    plain = isinstance(tokenizer, Plain) and kind.decode is Plain.decode and kind._decode is Plain._decode
     return tokenizer.backend_tokenizer if plain else None
 
 
 class _WholeTexts(dict[int, str | None]):
-    """The text of a token wherever it stands, if it has one: of a byte-level tokenizer, whose tokens are bytes one after
-    the other, and where those are whole characters."""
+    """Token -> its text wherever it stands, or None where that depends on its neighbours.
+
+    Only the tokens of a byte-level tokenizer are bytes one after the other; of those, only whole characters stand alone.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         backend = _backend(tokenizer)
@@ -80,13 +83,6 @@ class _WholeTexts(dict[int, str | None]):
         return self[token]
 
 
-_whole_texts: WeakKeyDictionary[Tokenizer, _WholeTexts] = WeakKeyDictionary()
-
-
-def _same(kind: type, other: type, *methods: str) -> bool:
-    return all(getattr(kind, name) is getattr(other, name) for name in methods)
-
-
 class TextStream:
     """The text of a token sequence, as far as each token makes it final.
 
@@ -96,7 +92,7 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._decode = _decoder(tokenizer)
-        self._whole = _whole_texts.setdefault(tokenizer, _WholeTexts(tokenizer))
+        self._whole = _WholeTexts(tokenizer)
         self._window: list[int] = []
         self._final = ""  # the window's text that was given out
         self.held = ""
@@ -282,7 +278,7 @@ class Segmenter:
         if boundary:
             self._begin(self.segment)
             opened = self.segment
-        if not blank and len(shown) > 2:
+        if not blank:
             for inner in _INNER.finditer(shown):
                 self._due = self._due or self._rule(self._step + shown[: inner.end()], shown[inner.end() :])
         self._step += self.text

@@ -319,3 +319,11 @@ def test_a_byte_level_stream_gives_the_decoded_text_whatever_stands_next_to_what
         tokens = [at.randrange(len(tokenizer)) for _ in range(at.randrange(1, 12))]
         stream = TextStream(tokenizer)
         assert "".join(map(stream.push, tokens)) + stream.held == decode(tokenizer, tokens)
+
+
+def test_a_tokenizer_need_not_be_hashable():
+    class Unhashable(Pieces):
+        __hash__ = None
+
+    stream = TextStream(Unhashable("a", "b"))
+    assert [stream.push(token) for token in (1, 0)] == ["b", "a"]
