@@ -172,7 +172,7 @@ class Segmenter:
         self._summary_rule = self._rule = find_rule(steps, "paragraph")
         # What a response without opening marker is; it may then end with the closing marker of any of the pairs.
         self._unmarked = "thinking" if self._pairs and format != "auto" else "summary"
-        self._question_tokens = question_tokens
+        self.question_tokens = question_tokens
         self._stream = TextStream(tokenizer)
         self._tokens = 0
         self._next: str | None = "question"  # the segment that the next token opens, whatever it says
@@ -200,7 +200,7 @@ class Segmenter:
         return self._read_step(shown, opened)
 
     def fork(self) -> "Segmenter":
-        """An independent copy in the same state, for another continuation of the same tokens."""
+        """An independent copy in the same state, for another continuation; what is known of tokens' texts is shared."""
         other = copy.copy(self)
         other._stream = self._stream.fork()
         return other
@@ -216,8 +216,8 @@ class Segmenter:
 
     def _read_question(self, shown: str) -> str | None:
         """Look for the opening marker. The segment that this token opens, when the response shows there is none."""
-        before = 0 if self._question_tokens is None else self._question_tokens - self._tokens
-        if self._question_tokens is None:
+        before = 0 if self.question_tokens is None else self.question_tokens - self._tokens
+        if self.question_tokens is None:
             self._seen += self.text
             found = [(at, pair) for pair in self._pairs if (at := find_marker(pair[0], self._seen))]
             if found:

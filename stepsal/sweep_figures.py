@@ -195,11 +195,12 @@ def compute(folder: Path, sampled: Path | None = None) -> Made:
 def _token_costs(table: DataFrame) -> str:
     """What a token costs under each setting, the baseline's being 1; of many settings the least and the most."""
     treated = table.iloc[1:]
+    low, high = treated["cost"].min(), treated["cost"].max()
+    noise = " (no part takes work away: what is below 1 shows how far the measure is off);" if low < 1 else ";"
     if len(treated) > _MOST_LINES + 2:
-        low, high = treated["cost"].min(), treated["cost"].max()
-        return f" a token costs {low:.2f} to {high:.2f} of the baseline's;"
+        return f" a token costs {low:.2f} to {high:.2f} of the baseline's{noise}"
     said = ", ".join(f"{row['cost']:.2f} ({row['label']})" for row in treated.to_dict("records"))
-    return f" a token costs, of the baseline's, {said};"
+    return f" a token costs, of the baseline's, {said}{noise}"
 
 
 def _same_model(folder: Path, results: Results, sampled: Path, voting: Results) -> None:
