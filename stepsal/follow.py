@@ -231,9 +231,8 @@ class Block:
 class _Row:
     """One sequence of the batch."""
 
-    def __init__(self, segmenter: Segmenter, question_tokens: int | None) -> None:
+    def __init__(self, segmenter: Segmenter) -> None:
         self.segmenter = segmenter
-        self.segmenter.question_tokens = question_tokens
         self.step = NONE
         self.held = 0  # tokens of the open step
         self.ended = False  # the last token ends a sequence
@@ -244,7 +243,8 @@ class Follower:
     """The state of one batch of sequences, made anew whenever a new sequence begins."""
 
     def __init__(self, tokenizer: Tokenizer, format: FormatSpec, steps: StepsSpec, ends: frozenset[int]) -> None:
-        self._unread = Segmenter(tokenizer, format, steps)  # rows begin with copies of it
+        self._segmenter = partial(Segmenter, tokenizer, format, steps)
+        self._segmenter()  # an unknown format or rule is refused here
         self.question_tokens: Sequence[int] | None = None  # of each row of the sequences that begin next
         self._ends = ends
         self._rows: list[_Row] = []
@@ -263,7 +263,7 @@ class Follower:
         """
         batch, length, keys = visible.shape
         if keys == length:
-            self._rows, self._end = [_Row(self._unread.fork(), given) for given in self._questions(batch)], 0
+            self._rows, self._end = [_Row(self._segmenter(given)) for given in self._questions(batch)], 0
             self._waiting = []
         self._check_cache(batch, length, keys, slides)
         own = visible.diagonal(keys - length, -2, -1)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Any, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 from stepsal.formats import (
     FormatSpec,
@@ -58,19 +59,15 @@ def _decoder(tokenizer: Tokenizer) -> Callable[[list[int]], str]:
 
 
 def _backend(tokenizer: Any) -> Any:
-    """The Rust tokenizer that a Hugging Face class adds nothing to when it decodes; None for any other."""
     from transformers import PreTrainedTokenizerFast as Plain
 
-    kind = type(tokenizer)
-    plain = isinstance(tokenizer, Plain) and kind.decode is Plain.decode and kind._decode is Plain._decode
+    plain = isinstance(tokenizer, Plain) and _same(type(tokenizer), Plain, "decode", "_decode")
     return tokenizer.backend_tokenizer if plain else None
 
 
 class _WholeTexts(dict[int, str | None]):
-    """Token -> its text wherever it stands, or None where that depends on its neighbours.
-
-    Only the tokens of a byte-level tokenizer are bytes one after the other; of those, only whole characters stand alone.
-    """
+    """The text of a token wherever it stands, if it has one: of a byte-level tokenizer, whose tokens are bytes one after
+    the other, and where those are whole characters."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         backend = _backend(tokenizer)
@@ -83,6 +80,20 @@ class _WholeTexts(dict[int, str | None]):
         return self[token]
 
 
+# Kept as long as the tokenizer: a batch's rows share them, and so do the batches after it (2 % of decoding at batch 16).
+_whole_texts: WeakKeyDictionary[Any, _WholeTexts] = WeakKeyDictionary()
+
+
+def _whole_texts_of(tokenizer: Tokenizer) -> _WholeTexts:
+    if _backend(tokenizer) is None:  # anything: perhaps not hashable
+        return _WholeTexts(tokenizer)
+    return _whole_texts.setdefault(tokenizer, _WholeTexts(tokenizer))
+
+
+def _same(kind: type, other: type, *methods: str) -> bool:
+    return all(getattr(kind, name) is getattr(other, name) for name in methods)
+
+
 class TextStream:
     """The text of a token sequence, as far as each token makes it final.
 
@@ -92,7 +103,7 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._decode = _decoder(tokenizer)
-        self._whole = _WholeTexts(tokenizer)
+        self._whole = _whole_texts_of(tokenizer)
         self._window: list[int] = []
         self._final = ""  # the window's text that was given out
         self.held = ""
@@ -172,7 +183,7 @@ class Segmenter:
         self._summary_rule = self._rule = find_rule(steps, "paragraph")
         # What a response without opening marker is; it may then end with the closing marker of any of the pairs.
         self._unmarked = "thinking" if self._pairs and format != "auto" else "summary"
-        self.question_tokens = question_tokens
+        self._question_tokens = question_tokens
         self._stream = TextStream(tokenizer)
         self._tokens = 0
         self._next: str | None = "question"  # the segment that the next token opens, whatever it says
@@ -200,7 +211,7 @@ class Segmenter:
         return self._read_step(shown, opened)
 
     def fork(self) -> "Segmenter":
-        """An independent copy in the same state, for another continuation; what is known of tokens' texts is shared."""
+        """An independent copy in the same state, for another continuation of the same tokens."""
         other = copy.copy(self)
         other._stream = self._stream.fork()
         return other
@@ -216,8 +227,8 @@ class Segmenter:
 
     def _read_question(self, shown: str) -> str | None:
         """Look for the opening marker. The segment that this token opens, when the response shows there is none."""
-        before = 0 if self.question_tokens is None else self.question_tokens - self._tokens
-        if self.question_tokens is None:
+        before = 0 if self._question_tokens is None else self._question_tokens - self._tokens
+        if self._question_tokens is None:
             self._seen += self.text
             found = [(at, pair) for pair in self._pairs if (at := find_marker(pair[0], self._seen))]
             if found:
@@ -278,7 +289,7 @@ class Segmenter:
         if boundary:
             self._begin(self.segment)
             opened = self.segment
-        if not blank:
+        if not blank and len(shown) > 2:
             for inner in _INNER.finditer(shown):
                 self._due = self._due or self._rule(self._step + shown[: inner.end()], shown[inner.end() :])
         self._step += self.text
