@@ -29,7 +29,7 @@ sweeps: $(STAMP)  ## StepFlow on the bundled reasoner: every table and figure of
 	$(BIN)/python figures/strength.py build/select
 	$(BIN)/python figures/grid.py build/layers_heads
 	$(BIN)/python figures/compute.py build/compute build/sampled
-	$(BIN)/python -m stepsal.reasoner.mend --out build/mend
+	$(BIN)/python -m experiments.planted_failures --out build/mend
 	$(BIN)/python figures/before_after.py build/mend/planted.safetensors build/mend/mended.safetensors
 
 test: $(STAMP)  ## the suite, docstring examples included; offline, CPU (about 5 minutes)
@@ -40,7 +40,7 @@ test-slow: $(STAMP)  ## what else CI runs: the notebooks, a Ray cluster
 
 test-tl3: $(STAMP3)  ## saliency and interventions on HookedTransformers: TransformerLens 3.9, in .venv-tl3 (about 3 minutes)
 	OMP_NUM_THREADS=1 $(BIN3)/python -m pytest $(WORKERS) -m "not slow and not bridge" \
-	  tests/test_influence.py tests/test_stepflow.py tests/test_diagnosis.py tests/test_tl3.py
+	  tests/saliency/test_influence.py tests/interventions tests/diagnosis/test_diagnosis.py tests/models/test_hooked_transformer.py
 
 support: $(STAMP)  ## docs/support.md's table: every family through the conformance suite (about 3 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/conformance.py

@@ -90,7 +90,7 @@ def measure(name: str, batch: int, context: int | None, timed: int, runs: int) -
     import torch
 
     import stepsal
-    from stepsal import host
+    from stepsal.models import host
 
     torch.set_num_threads(THREADS)
     plain, ours = (stepsal.load_model(name or None) for _ in range(2))

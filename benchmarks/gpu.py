@@ -141,7 +141,7 @@ def decoding(given: Plan, batch: int) -> dict[str, float]:
     from decoding import texts
 
     import stepsal
-    from stepsal import host
+    from stepsal.models import host
 
     model = bridge(given.sizes, given.device)
     tokens, mask = (each.to(given.device) for each in texts(batch, None))
@@ -173,7 +173,7 @@ def measure(given: Plan, run: Any) -> dict[str, float]:
     """Median seconds after a warm-up, and the most memory held: the device's, or on a CPU the process's."""
     import torch
 
-    from stepsal.memory import peak_bytes
+    from stepsal.models.memory import peak_bytes
 
     cuda = given.device.startswith("cuda")
     seconds = []
@@ -197,8 +197,9 @@ CASES = {"saliency": saliency, "floor": floor, "decoding": decoding}
 def estimate(given: Plan, length: int) -> dict[str, float]:
     import torch
 
-    from stepsal import host, influence
-    from stepsal.attention import in_float32
+    from stepsal.models import host
+    from stepsal.saliency import influence
+    from stepsal.saliency.attention import in_float32
 
     model = bridge(given.sizes, "meta")
     chunk = max(16, min(influence.MAX_CHUNK["cuda"], influence.ENOUGH_PAIRS // length, length - 1))

@@ -6,10 +6,10 @@ Columns:
 
 - bfloat16, float16: `load_model(dtype=...)`, everything as it is used.
 - weights alone: float32 arithmetic on weights rounded to bfloat16: what no arithmetic could mend.
-- scores rounded too: bfloat16 without float32 attention (`stepsal.attention`).
+- scores rounded too: bfloat16 without float32 attention (`stepsal.saliency.attention`).
 
 The last line counts rows of the float16 maps (layer, query position) that lost all their influence to underflow, with and
-without a scale for each row (`stepsal.influence.row_scales`).
+without a scale for each row (`stepsal.saliency.influence.row_scales`).
 """
 
 import argparse
@@ -22,8 +22,9 @@ from unittest import mock
 import torch
 
 import stepsal
-from stepsal import Step, StepMap, Trace, influence, step_saliency
+from stepsal import Step, StepMap, Trace, step_saliency
 from stepsal.reasoner.problems import make_problems
+from stepsal.saliency import influence
 
 
 def errors(found: Sequence[StepMap], expected: Sequence[StepMap]) -> tuple[list[float], list[float]]:

@@ -29,13 +29,13 @@ def measure(workers: int, threads: int, count: int, tokens: int | None = None) -
     import torch
 
     import stepsal
-    from stepsal.questions import grade_answer
-    from stepsal.sweep import _Crew, _run_round
-    from stepsal.sweep_config import read_config
-    from stepsal.sweep_plan import load_questions
-    from stepsal.sweep_progress import Progress, Scores
-    from stepsal.sweep_rows import SweepFolder
-    from stepsal.sweep_settings import Setting, next_round
+    from stepsal.generation.questions import grade_answer
+    from stepsal.sweeps.config import read_config
+    from stepsal.sweeps.plan import load_questions
+    from stepsal.sweeps.progress import Progress, Scores
+    from stepsal.sweeps.run import _Crew, _run_round
+    from stepsal.sweeps.settings import Setting, next_round
+    from stepsal.sweeps.store import SweepFolder
 
     torch.set_num_threads(threads)
     given: dict[str, Any] = {

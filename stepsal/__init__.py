@@ -1,21 +1,18 @@
 """stepsal: step-to-step saliency maps of reasoning models. The names below are in the order of the data flow."""
 
-__version__ = "0.1.0"
-
+from stepsal import formats as formats
 from stepsal import plot
-from stepsal.choose import Bands, choose_layers
-from stepsal.comparison import Comparison, compare
-from stepsal.diagnosis import Diagnosis, Verdict, diagnose
+from stepsal import reasoner as reasoner
+from stepsal._version import __version__ as __version__
+from stepsal.diagnosis.bands import Bands, choose_layers
+from stepsal.diagnosis.comparison import Comparison, compare
+from stepsal.diagnosis.diagnosis import Diagnosis, Verdict, diagnose
+from stepsal.diagnosis.metrics import lock_in, thinking_to_summary
 from stepsal.errors import FileError, InputError, NumericalError, StepsalError, UnsupportedModelError
-from stepsal.folder import save_step_maps
-from stepsal.generation import generate
-from stepsal.influence import step_saliency, token_influence
-from stepsal.intervene import intervene
-from stepsal.loading import load_model, load_tokenizer
-from stepsal.metrics import lock_in, thinking_to_summary
-from stepsal.paired import Paired, paired
-from stepsal.report import report
-from stepsal.stepflow import (
+from stepsal.generation.generate import generate
+from stepsal.html_report.report import report
+from stepsal.interventions.intervene import intervene
+from stepsal.interventions.stepflow import (
     NoiseMomentum,
     OddsEqualBridge,
     RandomBridge,
@@ -24,10 +21,14 @@ from stepsal.stepflow import (
     StepMomentum,
     stepflow,
 )
-from stepsal.stepmap import StepMap
-from stepsal.sweep import sweep
-from stepsal.trace import Step, Trace
-from stepsal.trace_files import read_traces, write_traces
+from stepsal.models.loading import load_model, load_tokenizer
+from stepsal.saliency.folder import save_step_maps
+from stepsal.saliency.influence import step_saliency, token_influence
+from stepsal.saliency.stepmap import StepMap
+from stepsal.statistics.paired import Paired, paired
+from stepsal.sweeps.run import sweep
+from stepsal.traces.files import read_traces, write_traces
+from stepsal.traces.trace import Step, Trace
 
 __all__ = [
     "Bands",

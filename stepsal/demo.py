@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from einops import reduce
 
+from experiments.evaluate_reasoner import solve
 from stepsal import plot
-from stepsal.diagnosis import Diagnosis, diagnose
-from stepsal.figures import draw_maps, save_example
+from stepsal.diagnosis.diagnosis import Diagnosis, diagnose
+from stepsal.figures.maps import draw_maps, save_example
 from stepsal.files import atomic_path
-from stepsal.folder import save_step_maps
-from stepsal.influence import token_influence
-from stepsal.loading import load_model
-from stepsal.reasoner.evaluate import solve
-from stepsal.stepmap import StepMap
-from stepsal.trace import Trace
-from stepsal.trace_files import write_traces
+from stepsal.models.loading import load_model
+from stepsal.saliency.folder import save_step_maps
+from stepsal.saliency.influence import token_influence
+from stepsal.saliency.stepmap import StepMap
+from stepsal.traces.files import write_traces
+from stepsal.traces.trace import Trace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -20,10 +20,11 @@ from reference import apply_rule, groups_of_row, influence_by_separate_passes, l
 from torch.nn.functional import cross_entropy
 
 import stepsal
-from stepsal import Trace, UnsupportedModelError, host
-from stepsal.intervene import intervene
-from stepsal.stepflow import OddsEqualBridge, StepMomentum, stepflow
-from stepsal.support import check_supported
+from stepsal import Trace, UnsupportedModelError
+from stepsal.interventions.intervene import intervene
+from stepsal.interventions.stepflow import OddsEqualBridge, StepMomentum, stepflow
+from stepsal.models import host
+from stepsal.models.support import check_supported
 
 QUESTION = [{"role": "user", "content": "Facts: m = k + 25. k = 37.\nStart at k. What is m?"}]
 TEXTS = (

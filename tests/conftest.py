@@ -14,7 +14,7 @@ from hooked import TL3, load_hooked
 from hypothesis import settings
 
 import stepsal
-from stepsal.host import BUNDLED
+from stepsal.models.host import BUNDLED
 
 settings.register_profile("stepsal", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("stepsal")
@@ -76,7 +76,7 @@ def reasoner():
 @pytest.fixture(scope="session")
 def reasoner_traces(reasoner):
     """Real traces: the bundled model's own answers to test problems."""
-    from stepsal.reasoner.evaluate import solve
+    from experiments.evaluate_reasoner import solve
 
     return solve(stepsal.load_model() if TL3 else reasoner, 12, length=3, progress=False)
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from stepsal import Step, StepMap
+from stepsal import Step, StepMap, Trace
 
 
 def unchecked(function):
@@ -40,3 +40,21 @@ def random_map(segments: str, sizes: list[int], layers: int = 2, heads: int = 3,
     generator = torch.Generator().manual_seed(seed)
     n = len(sizes)
     return make_map(segments, sizes, torch.rand(layers, heads, n, n, generator=generator) + 0.01, **meta)
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest error in any layer, relative to that layer's largest value."""
+    error = (found - expected).abs().flatten(1).amax(1)
+    return float((error / expected.abs().flatten(1).amax(1)).max())
+
+
+def random_trace(length: int, ends: list[int], vocabulary: int = 300) -> Trace:
+    """Random tokens, with steps that end at `ends`."""
+    generator = torch.Generator().manual_seed(length)
+    tokens = torch.randint(5, vocabulary, (length,), generator=generator)
+    bounds = [0, *sorted(set(ends) - {0, length}), length]
+    steps = tuple(
+        Step(i, "question" if i == 0 else "thinking", a, b, f"{i}")
+        for i, (a, b) in enumerate(itertools.pairwise(bounds))
+    )
+    return Trace(tokens, steps, "0")

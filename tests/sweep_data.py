@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 
-from stepsal.sweep_rows import SweepFolder
-from stepsal.sweep_settings import Setting
+from stepsal.sweeps.settings import Setting
+from stepsal.sweeps.store import SweepFolder
 
 KINDS = ("wrong premise", "wrong variable", "wrong arithmetic")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import save_tiny
 
-import stepsal.folder
+import stepsal.saliency.folder
 from stepsal import NumericalError, StepMap, UnsupportedModelError, __version__, step_saliency, write_traces
 from stepsal.cli import main
 
@@ -83,7 +83,7 @@ def test_a_broken_line_is_bad_input_and_named_before_any_weights_are_loaded(run,
     def never(*given, **options):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("stepsal.loading.load_model", never)
+    monkeypatch.setattr("stepsal.models.loading.load_model", never)
     first, second = traces_file.read_text().splitlines()
     traces_file.write_text(f"{first}\n\n{second[:50]}\n")
     status, printed, message = run()
@@ -171,7 +171,7 @@ def test_a_failure_while_working_is_another_status(run, monkeypatch):
     def fail(*given, **options):
         raise NumericalError("not finite in layer 1")
 
-    monkeypatch.setattr(stepsal.folder, "step_saliency", fail)
+    monkeypatch.setattr(stepsal.saliency.folder, "step_saliency", fail)
     status, printed, message = run()
     assert (status, printed) == (1, "")
     assert message.endswith("\nstepsal: not finite in layer 1\n")
@@ -181,12 +181,12 @@ def test_a_model_that_is_not_supported_is_bad_input(run, monkeypatch):
     def refuse(model):
         raise UnsupportedModelError("its hook never fires")
 
-    monkeypatch.setattr(stepsal.folder, "check_supported", refuse)
+    monkeypatch.setattr(stepsal.saliency.folder, "check_supported", refuse)
     assert run() == (2, "", "stepsal: its hook never fires\n")
 
 
 def test_the_same_command_goes_on_after_an_interrupt(run, tmp_path, monkeypatch):
-    compute, done = stepsal.folder.step_saliency, []
+    compute, done = stepsal.saliency.folder.step_saliency, []
 
     def interrupted(model, trace, **options):
         if trace.id == "two" and not done:
@@ -194,7 +194,7 @@ def test_the_same_command_goes_on_after_an_interrupt(run, tmp_path, monkeypatch)
             raise KeyboardInterrupt
         return compute(model, trace, **options)
 
-    monkeypatch.setattr(stepsal.folder, "step_saliency", interrupted)
+    monkeypatch.setattr(stepsal.saliency.folder, "step_saliency", interrupted)
     status, _, message = run()
     assert status == 1
     assert message.endswith("stepsal: interrupted; what is finished is kept, and the same command goes on from there\n")

@@ -7,7 +7,7 @@ import torch
 from stepsal import StepMap, diagnose, lock_in, read_traces, step_saliency, thinking_to_summary
 from stepsal.cli import main
 from stepsal.demo import draw, layer_table
-from stepsal.figures import load_example
+from stepsal.figures.maps import load_example
 
 
 @pytest.fixture(scope="module")

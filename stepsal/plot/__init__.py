@@ -1,6 +1,6 @@
 """Pictures: data and an `Axes` in, the `Axes` out. No files, no global style, nothing computed that is not shown."""
 
-from stepsal.metrics import LABELS
+from stepsal.diagnosis.metrics import LABELS
 from stepsal.plot.canvas import style
 from stepsal.plot.circuits import step_heads
 from stepsal.plot.maps import answer_rows, log_scale, map_values, step_map, token_map

@@ -4,7 +4,7 @@ from html import escape
 
 from stepsal.errors import InputError
 from stepsal.plot.maps import map_values
-from stepsal.stepmap import StepMap
+from stepsal.saliency.stepmap import StepMap
 
 
 class Html:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from stepsal.errors import InputError
 from stepsal.plot.canvas import new_axes
-from stepsal.stepmap import StepMap
-from stepsal.trace import Step
+from stepsal.saliency.stepmap import StepMap
+from stepsal.traces.trace import Step
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -162,7 +162,7 @@ def map_values(
     stepmap: StepMap, layer: int | str | Sequence[int], head: int | None, measure: str
 ) -> Float[Tensor, "query_step key_step"]:
     """The numbers that `step_map` draws: the chosen measure, averaged over the chosen layers and heads."""
-    from stepsal.layers import band
+    from stepsal.models.layers import band
 
     if measure not in ("density", "share"):
         raise InputError(f"unknown measure {measure!r}: expected 'density' or 'share'")

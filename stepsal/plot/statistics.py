@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from einops import rearrange, reduce
 
-from stepsal.comparison import Comparison
-from stepsal.diagnosis import Diagnosis, check_alike
+from stepsal.diagnosis.comparison import Comparison
+from stepsal.diagnosis.diagnosis import Diagnosis, check_alike
+from stepsal.diagnosis.metrics import LABELS, METRICS
 from stepsal.errors import InputError
-from stepsal.metrics import LABELS, METRICS
 from stepsal.plot.canvas import COLOURS, MARKERS, new_axes
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def depth_profile(
 
     Args:
         diagnosis: one, several, or such groups by name (`{"correct": ..., "wrong": ...}`).
-        metric: a name in `stepsal.metrics.METRICS`.
+        metric: a name in `stepsal.diagnosis.metrics.METRICS`.
         ax: where to draw; by default a new figure.
 
     Raises:
@@ -85,7 +85,7 @@ def heads(
 
     Args:
         diagnosis: one or several.
-        metric: a name in `stepsal.metrics.METRICS`.
+        metric: a name in `stepsal.diagnosis.metrics.METRICS`.
         limits: ends of the colour scale; by default the smallest and largest value.
         ax: where to draw; by default a new figure.
 
@@ -131,7 +131,7 @@ def comparison(comparison: Comparison, *, metric: str = "lock_in", ax: Axes | No
 
     Args:
         comparison: from `compare`.
-        metric: a name in `stepsal.metrics.METRICS`.
+        metric: a name in `stepsal.diagnosis.metrics.METRICS`.
         ax: where to draw; by default a new figure.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Pictures of a sweep: effects of settings, heads, strengths, compute, chain lengths. The numbers: `stepsal.sweep_derived`."""
+"""Pictures of a sweep: effects of settings, heads, strengths, compute, chain lengths. The numbers: `stepsal.ablation.effects`."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from stepsal.ablation.arms import CONTROL_OF, PART_LABELS, STRENGTHS
+from stepsal.ablation.effects import HeadPanel, StrengthLine
+from stepsal.ablation.results import Results
 from stepsal.errors import InputError
 from stepsal.plot.canvas import COLOURS, MARKERS, new_axes
-from stepsal.sweep_arms import CONTROL_OF, PART_LABELS, STRENGTHS
-from stepsal.sweep_derived import HeadPanel, StrengthLine
-from stepsal.sweep_results import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +38,7 @@ def sweep(results: "DataFrame | Results", *, ax: Axes | None = None) -> Axes:
 
     >>> import tempfile
     >>> from stepsal import plot
-    >>> from stepsal.sweep import sweep
+    >>> from stepsal.sweeps.run import sweep
     >>> config = {"problems": {"count": 2}, "decoding": {"max_new_tokens": 2}, "grid": {"parts": "oeb"}}
     >>> plot.sweep(sweep(config, out=tempfile.mkdtemp(), workers=1, progress=False)).get_xlabel()
     'accuracy difference (points)'
@@ -74,7 +74,7 @@ def sweep_heads(panel: HeadPanel, *, limit: float | None = None, colorbar: bool 
     where there is room.
 
     Args:
-        panel: one of `stepsal.sweep_derived.head_panels(results)`.
+        panel: one of `stepsal.ablation.effects.head_panels(results)`.
         limit: the end of the colour scale in points, on both sides; by default the largest difference.
         colorbar: draw the scale beside the map.
         ax: where to draw; by default a new figure.
@@ -139,7 +139,7 @@ def sweep_strengths(lines: Sequence[StrengthLine], *, ax: Axes | None = None) ->
     Filled: p < 0.05, corrected by Holm over the points drawn.
 
     Args:
-        lines: of one strength, from `stepsal.sweep_derived.strength_lines(results, "tau_max")`, or `"alpha"`.
+        lines: of one strength, from `stepsal.ablation.effects.strength_lines(results, "tau_max")`, or `"alpha"`.
         ax: where to draw; by default a new figure.
 
     Raises `InputError`: no lines.
@@ -181,8 +181,8 @@ def sweep_compute(costs: DataFrame, votes: DataFrame, *, ax: Axes | None = None)
     """Draw accuracy against compute: settings as points, and the baseline with more samples (self-consistency) as a line.
 
     Args:
-        costs: `stepsal.sweep_derived.costs(results)`.
-        votes: `stepsal.sweep_votes.self_consistency(results)`.
+        costs: `stepsal.ablation.effects.costs(results)`.
+        votes: `stepsal.ablation.votes.self_consistency(results)`.
         ax: where to draw; by default a new figure.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator
@@ -219,7 +219,7 @@ def sweep_lengths(table: DataFrame, others: DataFrame | None = None, *, ax: Axes
     """Draw accuracy by chain length, a line for each setting, with 95 % intervals. Filled: differs from the baseline, p < 0.05.
 
     Args:
-        table: `stepsal.sweep_derived.by_length(results, arms)`, of up to seven settings, the baseline first.
+        table: `stepsal.ablation.effects.by_length(results, arms)`, of up to seven settings, the baseline first.
         others: the same of settings to draw as thin grey lines without a name.
         ax: where to draw; by default a new figure.
 

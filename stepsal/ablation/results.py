@@ -1,0 +1,224 @@
+"""What the rows of a sweep say of each setting: its answers, and the paired difference to the baseline.
+
+In: the rows that `stepsal.sweep` returns (`results.parquet`). Out: `Results`. No model is loaded. What else tables and figures
+show is made of them in `stepsal.ablation.effects` and `stepsal.ablation.votes`.
+
+1. A setting's answers become an array `problem answer` (an answer per seed and sample), the same problems in each setting.
+2. Every comparison is `stepsal.paired` of a setting with the baseline, its p corrected by Holm over the tests shown together.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped
+
+from stepsal.ablation.arms import CONTROL_OF, Arm, label_arms
+from stepsal.errors import FileError, InputError
+from stepsal.statistics.paired import holm, paired, wilson
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+else:  # imported where used: it takes a while
+    DataFrame = Any
+
+
+class Results:
+    """The answers of a sweep by setting: the baseline first, controls last.
+
+    Raises `InputError`: rows that lack a column, the baseline, or problems that another setting has; or a unit twice.
+
+    `config`: the sweep's config.json, where it is known.
+    """
+
+    def __init__(self, rows: DataFrame, config: Mapping[str, Any] | None = None) -> None:
+        self.config: Mapping[str, Any] = config or {}
+        wanted = {"setting_id", "setting", "part", "parts", "problem", "seed", "sample", "correct"}
+        if missing := sorted(wanted - set(rows.columns)):
+            raise InputError(
+                f"the rows have no column {missing[0]!r}: give what `stepsal.sweep` returns, or results.parquet"
+            )
+        groups = {str(name): group for name, group in rows.groupby("setting_id", sort=False)}
+        first = {name: group.iloc[0] for name, group in groups.items()}
+        baselines = [name for name, row in first.items() if row["part"] == "none"]
+        if len(baselines) != 1:
+            raise InputError(
+                f"{len(baselines)} baselines among {len(first)} settings: give the rows of one sweep, its baseline included"
+            )
+        order = sorted(first, key=lambda name: (name not in baselines, first[name]["part"] in CONTROL_OF))
+        self.arms = label_arms([first[name] for name in order])
+        self._frames: dict[str, DataFrame] = {}
+        for arm in self.arms:
+            frame = groups[arm.id].set_index(["problem", "seed", "sample"]).sort_index()
+            if not frame.index.is_unique:
+                raise InputError(
+                    f"setting {arm.name!r} has two rows of {frame.index[frame.index.duplicated()][0]}: give one sweep's rows"
+                )
+            if not frame.index.equals(self._frames.get(self.arms[0].id, frame).index):
+                raise InputError(
+                    f"setting {arm.name!r} has other problems or samples than the baseline: the same are needed"
+                )
+            self._frames[arm.id] = frame
+        index = self._frames[self.arms[0].id].index
+        self.problems: list[str] = list(dict.fromkeys(index.get_level_values("problem")))
+        self.n = len(self.problems)
+        if len(set(Counter(index.get_level_values("problem")).values())) > 1:
+            raise InputError("some problems have more answers than others: give the rows of one finished sweep")
+        self.samples = len(index) // self.n
+
+    @classmethod
+    def of(cls, rows: "DataFrame | Results") -> "Results":
+        return rows if isinstance(rows, Results) else cls(rows)
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "Results":
+        """Raises `FileError` where there is no results.parquet, or what is no table."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from stepsal.sweeps.store import schema
+
+        path = Path(folder) / "results.parquet"
+        if not path.exists():
+            begun = (Path(folder) / "config.json").exists()
+            fix = "it is not finished: run the same command again" if begun else "make it with `stepsal sweep`"
+            raise FileError(f"there is no {path}: {fix}")
+        try:
+            there = pq.read_schema(path).names  # rows of an older version lack cpu_seconds
+            table = pq.read_table(path, columns=[name for name in schema().names if name != "trace" and name in there])
+        except (OSError, pa.ArrowException) as error:
+            raise FileError(f"{path} is damaged ({error}): delete it, and `stepsal sweep` makes it again") from error
+        try:
+            config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # only captions need it
+            config = {}
+        return cls(table.to_pandas(), config)
+
+    def of_problems(self, names: Sequence[str]) -> "Results":
+        """The same of some of the problems."""
+        import pandas as pd
+
+        rows = pd.concat([frame.reset_index() for frame in self._frames.values()], ignore_index=True)
+        return Results(rows[rows["problem"].isin(names)], self.config)
+
+    @property
+    def adaptive(self) -> bool:
+        """Were settings chosen by the answers of others (forward selection)? False where that is not known."""
+        return self.config.get("config", {}).get("grid", {}).get("shape") == "forward-selection"
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """What the rows say of the model; nothing where they do not."""
+        frame = self._frames[self.baseline.id]
+        said = frame["model"].iloc[0] if "model" in frame else None
+        found: dict[str, Any] = json.loads(said) if said else {}
+        return found
+
+    @property
+    def cost_column(self) -> str | None:
+        """What an answer's cost is measured by: on the CPU processor time, which other work changes little; else the clock.
+
+        None: the CPU's rows have no processor time (they are of an older version).
+        """
+        if str(self.model.get("device", "cpu")).partition(":")[0] != "cpu":
+            return "seconds"
+        known = all("cpu_seconds" in frame and frame["cpu_seconds"].notna().all() for frame in self._frames.values())
+        return "cpu_seconds" if known else None
+
+    @property
+    def baseline(self) -> Arm:
+        return self.arms[0]
+
+    @property
+    def treated(self) -> list[Arm]:
+        return self.arms[1:]
+
+    @property
+    def size(self) -> str:
+        """`240 problems, one answer each`, for captions."""
+        return f"{self.n} problems, {'one answer' if self.samples == 1 else f'{self.samples} answers'} each"
+
+    def values(self, arm: Arm, column: str = "correct") -> Shaped[np.ndarray, "problem answer"]:
+        """A column of a setting's rows, problems in the order of their ids."""
+        if column not in self._frames[arm.id]:
+            raise InputError(f"the rows have no column {column!r}: read them again without leaving it out")
+        return self._frames[arm.id][column].to_numpy().reshape(self.n, self.samples)
+
+    def right(self, arm: Arm) -> Bool[np.ndarray, "problem answer"]:
+        return self.values(arm).astype(bool)
+
+    @property
+    def lengths(self) -> list[int]:
+        """The chain lengths among the problems; none where the problems have no such thing."""
+        values = self.values(self.baseline, "length")[:, 0]
+        return sorted({int(each) for each in values if each == each and each is not None})
+
+    def of_length(self, length: int) -> Bool[np.ndarray, "problem"]:
+        found: Bool[np.ndarray, problem] = self.values(self.baseline, "length")[:, 0] == length
+        return found
+
+    @cached_property
+    def effects(self) -> DataFrame:
+        """A row per setting: accuracy, the paired difference to the baseline, tokens and seconds of an answer."""
+        rows = []
+        for arm in self.arms:
+            about = {"id": arm.id, "setting": arm.name, "part": arm.part, "label": arm.label, "control": arm.control}
+            means = {name: float(self.values(arm, name).astype(float).mean()) for name in ("tokens", "seconds")}
+            rows.append(
+                about | compare_answers(self.right(self.baseline), self.right(arm), arm is self.baseline) | means
+            )
+        return corrected(rows)
+
+    def some_effects(self, arms: Sequence[Arm]) -> DataFrame:
+        """`effects` of some settings, corrected over those."""
+        table = self.effects.set_index("id", drop=False).loc[[arm.id for arm in arms]]
+        return corrected(table.reset_index(drop=True).to_dict("records"))
+
+
+def accuracy_interval(per_problem: Float[np.ndarray, "problem"], answers: int) -> tuple[float, float, float]:
+    """Mean accuracy and its 95 % interval over problems: Wilson's for one answer each, else normal.
+
+    >>> [round(each, 3) for each in accuracy_interval(np.array([1.0, 1.0, 0.0, 1.0]), 1)]
+    [0.75, 0.301, 0.954]
+    """
+    n, mean = len(per_problem), float(per_problem.mean())
+    deviation = float(per_problem.std(ddof=1)) if n > 1 else 0.0
+    if answers == 1 and np.isin(per_problem, (0.0, 1.0)).all():
+        return (mean, *wilson(round(per_problem.sum()), n))
+    if deviation == 0:  # nothing varies: what Wilson's interval leaves open
+        low, high = wilson(round(mean * n), n)
+        return mean, min(low, mean), max(high, mean)
+    margin = 1.96 * deviation / math.sqrt(n)
+    return mean, max(0.0, mean - margin), min(1.0, mean + margin)
+
+
+def compare_answers(
+    before: Bool[np.ndarray, "problem answer"], after: Bool[np.ndarray, "problem answer"], same: bool
+) -> dict[str, Any]:
+    """`same`: it is the baseline itself, which has no difference."""
+    accuracy, low, high = accuracy_interval(after.mean(1), after.shape[1])
+    found: dict[str, Any] = {"n": len(after), "accuracy": accuracy, "accuracy_low": low, "accuracy_high": high}
+    if same:
+        return found | dict.fromkeys(("difference", "low", "high", "gained", "lost", "p"), math.nan)
+    result = paired(before, after)
+    return found | {name: getattr(result, name) for name in ("difference", "low", "high", "gained", "lost", "p")}
+
+
+def corrected(rows: Sequence[Mapping[Any, Any]]) -> DataFrame:
+    """A table, with p corrected over its tests."""
+    ps = np.array([row["p"] for row in rows], dtype=float)
+    adjusted = np.full(len(rows), math.nan)
+    tested = ~np.isnan(ps)
+    adjusted[tested] = holm(ps[tested])
+    return as_table([{**row, "p_corrected": float(p)} for row, p in zip(rows, adjusted, strict=True)])
+
+
+def as_table(rows: Sequence[Mapping[Any, Any]]) -> DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(list(rows))

@@ -1,0 +1,254 @@
+"""Correct against wrong traces: what differs, by how much, how sure we are, and what else could explain it.
+
+In: two groups of step maps (or diagnoses). Out: a `Comparison`, one row per metric and layer. The trace is the unit of
+sampling: layers and heads of one trace are never counted as independent.
+
+1. Per metric and layer, over the traces that have a value: both means, their difference (wrong - correct), Cliff's delta, and
+   the area under the ROC curve of "a high value means wrong" (`delta = 2 AUC - 1`).
+2. Intervals by bootstrap, p by permutation, corrected over layers: `stepsal.statistics.resampling`.
+3. Controls: the same rows for pairs of traces matched on their number of steps and, within 10 %, of tokens (one to one, by
+   scipy's optimal assignment), since wrong traces are often longer; and for what the metrics would be if influence depended
+   on distance alone (`metrics.position_only`).
+
+Source: method.md section 4.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from stepsal.diagnosis.diagnosis import Diagnosis, check_alike, diagnose
+from stepsal.diagnosis.metrics import LABELS
+from stepsal.errors import FileError, InputError
+from stepsal.saliency.stepmap import StepMap
+from stepsal.statistics.resampling import Columns, statistics
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+else:  # imported where used: it takes a while
+    DataFrame = Any
+
+LENGTH_TOLERANCE = 0.1
+_FORMAT = "stepsal comparison 1"
+_TABLES = ("table", "matched", "position_only")
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Two groups of traces, compared.
+
+    Attributes:
+        table: a row per metric and layer (no layer for what a trace has one of): `correct`, `wrong` (means),
+            `n_correct`, `n_wrong`, `difference` with `low` and `high` (95 %), `cliffs_delta`, `auc` with `auc_low` and
+            `auc_high`, `p`, `p_corrected`.
+        matched: the same for the traces of `pairs`. Empty where fewer than two could be paired.
+        position_only: the same, had influence depended on distance alone; the decays and lengths are not in it.
+        pairs: indices (correct, wrong) of the matched traces.
+        meta: the numbers of traces, resamples, the seed, the versions, and what the maps have in common.
+    """
+
+    table: DataFrame
+    matched: DataFrame
+    position_only: DataFrame
+    pairs: tuple[tuple[int, int], ...]
+    meta: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return (
+            f"Comparison({self.meta['correct']} correct, {self.meta['wrong']} wrong, {len(self.pairs)} matched pairs)"
+        )
+
+    def to_dataframe(self) -> DataFrame:
+        """All three tables in one; the column `control` says which: `none`, `matched` or `position only`."""
+        import pandas as pd
+
+        parts = {"none": self.table, "matched": self.matched, "position only": self.position_only}
+        frames = [part.assign(control=name) for name, part in parts.items() if len(part)]
+        return pd.concat(frames, ignore_index=True)
+
+    def summary(self) -> str:
+        """Markdown: of each metric the layer that tells wrong from correct best, with its controls."""
+        heads = ["metric", "layer", "correct", "wrong", "difference (95 %)", "AUC (95 %)", "p, corrected"]
+        heads += ["AUC matched (95 %)", "p, corrected", "AUC, distance alone"]
+        lines = [
+            f"{self.meta['correct']} correct and {self.meta['wrong']} wrong traces; {len(self.pairs)} pairs matched on "
+            f"{self.meta['matched_on']}",
+            "",
+            "| " + " | ".join(heads) + " |",
+            "|---" * len(heads) + "|",
+        ]
+        tables = [self._records(name) for name in _TABLES]
+        for metric in dict.fromkeys(name for name, _ in tables[0]):
+            rows = {layer: row for (name, layer), row in tables[0].items() if name == metric and row["auc"] is not None}
+            if not rows:
+                continue
+            layer, best = max(rows.items(), key=lambda item: abs(item[1]["auc"] - 0.5))
+            matched, alone = (table.get((metric, layer)) for table in tables[1:])
+            cells = [
+                LABELS.get(metric, metric),
+                "" if layer is None else str(layer),
+                f"{best['correct']:.3f}",
+                f"{best['wrong']:.3f}",
+                f"{best['difference']:+.3f} ({best['low']:+.3f} to {best['high']:+.3f})",
+                *_auc(best),
+                *_auc(matched),
+                _auc(alone)[0].split(" ")[0],
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join(lines)
+
+    def _records(self, table: str) -> dict[tuple[str, int | None], dict[str, Any]]:
+        """The rows of a table by metric and layer, as JSON has them: None where a value is missing."""
+        records = json.loads(getattr(self, table).to_json(orient="records", double_precision=12))
+        return {(record["metric"], record["layer"]): record for record in records}
+
+    def save(self, path: str | Path) -> None:
+        """Write the comparison as JSON, atomically."""
+        from stepsal.files import atomic_path
+
+        tables = {
+            name: json.loads(getattr(self, name).to_json(orient="records", double_precision=12)) for name in _TABLES
+        }
+        text = json.dumps({"format": _FORMAT, "meta": self.meta, "pairs": self.pairs} | tables, indent=1)
+        with atomic_path(path) as part:
+            part.write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Comparison":
+        """Read a comparison that `save` wrote. Raises `FileError` for anything else."""
+        import pandas as pd
+
+        try:
+            found = json.loads(Path(path).read_text(encoding="utf-8"))
+            if found["format"] != _FORMAT:
+                raise ValueError(f"its format is {found['format']!r}, expected {_FORMAT!r}")
+            tables = {name: pd.DataFrame(found[name]) for name in _TABLES}
+            for table in tables.values():
+                for column in table.columns.drop("metric", errors="ignore"):
+                    table[column] = table[column].astype("Int64" if column == "layer" else float)
+            return cls(pairs=tuple((i, j) for i, j in found["pairs"]), meta=found["meta"], **tables)
+        except FileNotFoundError as error:
+            raise FileError(f"there is no comparison at {path}: make it with `stepsal compare`") from error
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise FileError(f"{path} is not a comparison this version can read ({error}). Make it again.") from error
+
+    def _repr_html_(self) -> str:
+        shown = self.table.assign(metric=self.table["metric"].map(LABELS).fillna(self.table["metric"]))
+        table = shown.to_html(float_format="{:.3f}".format, na_rep="", index=False, max_rows=60)
+        return f"<b>{self.meta['correct']} correct and {self.meta['wrong']} wrong traces</b>{table}"
+
+
+def compare(
+    correct: Sequence[StepMap | Diagnosis],
+    error: Sequence[StepMap | Diagnosis],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Comparison:
+    """Compare the step maps of correct and of wrong traces, per metric and layer, with controls.
+
+    Args:
+        correct, error: maps or diagnoses, made alike (same model, layers, rule and objective).
+        resamples: of the bootstrap, and permutations.
+        seed: of both.
+
+    Raises:
+        InputError: fewer than two traces in a group, too few resamples for a 95 % interval, or maps made differently.
+
+    >>> import torch
+    >>> from stepsal import Step, StepMap, compare
+    >>> steps = tuple(Step(i, s, 2 * i, 2 * i + 2, s) for i, s in enumerate(["question", "thinking", "thinking", "summary"]))
+    >>> pairs = torch.tensor([[3, 0, 0, 0], [4, 3, 0, 0], [4, 4, 3, 0], [2, 2, 2, 1]])
+    >>> maps = [StepMap(torch.rand(8, 3, 4, 4).tril(), pairs, steps, tuple(range(8)), {}) for _ in range(8)]
+    >>> compare(maps[:4], maps[4:], resamples=99)
+    Comparison(4 correct, 4 wrong, 4 matched pairs)
+    """
+    from stepsal._version import __version__
+
+    if resamples < 99:
+        raise InputError(f"resamples={resamples} are too few for 95 % intervals: give at least 99, better 2,000")
+    groups = [[each if isinstance(each, Diagnosis) else diagnose(each) for each in group] for group in (correct, error)]
+    for name, group in zip(("correct", "error"), groups, strict=True):
+        if len(group) < 2:
+            raise InputError(f"{name} holds {len(group)} trace(s): a comparison needs two in each group, better dozens")
+        for each in group:
+            check_alike(groups[0][0], each)
+    columns, values = _values(groups)
+    null_columns, null_values = _position_only(groups)
+    pairs = _match(*groups)
+    return Comparison(
+        table=statistics(columns, values[0], values[1], resamples, seed),
+        matched=statistics(
+            columns,
+            values[0][[i for i, _ in pairs]],
+            values[1][[j for _, j in pairs]],
+            resamples,
+            seed,
+        ),
+        position_only=statistics(null_columns, null_values[0], null_values[1], resamples, seed),
+        pairs=pairs,
+        meta={
+            "correct": len(groups[0]),
+            "wrong": len(groups[1]),
+            "resamples": resamples,
+            "seed": seed,
+            "matched_on": f"the number of steps, and tokens within {LENGTH_TOLERANCE:.0%}",
+            "traces": [[each.meta.get("trace") for each in group] for group in groups],
+            "layers": list(groups[0][0].layers),
+            "stepsal": __version__,
+        }
+        | {key: groups[0][0].meta.get(key) for key in ("model", "model_layers", "rule", "objective")},
+    )
+
+
+def _auc(row: dict[str, Any] | None) -> tuple[str, str]:
+    """A row's AUC with its interval, and its corrected p; empty where there is none."""
+    if row is None or row["auc"] is None:
+        return "", ""
+    return f"{row['auc']:.2f} ({row['auc_low']:.2f} to {row['auc_high']:.2f})", f"{row['p_corrected']:.4f}"
+
+
+def _values(groups: list[list[Diagnosis]]) -> tuple[Columns, list[np.ndarray]]:
+    """Metric and layer of each column; per group an array `trace column`, NaN where a trace has no value."""
+    first = groups[0][0]
+    columns: Columns = [(name, layer) for name in first.profile for layer in first.layers]
+    columns += [(name, None) for name in (*first.decay, "steps", "tokens")]
+    values = [
+        np.array(
+            [
+                [*torch.cat(list(d.profile.values())).tolist(), *d.decay.values(), d.meta["steps"], d.meta["tokens"]]
+                for d in group
+            ],
+            dtype=np.float64,
+        )
+        for group in groups
+    ]
+    return columns, values
+
+
+def _position_only(groups: list[list[Diagnosis]]) -> tuple[Columns, list[np.ndarray]]:
+    first = groups[0][0]
+    columns: Columns = [(name, layer) for name in first.position_only for layer in first.layers]
+    values = [np.array([torch.cat(list(d.position_only.values())).double().numpy() for d in group]) for group in groups]
+    return columns, values
+
+
+def _match(correct: list[Diagnosis], wrong: list[Diagnosis]) -> tuple[tuple[int, int], ...]:
+    """As many one-to-one pairs with equally many steps and nearly equal lengths as there are, of the least difference."""
+    from scipy.optimize import linear_sum_assignment
+
+    steps = [
+        np.array([[d.meta["steps_of"][s] for s in ("thinking", "summary")] for d in group])
+        for group in (correct, wrong)
+    ]
+    tokens = [np.log([float(d.meta["tokens"]) for d in group]) for group in (correct, wrong)]
+    apart = np.abs(tokens[0][:, None] - tokens[1])
+    allowed = (steps[0][:, None] == steps[1]).all(-1) & (apart <= np.log1p(LENGTH_TOLERANCE))
+    forbidden = 1e3  # more than all allowed pairs together could save
+    rows, columns = linear_sum_assignment(np.where(allowed, apart, forbidden))
+    return tuple((int(i), int(j)) for i, j in zip(rows, columns, strict=True) if allowed[i, j])

@@ -1,0 +1,295 @@
+"""Step map -> diagnosis: every metric per layer and head, and a verdict on the paper's two failures with its evidence.
+
+1. Each metric of `stepsal.diagnosis.metrics` per layer and head; per layer, the mean over heads; the decays, per trace.
+2. The same for the map as it would be if influence depended on distance alone (`metrics.position_only`), as a control.
+3. Two verdicts, each a comparison of a band's mean with a reference distribution, named in the verdict:
+
+       shallow lock-in: mean lock_in of the shallow band             > its 95 % quantile, and > 1/2
+       deep decay:      mean thinking_to_summary of the deep band    < its 5 % quantile, and < the middle half's mean
+
+   By default the reference is the trace's own middle half of the layers, a value per head: it says that these layers differ
+   from their neighbours, on this trace. With `reference=` (other traces of the same model, best those known to be right) it
+   is the same band's mean in each of those.
+
+Source: Xu et al. (arXiv 2604.06695), whose diagnosis is by eye; method.md section 4.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stepsal.diagnosis.metrics import LABELS, METRICS, decay_ratio, decay_slope, middle_half, position_only
+from stepsal.errors import InputError
+from stepsal.files import atomic_path
+from stepsal.models.layers import band
+from stepsal.saliency.stepmap import StepMap
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+else:  # imported where used: it takes a while
+    DataFrame = Any
+
+QUANTILE = 0.95
+SMALLEST_REFERENCE = 10
+"""With fewer values a 5 % quantile is little more than the smallest: no verdict."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a failure shows, and why one says so.
+
+    Attributes:
+        failure: `shallow lock-in` or `deep decay`.
+        found: yes or no; None where it cannot be judged, and `reference` says why.
+        layers: the layers of the band that lie beyond the threshold.
+        metric, value: what was judged, averaged over the band and its heads.
+        threshold: the reference distribution's quantile that `value` was held against.
+        reference: that distribution: what it is of, how many values, where from.
+    """
+
+    failure: str
+    found: bool | None
+    layers: tuple[int, ...]
+    metric: str
+    value: float
+    threshold: float
+    reference: str
+
+    def __str__(self) -> str:
+        if self.found is None:
+            return f"{self.failure}: cannot be judged ({self.reference})"
+        where = f" in layers {', '.join(map(str, self.layers))}" if self.layers else ""
+        sign = ">" if (self.value > self.threshold) else "<="
+        return (
+            f"{self.failure}: {'yes' + where if self.found else 'no'} "
+            f"({LABELS[self.metric]} {self.value:.3f} {sign} {self.threshold:.3f}, {self.reference})"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """The statistics of one trace's step map, and the verdicts.
+
+    Attributes:
+        values: each metric by name, `layer head`; NaN where the trace cannot have it.
+        position_only: each metric's mean over heads if influence depended on distance alone, `layer`.
+        decay: `decay_slope` and `decay_ratio` of the mean over heads.
+        layers: the model layer of each index of the `layer` axis.
+        verdicts: on Shallow Lock-in and Deep Decay.
+        meta: the step map's, with the numbers of steps.
+    """
+
+    values: dict[str, Float[Tensor, "layer head"]]
+    position_only: dict[str, Float[Tensor, " layer"]]
+    decay: dict[str, float]
+    layers: tuple[int, ...]
+    verdicts: tuple[Verdict, ...]
+    meta: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Diagnosis({self.meta.get('trace', '')!r}; " + "; ".join(map(str, self.verdicts)) + ")"
+
+    @cached_property
+    def profile(self) -> dict[str, Float[Tensor, " layer"]]:
+        """The depth profile: each metric's mean over heads, by layer."""
+        return {name: values.nanmean(1) for name, values in self.values.items()}
+
+    @property
+    def table(self) -> DataFrame:
+        """A row per layer: each metric's mean over heads."""
+        import pandas as pd
+
+        columns = {name: values.numpy() for name, values in self.profile.items()}
+        return pd.DataFrame(columns, index=pd.Index(self.layers, name="layer"))
+
+    @property
+    def heads(self) -> DataFrame:
+        """A row per layer and head."""
+        import pandas as pd
+
+        n = next(iter(self.values.values())).shape[1]
+        index = pd.MultiIndex.from_product([self.layers, range(n)], names=["layer", "head"])
+        return pd.DataFrame({name: values.flatten().numpy() for name, values in self.values.items()}, index=index)
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        said = "".join(f"<li>{escape(str(verdict))}</li>" for verdict in self.verdicts)
+        table = self.table.rename(columns=LABELS).to_html(float_format="{:.3f}".format, na_rep="missing")
+        return f"<b>Diagnosis of {escape(str(self.meta.get('trace') or 'a trace'))}</b><ul>{said}</ul>{table}"
+
+
+def diagnose(stepmap: StepMap, *, reference: Sequence["StepMap | Diagnosis"] | None = None) -> Diagnosis:
+    """Every metric of a step map per layer and head, and the verdicts on Shallow Lock-in and Deep Decay.
+
+    Args:
+        stepmap: the map, of a rule without signs.
+        reference: other maps (or diagnoses) of the same model, best of traces known to be right, to judge this one against;
+            by default it is judged against its own middle half of the layers.
+
+    Raises:
+        InputError: a map with signed influence; a reference of other layers or another rule or objective.
+
+    >>> from stepsal import Trace, diagnose, load_model, step_saliency
+    >>> model = load_model()
+    >>> trace = Trace.from_text(model.tokenizer, "Facts: k = 37.<think>", "First k = 37.</think>So 37.")
+    >>> diagnose(step_saliency(model, trace)).table["summary_self"].shape
+    (8,)
+    """
+    if (stepmap.mass < 0).any():
+        raise InputError(
+            f"the map holds negative influence (rule {stepmap.meta.get('rule', 'unknown')!r}), of which shares mean nothing. "
+            "Make it with rule='abs'."
+        )
+    layers = stepmap.layers
+    n_layers = model_layers(stepmap)
+    values = {name: function(stepmap) for name, function in METRICS.items()}
+    control = position_only(stepmap)
+    share = values["thinking_to_summary"].nanmean(1)
+    decay = {function.__name__: float(function(share, layers, n_layers)) for function in (decay_slope, decay_ratio)}
+    sizes = {segment: len(stepmap.segment(segment)) for segment in ("question", "thinking", "summary")}
+    meta = stepmap.meta | {"model_layers": n_layers, "steps": len(stepmap.steps), "steps_of": sizes}
+    meta.setdefault("tokens", stepmap.steps[-1].stop)
+    unjudged = Diagnosis(
+        values=values,
+        position_only={name: function(control).nanmean(1) for name, function in METRICS.items()},
+        decay=decay,
+        layers=layers,
+        verdicts=(),
+        meta=meta,
+    )
+    others = (
+        None if reference is None else [each if isinstance(each, Diagnosis) else diagnose(each) for each in reference]
+    )
+    for other in others or ():
+        check_alike(unjudged, other)
+    verdicts = (
+        _judge(unjudged, others, "shallow lock-in", "lock_in", "shallow", high=True),
+        _judge(unjudged, others, "deep decay", "thinking_to_summary", "deep", high=False),
+    )
+    return replace(unjudged, verdicts=verdicts)
+
+
+def model_layers(stepmap: StepMap) -> int:
+    """How many layers the model has (a map may hold some of them only)."""
+    return int(stepmap.meta.get("model_layers", max(stepmap.layers) + 1))
+
+
+def check_alike(one: Diagnosis, other: Diagnosis) -> None:
+    """Raise `InputError` unless two diagnoses can be set side by side."""
+    for key, a, b in (
+        ("layers", one.layers, other.layers),
+        *((key, one.meta.get(key), other.meta.get(key)) for key in ("model", "rule", "objective")),
+    ):
+        if a != b:
+            names = [repr(each.meta.get("trace", "")) for each in (one, other)]
+            raise InputError(
+                f"the maps of traces {names[0]} and {names[1]} differ in {key}: {a!r} and {b!r}. Compare maps that were made "
+                "alike."
+            )
+
+
+def _judge(
+    diagnosis: Diagnosis, others: list[Diagnosis] | None, failure: str, metric: str, name: str, *, high: bool
+) -> Verdict:
+    def verdict(found: bool | None, layers: tuple[int, ...], value: float, threshold: float, source: str) -> Verdict:
+        return Verdict(failure, found, layers, metric, value, threshold, source)
+
+    nan = float("nan")
+    layers, n_layers = diagnosis.layers, diagnosis.meta["model_layers"]
+    inner, outer = middle_half(n_layers), band(name, n_layers)
+    if missing := [layer for layer in (*outer, *inner) if layer not in layers]:
+        return verdict(None, (), nan, nan, f"the map lacks layer {missing[0]}")
+    profile = diagnosis.profile[metric]
+    here = [layers.index(layer) for layer in outer]
+    value = float(profile[here].mean())
+    if torch.isnan(profile[here]).any():
+        return verdict(None, (), nan, nan, f"the trace has no {LABELS[metric]}")
+    if others is None:
+        rows = diagnosis.values[metric][[layers.index(layer) for layer in inner]].flatten()
+        rows = rows[torch.isfinite(rows)]
+        source = f"{len(rows)} heads of the middle layers of this trace"
+        thresholds = _quantile(rows, high).expand(len(outer)) if len(rows) else rows
+        threshold = float(_quantile(rows, high)) if len(rows) else nan
+    else:
+        each = [other.profile[metric][here] for other in others]
+        stack = torch.stack([row for row in each if torch.isfinite(row).all()]) if each else torch.empty(0, len(here))
+        rows = stack.mean(1)
+        source = f"{len(rows)} reference traces"
+        thresholds = _quantile(stack, high) if len(rows) else rows
+        threshold = float(_quantile(rows, high)) if len(rows) else nan
+    if len(rows) < SMALLEST_REFERENCE:
+        return verdict(None, (), value, nan, f"the reference has {len(rows)} values, of at least {SMALLEST_REFERENCE}")
+    quantile = QUANTILE if high else 1 - QUANTILE
+    source = f"{quantile:.0%} quantile of {source}"
+    if high:
+        found = value > threshold and value > 0.5
+        beyond = [layer for layer, row, bound in zip(outer, profile[here], thresholds, strict=True) if row > bound]
+    else:
+        middle = profile[[layers.index(layer) for layer in inner]].nanmean() if inner else torch.tensor(torch.inf)
+        found = value < threshold and value < float(middle)
+        beyond = [layer for layer, row, bound in zip(outer, profile[here], thresholds, strict=True) if row < bound]
+    return verdict(found, tuple(beyond) if found else (), value, threshold, source)
+
+
+def _quantile(values: Float[Tensor, "value *layer"], high: bool) -> Float[Tensor, "*layer"]:
+    return torch.quantile(values.double(), QUANTILE if high else 1 - QUANTILE, dim=0).to(values.dtype)
+
+
+def write_diagnoses(path: str | Path, diagnoses: Sequence[Diagnosis]) -> None:
+    """Write diagnoses as JSONL, a line per trace; missing values are null."""
+
+    def number(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
+    lines = []
+    for each in diagnoses:
+        line = {
+            "trace": each.meta.get("trace"),
+            "correct": each.meta.get("correct"),
+            "steps": each.meta["steps"],
+            "tokens": each.meta["tokens"],
+            **{name: number(value) for name, value in each.decay.items()},
+            "verdicts": [
+                asdict(verdict) | {"value": number(verdict.value), "threshold": number(verdict.threshold)}
+                for verdict in each.verdicts
+            ],
+            "layers": [
+                {"layer": layer} | {name: number(values[i].item()) for name, values in each.profile.items()}
+                for i, layer in enumerate(each.layers)
+            ],
+        }
+        lines.append(json.dumps(line, ensure_ascii=False))
+    with atomic_path(path) as part:
+        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def summarise(diagnoses: Sequence[Diagnosis]) -> str:
+    """Markdown: how many traces show each failure, by group, and the metrics by layer."""
+    import pandas as pd
+
+    groups: dict[str, list[Diagnosis]] = {}
+    for each in diagnoses:
+        name = {True: "correct", False: "wrong", None: "all"}[each.meta.get("correct")]
+        groups.setdefault(name, []).append(each)
+    lines = ["| failure | traces | yes | no | cannot be judged |", "|---|---|---|---|---|"]
+    for index, verdict in enumerate(diagnoses[0].verdicts if diagnoses else ()):
+        for name, group in sorted(groups.items()):
+            found = [each.verdicts[index].found for each in group]
+            counts = " | ".join(str(found.count(answer)) for answer in (True, False, None))
+            lines.append(f"| {verdict.failure} | {name} ({len(group)}) | {counts} |")
+    shown = ("lock_in", "context_share", "question_share", "thinking_to_summary", "summary_self", "last_steps")
+    means = pd.concat([each.table for each in diagnoses]).groupby("layer").mean()
+    lines += ["", "| layer | " + " | ".join(LABELS[name] for name in shown) + " |", "|---" * (len(shown) + 1) + "|"]
+    for layer, row in zip(means.index, means[list(shown)].to_numpy().tolist(), strict=True):
+        cells = ("" if math.isnan(value) else f"{value:.3f}" for value in row)
+        lines.append(f"| {layer} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)

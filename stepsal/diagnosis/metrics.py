@@ -1,0 +1,233 @@
+"""Layer-wise statistics of a step map: small named functions, each with its formula.
+
+In: a `StepMap`. Out: one number per layer and head (for the decays: per head); NaN where the trace has no rows to measure.
+`d` is the density (influence per token pair), `s` the share (a row's mass, as parts of its sum). Rows whose tokens have no
+target (the last token, alone in its step) are left out. Source: method.md section 4, which makes the paper's two failures
+measurable: Shallow Lock-in (`lock_in` near 1 in shallow layers) and Deep Decay (`thinking_to_summary` falling in deep ones).
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from einops import einsum, rearrange, reduce
+from jaxtyping import Float
+from torch import Tensor
+
+from stepsal.models.layers import band
+from stepsal.saliency.stepmap import StepMap
+
+LAST_STEPS = 3
+_SMALLEST_SHARE = 1e-6  # what a share of exactly zero counts as where its logarithm is needed
+
+
+def lock_in(stepmap: StepMap) -> Float[Tensor, "layer head"]:
+    """Mean over thinking steps `i` with two or more earlier steps of `d_ii / (d_ii + mean_{j<i} d_ij)`.
+
+    1/2: a pair of tokens within the current step weighs as much as a pair that reaches back; towards 1: Shallow Lock-in,
+    the current step alone. NaN for a trace without such a step.
+    """
+    rows = []
+    for step in _rows(stepmap, "thinking"):
+        if step < 2:
+            continue
+        density = stepmap.mass[:, :, step, : step + 1] / stepmap.pairs[step, : step + 1]
+        own, earlier = density[:, :, step], reduce(density[:, :, :step], "layer head key_step -> layer head", "mean")
+        rows.append(own / (own + earlier))
+    return _mean(rows, stepmap)
+
+
+def context_share(stepmap: StepMap) -> Float[Tensor, "layer head"]:
+    """Mean over thinking steps `i` of `sum_{j<i} s_ij`: what all earlier steps, the question included, give to a step."""
+    rows = _rows(stepmap, "thinking")
+    own = [stepmap.mass[:, :, step, step] / _sum(stepmap.mass[:, :, step]) for step in rows]
+    return 1 - _mean(own, stepmap)
+
+
+def question_share(stepmap: StepMap) -> Float[Tensor, "layer head"]:
+    """Mean over thinking steps `i` of `sum_{j in question} s_ij`."""
+    return _share_of(stepmap, "thinking", stepmap.segment("question"))
+
+
+def thinking_to_summary(stepmap: StepMap) -> Float[Tensor, "layer head"]:
+    """Mean over summary steps `i` of `sum_{j in thinking} s_ij`: the share of its influence that comes from the thinking.
+
+    Falling towards 0 in deep layers: Deep Decay. NaN for a trace without summary or without thinking.
+    """
+    return _share_of(stepmap, "summary", stepmap.segment("thinking"))
+
+
+def summary_self(stepmap: StepMap) -> Float[Tensor, "layer head"]:
+    """Mean over summary steps `i` of `sum_{j in summary} s_ij`: the share that the summary takes from itself."""
+    return _share_of(stepmap, "summary", stepmap.segment("summary"))
+
+
+def last_steps(stepmap: StepMap) -> Float[Tensor, "layer head"]:
+    """Mean over summary steps `i` of `sum_{j in last 3 of thinking} s_ij / sum_{j in thinking} s_ij`.
+
+    How much of what the summary takes from the thinking comes from its end. NaN with three thinking steps or fewer: it would
+    be 1 whatever the model does.
+    """
+    thinking = stepmap.segment("thinking")
+    if len(thinking) <= LAST_STEPS:
+        return _mean([], stepmap)
+    mass = stepmap.mass
+    rows = [
+        _sum(mass[:, :, step][:, :, thinking[-LAST_STEPS:]]) / _sum(mass[:, :, step][:, :, thinking])
+        for step in _rows(stepmap, "summary")
+    ]
+    return _mean(rows, stepmap)
+
+
+def final_block_intensity(stepmap: StepMap) -> Float[Tensor, "layer head"]:
+    """The official code's mean of the summary x summary block, the non-causal half averaged in as zeros."""
+    return _block(stepmap, "summary")
+
+
+def analysis_block_intensity(stepmap: StepMap) -> Float[Tensor, "layer head"]:
+    """The official code's mean of the thinking x thinking block, the non-causal half averaged in as zeros."""
+    return _block(stepmap, "thinking")
+
+
+def final_heat_anomaly(stepmap: StepMap) -> Float[Tensor, "layer head"]:
+    """The official code's `final_block_intensity / analysis_block_intensity`. (It averages heads first: `mean_heads()`.)"""
+    analysis = analysis_block_intensity(stepmap)
+    return final_block_intensity(stepmap) / torch.where(analysis > 0, analysis, torch.nan)
+
+
+METRICS: dict[str, Callable[[StepMap], Float[Tensor, "layer head"]]] = {
+    function.__name__: function
+    for function in (
+        lock_in,
+        context_share,
+        question_share,
+        thinking_to_summary,
+        summary_self,
+        last_steps,
+        final_block_intensity,
+        analysis_block_intensity,
+        final_heat_anomaly,
+    )
+}
+"""Every metric that has a value per layer and head, by name."""
+
+LABELS = {
+    "lock_in": "lock-in",
+    "context_share": "share from earlier steps",
+    "question_share": "share from the question",
+    "thinking_to_summary": "thinking → summary share",
+    "summary_self": "summary's share from itself",
+    "last_steps": "last 3 steps' part",
+    "final_block_intensity": "final block intensity (official)",
+    "analysis_block_intensity": "analysis block intensity (official)",
+    "final_heat_anomaly": "final heat anomaly (official)",
+    "decay_slope": "decay: slope of log share",
+    "decay_ratio": "decay: deep / middle share",
+}
+"""What the metrics are called in tables and pictures."""
+
+
+def decay_slope(values: Float[Tensor, "layer *head"], layers: Sequence[int], n_layers: int) -> Float[Tensor, "*head"]:
+    """Least-squares slope of `log thinking_to_summary` against the layer, over the deep band; per layer, below 0 = decay.
+
+    A share of zero counts as one part in a million. NaN where the deep band is one layer, or the map does not hold it whole.
+    """
+    deep = band("deep", n_layers)
+    if len(deep) < 2 or not set(deep) <= set(layers):
+        return torch.full(values.shape[1:], torch.nan)
+    logs = values[[layers.index(layer) for layer in deep]].clamp(min=_SMALLEST_SHARE).log()
+    depth = torch.tensor(deep, dtype=logs.dtype, device=logs.device)
+    depth = depth - depth.mean()
+    return einsum(depth / depth.square().sum(), logs, "layer, layer ... -> ...")
+
+
+def decay_ratio(values: Float[Tensor, "layer *head"], layers: Sequence[int], n_layers: int) -> Float[Tensor, "*head"]:
+    """Mean `thinking_to_summary` of the deep band over that of the middle half; below 1 = decay.
+
+    NaN where there is no middle half (fewer than three layers), where the map does not hold the layers, or over a zero.
+    """
+    deep, middle = band("deep", n_layers), middle_half(n_layers)
+    if not middle or not {*deep, *middle} <= set(layers):
+        return torch.full(values.shape[1:], torch.nan)
+    top, rest = (values[[layers.index(layer) for layer in part]].mean(0) for part in (deep, middle))
+    return top / torch.where(rest > 0, rest, torch.nan)
+
+
+def middle_half(n_layers: int) -> tuple[int, ...]:
+    """The layers between the shallow and the deep band.
+
+    >>> middle_half(8)
+    (2, 3, 4, 5)
+    """
+    outer = {*band("shallow", n_layers), *band("deep", n_layers)}
+    return tuple(layer for layer in range(n_layers) if layer not in outer)
+
+
+def position_only(stepmap: StepMap) -> StepMap:
+    """The map as it would be if influence depended on distance alone: a control for every metric.
+
+    Two steps' distance is the mean distance of their token pairs. Within each layer and head, all pairs of steps whose
+    distances fall into the same half octave get the same density, the mean over them; mass is conserved in each class. The
+    question's own row stays as it is and counts for nothing: it was given, not predicted, and can outweigh all others by far.
+
+    >>> import torch
+    >>> from stepsal import Step, StepMap
+    >>> steps = tuple(Step(i, "thinking", i, i + 1, "x") for i in range(3))
+    >>> pairs = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 1, 0]])
+    >>> mass = torch.tensor([[[[2.0, 0, 0], [3, 4, 0], [1, 5, 0]]]])
+    >>> position_only(StepMap(mass, pairs, steps, (0,), {})).mass[0, 0]
+    tensor([[3., 0., 0.],
+            [4., 3., 0.],
+            [1., 4., 0.]])
+    """
+    from dataclasses import replace
+
+    starts = torch.tensor([step.start for step in stepmap.steps], dtype=torch.float64)
+    stops = torch.tensor([step.stop for step in stepmap.steps], dtype=torch.float64)
+    middles = (starts + stops - 1) / 2
+    distance = rearrange(middles, "query_step -> query_step 1") - middles
+    own = (stops - starts - 1) / 3  # the mean of t - k over k <= t < n is (n - 1) / 3
+    distance = torch.where(torch.eye(len(own), dtype=torch.bool), own, distance)
+    classes = (2 * torch.log2(distance.clamp(min=0) + 1)).round().long()
+    question = torch.tensor([step.segment == "question" for step in stepmap.steps])
+    classes[question] = -1
+    mass = torch.where(question[:, None].to(stepmap.mass.device), stepmap.mass, 0)
+    for number in set(classes.unique().tolist()) - {-1}:
+        chosen = ((classes == number) & (stepmap.pairs > 0)).to(stepmap.mass.device)
+        if not chosen.any():
+            continue
+        pairs = stepmap.pairs[chosen]
+        density = reduce(stepmap.mass[:, :, chosen], "layer head pair -> layer head 1", "sum") / pairs.sum()
+        mass[:, :, chosen] = density * pairs
+    return replace(stepmap, mass=mass, meta=stepmap.meta | {"control": "position only"})
+
+
+def _rows(stepmap: StepMap, segment: str) -> list[int]:
+    """The steps of a segment that have a query with a target."""
+    return [step for step in stepmap.segment(segment) if stepmap.pairs[step, step]]
+
+
+def _share_of(stepmap: StepMap, segment: str, keys: list[int]) -> Float[Tensor, "layer head"]:
+    """Mean over the steps of a segment of the share that they take from the steps `keys`."""
+    mass, rows = stepmap.mass, _rows(stepmap, segment) if keys else []  # row by row: a long trace's map is large
+    return _mean([_sum(mass[:, :, step][:, :, keys]) / _sum(mass[:, :, step]) for step in rows], stepmap)
+
+
+def _sum(row: Float[Tensor, "layer head key_step"]) -> Float[Tensor, "layer head"]:
+    return reduce(row, "layer head key_step -> layer head", "sum")
+
+
+def _block(stepmap: StepMap, segment: str) -> Float[Tensor, "layer head"]:
+    steps = stepmap.segment(segment)
+    sizes = [stepmap.steps[step].stop - stepmap.steps[step].start for step in steps]
+    weights = 1 / (len(steps) * torch.tensor(sizes).to(stepmap.mass))
+    rows = [
+        einsum(stepmap.mass[:, :, step][:, :, steps], weights, "layer head key_step, key_step -> layer head") / size
+        for step, size in zip(steps, sizes, strict=True)
+    ]
+    return _mean(rows, stepmap)
+
+
+def _mean(rows: list[Float[Tensor, "layer head"]], stepmap: StepMap) -> Float[Tensor, "layer head"]:
+    if not rows:
+        return torch.full(stepmap.mass.shape[:2], torch.nan)
+    return reduce(rearrange(rows, "row layer head -> row layer head"), "row layer head -> layer head", torch.nanmean)

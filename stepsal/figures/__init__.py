@@ -1,0 +1,1 @@
+"""Figures: pictures and tables for a paper, made from a folder of results."""

@@ -1,0 +1,389 @@
+"""The tables and figures of a sweep, and step maps before and after: what `stepsal figure NAME DIR` makes of a sweep's folder.
+
+In: the folder of a sweep that is finished (`results.parquet`). Out: `Made`, a figure or tables with their caption. No model is
+loaded. A sweep that lacks the settings a figure is of is refused, with what to put into its configuration.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stepsal import plot
+from stepsal.ablation.arms import PART_LABELS, STRENGTHS, Arm
+from stepsal.ablation.effects import by_length, costs, head_panels, strength_lines
+from stepsal.ablation.results import Results
+from stepsal.ablation.tables import ADAPTIVE_LINE, CONTROL_LINE, Table, ablation, interval_kind, percent
+from stepsal.ablation.votes import self_consistency
+from stepsal.errors import FileError, InputError
+from stepsal.figures.maps import new_figure
+from stepsal.saliency.stepmap import StepMap
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+else:  # imported where used: it takes a while
+    DataFrame = Figure = Any
+
+_MOST_LINES = 5
+_MOST_EFFECTS = 40
+_COST = {
+    "cpu_seconds": "Compute: generated tokens × measured processor time per token (of a decoding pass; median over "
+    "problems), both relative to the baseline's;",
+    "seconds": "Compute: generated tokens × measured seconds per token (of a decoding pass; median over problems), both "
+    "relative to the baseline's, on the machine that ran the sweep, with whatever else it did;",
+    None: "Compute: generated tokens relative to the baseline's, a token at the same cost everywhere (this sweep did not "
+    "measure processor time, so what a setting adds to a token is left out);",
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A figure with its caption, or tables (each has its own)."""
+
+    caption: str = ""
+    figure: Figure | None = None
+    tables: tuple[Table, ...] = ()
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The files of text beside the figure, by suffix."""
+        if not self.tables:
+            return {"md": f"{self.caption}\n"}
+        sources = [table.latex("tab:" + "-".join(table.title.lower().split())) for table in self.tables]
+        return {
+            "md": "\n".join(table.markdown() for table in self.tables),
+            "tex": "\n".join([r"% \usepackage{booktabs}", *sources]),
+        }
+
+
+def ablation_tables(folder: Path) -> Made:
+    """The ablation table; against the controls, by chain length and by kind of error."""
+    return Made(tables=tuple(ablation(_treated(folder))))
+
+
+def effects(folder: Path) -> Made:
+    """The paired difference of every setting, as a forest plot."""
+    results = _treated(folder)
+    if len(results.treated) > _MOST_EFFECTS:
+        raise InputError(
+            f"{len(results.treated)} settings are too many for one column: `stepsal figure ablation` lists them all, `grid` "
+            "draws those of one head each"
+        )
+    figure = new_figure(0.17 * len(results.treated) + 0.6)
+    plot.sweep(results, ax=figure.subplots())
+    caption = (
+        f"Accuracy of each setting less that of the baseline ({_accuracy(results)}), paired: {results.size}; "
+        f"{interval_kind(results)}. Filled: p < 0.05, corrected by Holm over the {len(results.treated)} settings. "
+        + (f"{ADAPTIVE_LINE} " if results.adaptive else "")
+        + _controls_line(results)
+        + _common(results)
+    )
+    return Made(caption.strip(), figure)
+
+
+def grid(folder: Path) -> Made:
+    """Layer × head heat maps of the difference that a head alone makes, and each layer alone."""
+    results = Results.read(folder)
+    panels = head_panels(results)
+    limit = plot.head_limit(panels)
+    rows = -(-len(panels) // 2)
+    layers, heads = panels[0].difference.shape
+    figure = new_figure(rows * min(3.2, max(1.2, 0.17 * layers + 0.35)) + 0.5)
+    across = min(2, len(panels))
+    axes = figure.subplots(rows, across, squeeze=False, sharey=True)
+    layout: Any = figure.get_layout_engine()
+    layout.set(wspace=0.08)  # panels further apart than a panel and its strip
+    for ax in axes.flat[len(panels) :]:
+        ax.remove()
+    for index, (ax, panel) in enumerate(zip(axes.flat, panels, strict=False)):
+        plot.sweep_heads(panel, limit=limit, colorbar=False, ax=ax)
+        ax.set_title(plot.in_math(panel.title), loc="left")
+        if index % across:
+            ax.set_ylabel("")
+        if index + across < len(panels):
+            ax.set_xlabel("")
+    figure.colorbar(
+        axes[0][0].images[0], ax=axes, label="accuracy difference (points)", location="bottom", shrink=0.7, aspect=40
+    )
+    tests = [int((panel.p == panel.p).sum() + (panel.alone_p == panel.alone_p).sum()) for panel in panels]
+    sure = sum(int((panel.p < 0.05).sum() + (panel.alone_p < 0.05).sum()) for panel in panels)
+    alone = heads and any((panel.alone == panel.alone).any() for panel in panels)
+    strip = " Right (all): each layer alone, all of its heads." if alone else ""
+    caption = (
+        f"Accuracy difference to the baseline ({_accuracy(results)}) when one {'head' if heads else 'layer'} alone is acted "
+        f"on.{strip} Paired, in percentage points; {results.size}. Outlined: p < 0.05, exact, corrected by Holm over the cells "
+        f"of its panel ({_either(tests)}); {sure or 'none'} of all {sum(tests)} {'is' if sure < 2 else 'are'}. "
+        "Grey: not in the sweep."
+    )
+    return Made(caption, figure)
+
+
+def strength(folder: Path) -> Made:
+    """The accuracy difference against τ_max and α."""
+    results = _treated(folder)
+    panels = [lines for name in STRENGTHS if (lines := strength_lines(results, name))]
+    if not panels:
+        raise InputError(
+            "no two settings differ in their strength alone: the sweep needs tau_max = [0.05, 0.15, 0.3], or alpha = [0.06, "
+            "0.3, 1.0], with the parts that have them"
+        )
+    figure = new_figure(sum(max(1.5, 0.15 * len(lines) + 0.7) for lines in panels))
+    axes = list(figure.subplots(len(panels), 1, squeeze=False).flat)
+    for ax, lines in zip(axes, panels, strict=True):
+        plot.sweep_strengths(lines, ax=ax)
+        parts = {line.part for line in lines}
+        ax.legend(
+            loc="center left",
+            bbox_to_anchor=(1.0, 0.5),
+            frameon=False,
+            handlelength=1.5,
+            title=PART_LABELS.get(parts.pop()) if len(parts) == 1 < len(lines) else None,
+            alignment="left",
+        )
+    if len(axes) > 1:
+        figure.supylabel(axes[0].get_ylabel(), fontsize="medium")
+        for ax in axes:
+            ax.set_ylabel("")
+    caption = (
+        f"Accuracy difference to the baseline ({_accuracy(results)}) against the strength: the target τ_max of the odds-equal "
+        f"bridge, the weight α of step momentum. Paired, in percentage points: {results.size}; {interval_kind(results)}. "
+        "Filled: p < 0.05, corrected by Holm over the points of a panel. Markers are moved sideways to show all. "
+        + _controls_line(results)
+    )
+    return Made(caption.strip(), figure)
+
+
+def compute(folder: Path, sampled: Path | None = None) -> Made:
+    """Accuracy against compute, with self-consistency as the alternative. `sampled`: a sweep whose baseline has samples."""
+    results = _treated(folder)
+    voting = results if sampled is None else Results.read(sampled)
+    every = results.n
+    if sampled is not None:
+        _same_model(folder, results, sampled, voting)
+        if not set(voting.problems) <= set(results.problems):
+            raise InputError(
+                f"{sampled} is a sweep of other problems ({voting.n}) than {folder} ({results.n}): accuracy is compared on the "
+                "same, so its problems must be among those"
+            )
+        if voting.n < every:
+            results = results.of_problems(voting.problems)
+    tokens = [float(each.values(each.baseline, "tokens").mean()) for each in (voting, results)]
+    sample = tokens[0] / tokens[1] if tokens[1] else 1.0
+    some = f", those of {every} that have samples" if results.n < every else ""
+    votes = self_consistency(voting, sample=sample)
+    table = costs(results)
+    figure = new_figure(2.4 + 0.15 * (1 + table["part"].nunique()) / 2)
+    ax = figure.subplots()
+    plot.sweep_compute(table, votes, ax=ax)
+    handles, names = ax.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, handletextpad=0.4)
+    caption = (
+        "Accuracy against compute: settings as points, and self-consistency (line; a vote of k samples of the baseline, the "
+        f"mean over all choices of k of its {voting.samples}; an answer cut off has no vote, of equally many votes the first "
+        "given wins). "
+        f"{_COST[results.cost_column]}{_token_costs(table) if results.cost_column else ''} k samples cost "
+        f"{'k' if sampled is None else f'{sample:.2f} k (by their tokens)'}. "
+        f"{results.size}{some}; bars and band: 95 % intervals over problems "
+        f"({'Wilson' if results.samples == 1 else 'normal'}; self-consistency: normal). " + _controls_line(results)
+    )
+    if sampled is not None:
+        caption += f"Samples: another sweep of the same problems, {_decoding(voting)}; settings: {_decoding(results)}."
+    return Made(caption.strip(), figure)
+
+
+def _token_costs(table: DataFrame) -> str:
+    """What a token costs under each setting, the baseline's being 1; of many settings the least and the most."""
+    treated = table.iloc[1:]
+    low, high = treated["cost"].min(), treated["cost"].max()
+    noise = " (no part takes work away: what is below 1 shows how far the measure is off);" if low < 1 else ";"
+    if len(treated) > _MOST_LINES + 2:
+        return f" a token costs {low:.2f} to {high:.2f} of the baseline's{noise}"
+    said = ", ".join(f"{row['cost']:.2f} ({row['label']})" for row in treated.to_dict("records"))
+    return f" a token costs, of the baseline's, {said}{noise}"
+
+
+def _same_model(folder: Path, results: Results, sampled: Path, voting: Results) -> None:
+    """Raises `InputError` where the rows name two models; or where config.json has two fingerprints, made in the same way."""
+    names = [each.model.get("model") for each in (results, voting)]
+    prints = [each.config.get("model", {}).get("fingerprint") for each in (results, voting)]
+    formats = {each.config.get("format") for each in (results, voting)}
+    if names[0] != names[1] or (None not in prints and len(formats) == 1 and prints[0] != prints[1]):
+        raise InputError(
+            f"{folder} and {sampled} are sweeps of two models ({names[0]} and {names[1]}, or other weights of it): make both "
+            "with the same"
+        )
+
+
+def difficulty(folder: Path) -> Made:
+    """Accuracy by chain length, of the baseline and the settings."""
+    results = Results.read(folder)
+    by_length(results, [results.baseline])  # is there a length?
+    shown, rest = _choose(results)
+    table = by_length(results, [results.baseline, *shown])
+    figure = new_figure(2.7 + 0.15 * (len(shown) // 2))
+    ax = figure.subplots()
+    plot.sweep_lengths(table, by_length(results, rest) if rest else None, ax=ax)
+    handles, names = ax.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False)
+    sizes = sorted(set(table["n"]))
+    each = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    caption = (
+        f"Accuracy by chain length: {each} problems of each, {results.size.split(', ')[1]}; 95 % intervals over problems "
+        f"({'Wilson' if results.samples == 1 else 'normal'}). Filled: paired difference to the baseline, p < 0.05, exact, "
+        f"corrected by Holm over the {table['p'].notna().sum()} points. Markers are moved sideways to show all. "
+    )
+    if rest:
+        caption += (
+            f"Of each part the setting of highest accuracy on these same problems, chosen among {len(results.treated)} in all, "
+            "which flatters it and its p; the others are the thin grey lines. "
+        )
+    return Made((caption + _controls_line(results)).strip(), figure)
+
+
+def before_after(before: Path, after: Path | None) -> Made:
+    """Step maps of a trace before and after, side by side. Files of one map each, or folders of maps."""
+    if after is None:
+        raise InputError(
+            "before_after needs two: `stepsal figure before_after BEFORE AFTER`, folders of step maps or files of one"
+        )
+    name, first, second = _pair(before, after)
+    figure = new_figure(4.1)
+    draw_before_after(figure, first, second)
+    states = {True: ", correct", False: ", wrong", None: ""}
+    said = [f"{when}{states[each.meta.get('correct')]}" for when, each in (("before", first), ("after", second))]
+    caption = (
+        f"Step maps of {name} ({said[0]}; {said[1]}), mean over the heads of the shallow (bottom quarter) and the deep (top "
+        "quarter) layers: what part of a step's influence comes from where, on one logarithmic colour scale. (The influence "
+        "itself follows the gradient, which is small where the model is sure.) One trace: an illustration, no evidence."
+    )
+    return Made(caption, figure)
+
+
+def draw_before_after(figure: Any, before: StepMap, after: StepMap) -> None:
+    """Draw two step maps into a figure, a column each: shallow and deep layers, on one colour scale."""
+    bands, maps = ("shallow", "deep"), {"before": before, "after": after}
+    norm = plot.log_scale(
+        *(
+            plot.answer_rows(plot.map_values(each, band, None, "share").tril(), [step.segment for step in each.steps])
+            for each in maps.values()
+            for band in bands
+        )
+    )
+    axes = figure.subplots(2, 2)
+    for row, band in zip(axes, bands, strict=True):
+        for ax, (when, stepmap) in zip(row, maps.items(), strict=True):
+            plot.step_map(stepmap, layer=band, measure="share", norm=norm, colorbar=False, ax=ax)
+            ax.set_title(f"{when}: {band} layers", loc="left")
+    for ax in axes[0]:
+        ax.set_xlabel("")
+    for ax in axes[:, 1]:
+        ax.set_ylabel("")
+    figure.colorbar(
+        axes[0][0].images[0],
+        ax=axes,
+        label="share of the row's influence",
+        location="bottom",
+        shrink=0.7,
+        aspect=40,
+        extend="both",
+    )
+
+
+def _one(make: Callable[[Path], Made], name: str) -> Callable[[Path, Path | None], Made]:
+    def checked(folder: Path, second: Path | None) -> Made:
+        if second is not None:
+            raise InputError(f"figure {name!r} takes one folder; given a second one, {second}")
+        return make(folder)
+
+    return checked
+
+
+SWEEP_FIGURES: dict[str, Callable[[Path, Path | None], Made]] = {
+    "ablation": _one(ablation_tables, "ablation"),
+    "effects": _one(effects, "effects"),
+    "grid": _one(grid, "grid"),
+    "strength": _one(strength, "strength"),
+    "compute": compute,
+    "difficulty": _one(difficulty, "difficulty"),
+    "before_after": before_after,
+}
+
+
+def _treated(folder: Path) -> Results:
+    results = Results.read(folder)
+    if not results.treated:
+        raise InputError(
+            f'{folder} holds nothing but the baseline: the sweep needs other settings, such as parts = ["oeb", "smi", "both"]'
+        )
+    return results
+
+
+def _choose(results: Results) -> tuple[list[Arm], list[Arm]]:
+    """Settings to draw in full, and the others: all where they are few, else the most accurate one of each part."""
+    if len(results.treated) <= _MOST_LINES:
+        return results.treated, []
+    accuracy = dict(zip(results.effects["id"], results.effects["accuracy"], strict=True))
+    best: dict[str, Arm] = {}
+    for arm in results.treated:
+        if arm.part not in best or accuracy[arm.id] > accuracy[best[arm.part].id]:
+            best[arm.part] = arm
+    chosen = list(best.values())[:_MOST_LINES]
+    return chosen, [arm for arm in results.treated if arm not in chosen]
+
+
+def _accuracy(results: Results) -> str:
+    return f"{percent(results.effects['accuracy'][0])} %"
+
+
+def _controls_line(results: Results) -> str:
+    """What to make of controls, where there are any."""
+    return f"Grey: controls. {CONTROL_LINE} " if any(arm.control for arm in results.arms) else ""
+
+
+def _common(results: Results) -> str:
+    """What all settings of a part have in common."""
+    said = {arm.part: f"{PART_LABELS.get(arm.part, arm.part)}: {arm.common}" for arm in results.treated if arm.common}
+    return f"In all: {'. '.join(said.values())}." if said else ""
+
+
+def _decoding(results: Results) -> str:
+    found = float(results.values(results.baseline, "temperature")[0, 0])
+    return f"temperature {found:g}, {results.size.split(', ')[1]}"
+
+
+def _either(numbers: Sequence[int]) -> str:
+    return " and ".join(map(str, dict.fromkeys(numbers)))
+
+
+def _pair(before: Path, after: Path) -> tuple[str, StepMap, StepMap]:
+    """Two maps: of two files; or of the first trace that two folders share, if any that was wrong and became correct."""
+    files = [_map_files(path) for path in (before, after)]
+    if all(len(found) == 1 for found in files):
+        first, second = (StepMap.load(next(iter(found.values()))) for found in files)
+        return f"trace {first.meta.get('trace') or before.stem}", first, second
+    common = [name for name in files[0] if name in files[1]]
+    if not common:
+        raise InputError(f"{before} and {after} have no trace in common: make both of the same problems")
+    chosen = None
+    for name in common:
+        pair = StepMap.load(files[0][name]), StepMap.load(files[1][name])
+        chosen = chosen or pair
+        if (pair[0].meta.get("correct"), pair[1].meta.get("correct")) == (False, True):
+            return (
+                f"trace {pair[0].meta.get('trace', name)}, the first that was wrong before and is correct after",
+                *pair,
+            )
+    assert chosen is not None
+    return f"trace {chosen[0].meta.get('trace', common[0])}, the first in both", *chosen
+
+
+def _map_files(path: Path) -> dict[str, Path]:
+    if path.is_file():
+        return {path.stem: path}
+    found = {each.stem: each for each in sorted((path / "maps").glob("*.safetensors"))}
+    if not found:
+        raise FileError(
+            f"there are no step maps in {path / 'maps'}: make them with `stepsal saliency` or `stepsal demo`"
+        )
+    return found

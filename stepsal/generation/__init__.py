@@ -1,0 +1,1 @@
+"""Generation: letting a model answer questions, and grading its answers."""

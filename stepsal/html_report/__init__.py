@@ -1,0 +1,1 @@
+"""The report: one interactive HTML page of a folder's traces and step maps."""

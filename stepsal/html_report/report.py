@@ -1,0 +1,183 @@
+"""Step maps -> one HTML page to explore them in: opens from disk, asks nothing of any network.
+
+In: step maps. Out: a file that holds `report.html`, its style sheet and script, and the numbers as JSON.
+
+1. Of each map the mean over heads is kept, and the single heads asked for: the lower triangle of `mass`, and `pairs`. The
+   page computes densities and shares from them, the depth profiles come from `stepsal.diagnose`.
+2. Mass is stored on a logarithmic scale of 16 bits (`quantise`), off by 0.1 % at most. The page says so.
+3. The text of a trace is data, never markup: JSON without any `<`, which the script puts in as text alone. A content
+   security policy lets no other script run and no request out.
+"""
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, UInt16
+from torch import Tensor
+
+from stepsal.diagnosis.diagnosis import diagnose, model_layers
+from stepsal.diagnosis.metrics import LABELS
+from stepsal.errors import InputError
+from stepsal.files import atomic_path
+from stepsal.models.layers import band
+from stepsal.saliency.stepmap import StepMap
+
+_PROFILES = {"lock_in": 0.5, "thinking_to_summary": None}  # metric: a value worth a line
+_MISSING = 2**16 - 1
+_SMALLEST = 1e-50  # of the largest mass; what is below counts as zero
+
+
+def report(
+    path: str | Path, stepmaps: Sequence[StepMap], *, heads: Sequence[int] | None = None, title: str = "Step maps"
+) -> Path:
+    """Write step maps as one self-contained HTML page, and return its path.
+
+    The page shows a trace's text beside its map, for each layer, band, measure and embedded head; what a step reads and
+    who reads it; the depth profiles and verdicts of `stepsal.diagnose`. It is written whole or not at all.
+
+    Args:
+        path: the file to write, usually `*.html`.
+        stepmaps: the maps (`layer head query_step key_step`), one per trace, of a rule without signs.
+        heads: heads to embed beside the mean of all; each adds as much to the file as the mean does (0.8 MB for 150 steps
+            and 28 layers).
+        title: the page's heading.
+
+    Raises:
+        InputError: no maps, a head that a map does not hold, a map with signed influence.
+        FileError: the file cannot be written.
+
+    >>> import tempfile
+    >>> from stepsal import Trace, load_model, step_saliency
+    >>> from stepsal.html_report.report import report
+    >>> model = load_model()
+    >>> trace = Trace.from_text(model.tokenizer, "Facts: k = 37.<think>", "First k = 37.</think>So 37.")
+    >>> report(tempfile.mkdtemp() + "/report.html", [step_saliency(model, trace)], heads=[0, 3]).name
+    'report.html'
+    """
+    if not stepmaps:
+        raise InputError("there is no step map to report on: give one at least, for example from `stepsal saliency`")
+    chosen = list(heads or ())
+    for index, stepmap in enumerate(stepmaps):
+        _check(stepmap, chosen, _name(stepmap, index))
+    traces = [_trace(stepmap, chosen, _name(stepmap, index)) for index, stepmap in enumerate(stepmaps)]
+    page = _page({"title": title, "traces": traces})
+    with atomic_path(path) as part:
+        part.write_text(page, encoding="utf-8")
+    return Path(path)
+
+
+def quantise(
+    mass: Float[np.ndarray, "*axes"],
+) -> tuple[UInt16[np.ndarray, "*axes"], float, float]:
+    """Numbers as 16 bits: `(codes, low, step)`; code `c` stands for `exp(low + (c - 1) * step)`.
+
+    The relative error is 0.1 % at most. Code 0 is zero (also less than 1e-50 of the largest number), code 65535 is missing
+    (not finite).
+
+    >>> codes, low, step = quantise(np.array([0.0, 1e-6, 2.0, np.nan]))
+    >>> codes.tolist(), round(float(np.exp(low + (65534 - 1) * step)), 9)
+    ([0, 1, 65534, 65535], 2.0)
+    """
+    missing = ~np.isfinite(mass)
+    largest = float(mass[~missing].max(initial=0))
+    kept = ~missing & (mass > largest * _SMALLEST)
+    codes = np.where(missing, _MISSING, 0).astype(np.uint16)
+    if not kept.any():
+        return codes, 0.0, 0.0
+    logs = np.log(mass[kept].astype(np.float64))
+    low, step = float(logs.min()), float(logs.max() - logs.min()) / (_MISSING - 2)
+    codes[kept] = 1 + np.round((logs - low) / (step or 1.0)).astype(np.uint16)
+    return codes, low, step
+
+
+def _name(stepmap: StepMap, index: int) -> str:
+    return str(stepmap.meta.get("trace") or f"trace {index}")
+
+
+def _check(stepmap: StepMap, heads: list[int], name: str) -> None:
+    n_heads = stepmap.mass.shape[1]
+    for head in heads:
+        if isinstance(head, bool) or not 0 <= head < n_heads:
+            raise InputError(
+                f"head {head!r} is not in the map of {name!r}, which holds heads 0 to {n_heads - 1}. Name some of those, "
+                "or none for the mean of all."
+            )
+    if len(set(heads)) < len(heads):
+        raise InputError(f"heads={heads} names a head twice: give each once")
+    if (stepmap.mass < 0).any():
+        raise InputError(
+            f"the map of {name!r} holds negative influence (rule {stepmap.meta.get('rule', 'unknown')!r}), which a "
+            "logarithmic scale cannot show and of which shares mean nothing. Make it with rule='abs'."
+        )
+
+
+def _trace(stepmap: StepMap, heads: list[int], name: str) -> dict[str, Any]:
+    """What the page needs of one map."""
+    n = len(stepmap.steps)
+    row, column = torch.tril_indices(n, n)
+    mass = stepmap.mass.detach().cpu().double()
+    planes = torch.cat([mass.mean(1, keepdim=True), mass[:, heads]], 1)[:, :, row, column]
+    codes, low, step = quantise(rearrange(planes, "layer head pair -> (layer head pair)").numpy())
+    diagnosis = diagnose(stepmap)
+    bands = {key: band(key, model_layers(stepmap)) for key in ("shallow", "deep")}
+    only_mean = stepmap.meta.get("heads") == "mean"
+    return {
+        "name": name,
+        "correct": stepmap.meta.get("correct"),
+        "about": {key: stepmap.meta[key] for key in ("model", "objective", "rule", "tokens") if key in stepmap.meta},
+        "steps": [[step.segment, step.text] for step in stepmap.steps],
+        "layers": list(stepmap.layers),
+        "bands": {key: list(held) for key, held in bands.items() if set(held) <= set(stepmap.layers)},
+        "heads": ["mean of heads" if only_mean else f"mean of {mass.shape[1]}", *map(str, heads)],
+        "mass": _base64(codes, "<u2"),
+        "scale": [low, step],
+        "pairs": _base64(stepmap.pairs[row, column].cpu().numpy(), "<u4"),
+        "profiles": [
+            {
+                "name": metric,
+                "label": LABELS[metric],
+                "line": line,
+                "values": _list(diagnosis.profile[metric]),
+                "control": _list(diagnosis.position_only[metric]),
+            }
+            for metric, line in _PROFILES.items()
+        ],
+        "verdicts": [
+            {
+                "failure": verdict.failure,
+                "found": verdict.found,
+                "layers": list(verdict.layers),
+                "evidence": str(verdict).partition("(")[2].removesuffix(")"),
+            }
+            for verdict in diagnosis.verdicts
+        ],
+    }
+
+
+def _list(values: Float[Tensor, " layer"]) -> list[float | None]:
+    """JSON has no NaN: missing is null."""
+    return [value if math.isfinite(value) else None for value in values.double().tolist()]
+
+
+def _base64(values: np.ndarray, kind: str) -> str:
+    return base64.b64encode(values.astype(kind).tobytes()).decode("ascii")
+
+
+def _page(data: dict[str, Any]) -> str:
+    """The template with style sheet, script and data put in, and the hashes that allow these two and no others."""
+    folder = Path(__file__).parent
+    parts = {name: (folder / f"report.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
+    parts["data"] = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    for name in ("css", "js"):
+        digest = hashlib.sha256(parts[name].encode()).digest()
+        parts[f"{name}-hash"] = "sha256-" + base64.b64encode(digest).decode("ascii")
+    return re.sub(r"\{\{([a-z-]+)\}\}", lambda found: parts[found[1]], parts["html"])  # one pass: data stays data

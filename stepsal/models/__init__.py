@@ -1,0 +1,1 @@
+"""Language models: loading them, and the one place that knows TransformerLens and transformers."""

@@ -1,0 +1,141 @@
+"""Names and folders to models and tokenizers: the only file that loads weights.
+
+In: a hub id, a local Hugging Face directory, or nothing (the bundled reasoner). Out: a TransformerLens `TransformerBridge`,
+frozen, in evaluation mode, with the tokenizer of the directory's own `tokenizer.json`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from stepsal.errors import FileError, InputError
+from stepsal.models.host import BUNDLED, Model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+else:  # imported only where used: it takes seconds
+    PreTrainedTokenizerBase = Any
+
+
+def load_tokenizer(name: str | Path | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a hub id or local directory; `None` is the bundled reasoner's.
+
+    `tokenizer.json` is read as it is: for some model types the automatic class gives other token ids. Raises `FileError`
+    where there is no tokenizer.
+
+    >>> from stepsal import load_tokenizer
+    >>> load_tokenizer().decode(load_tokenizer().encode("k = 37."))
+    'k = 37.'
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    source = str(BUNDLED if name is None else name)
+    try:
+        if Path(source).is_dir() and not (Path(source) / "tokenizer.json").exists():
+            return AutoTokenizer.from_pretrained(source)
+        try:
+            return PreTrainedTokenizerFast.from_pretrained(source, clean_up_tokenization_spaces=False)
+        except OSError:
+            return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise FileError(
+            f"cannot load a tokenizer from {source!r}: {error}. Give a Hugging Face model directory, or a hub id (that "
+            "needs the network)."
+        ) from error
+
+
+def load_model(
+    name: str | Path | None = None,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    device_map: str | Mapping[str, str | int] | None = None,
+) -> Model:
+    """Load a model as a TransformerLens `TransformerBridge`, weights frozen, in evaluation mode.
+
+    Args:
+        name: a hub id, a local Hugging Face directory, or `None` for the bundled reasoner (no network).
+        device: `"auto"` takes CUDA, then Apple's MPS, then the CPU.
+        dtype: `"auto"` keeps the checkpoint's precision on an accelerator and takes float32 on the CPU.
+        device_map: for a model larger than one GPU, as in transformers: `"auto"`, `"balanced"`, or the device (or `"cpu"`,
+            `"disk"`) of each module by name. In the place of `device`.
+
+    Raises:
+        FileError: a local folder that holds no model, a name that can be neither found nor fetched, or an unknown map.
+        InputError: an unknown device or precision; a device beside a map.
+
+    >>> from stepsal import load_model
+    >>> load_model().cfg.n_layers
+    8
+    """
+    source = Path(BUNDLED if name is None else name)
+    if source.exists() and not (source / "config.json").is_file():
+        raise FileError(f"{source} is no model: there is no config.json in it. Give a Hugging Face model directory.")
+    if not source.exists() and (source.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1):
+        raise FileError(
+            f"there is no folder {source}. Give a Hugging Face model directory or a hub id such as 'org/name'."
+        )
+    if device_map is not None and device != "auto":
+        raise InputError(
+            f"device={str(device)!r} and device_map={device_map!r} exclude each other: leave out one of them"
+        )
+    where = _device(device)
+    precision = None if isinstance(dtype, str) and dtype == "auto" else _dtype(dtype)
+
+    from safetensors import SafetensorError
+    from transformer_lens.model_bridge import TransformerBridge
+
+    given = str(source if source.exists() else name)
+    tokenizer, for_booting = load_tokenizer(given), load_tokenizer(given)
+    try:
+        model = TransformerBridge.boot_transformers(
+            given,
+            device=where if device_map is None else None,
+            device_map=dict(device_map) if isinstance(device_map, Mapping) else device_map,
+            dtype=precision or _own_dtype(given, where),
+            tokenizer=for_booting,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise FileError(
+            f"cannot load a model from {given!r}: {error}. Give a Hugging Face model directory, or a hub id "
+            "(that needs the network)."
+        ) from error
+    # Booting puts the automatic class in the tokenizer's place, which for some model types (Qwen2) gives other token ids,
+    # and so does the setter of `model.tokenizer`, which then takes the vocabulary's size from it.
+    model._tokenizer = tokenizer
+    model.cfg.tokenizer_prepends_bos = tokenizer.encode("a")[:1] == [tokenizer.bos_token_id]
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"unknown device {device!r}: expected 'auto', 'cpu', 'cuda', 'cuda:0', 'mps'") from error
+    try:
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device {str(device)!r} cannot be used here ({error}). Use 'auto' or 'cpu'.") from error
+    return where
+
+
+def _own_dtype(name: str, device: torch.device) -> torch.dtype:
+    if device.type == "cpu":
+        return torch.float32
+    from transformers import AutoConfig
+
+    return getattr(AutoConfig.from_pretrained(name), "dtype", None) or torch.bfloat16
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise InputError(f"unknown dtype {dtype!r}: expected 'auto', 'float32', 'bfloat16' or 'float16'")
+    return found

@@ -1,0 +1,163 @@
+"""Can stepsal be exact with this model? Asked of the model itself, with a few tokens, before any work.
+
+In: a model. Out: nothing, or an `UnsupportedModelError` with the reason. With the user's own hooks put aside:
+
+1. Every hook fires, with the shape that `stepsal.models.host` says.
+2. A token's attention score for itself is its scaled query times its key, and head outputs are pattern times values: what
+   saliency's diagonal terms and interventions rest on.
+3. With keys and values cut, no gradient reaches other positions: tokens meet in attention only, so that one backward pass
+   gives each token's own loss (no recurrence or convolution beside it).
+4. The model continues over a cache of all keys and values as if it had read everything at once.
+
+A model that has passed is not asked again.
+"""
+
+from importlib.metadata import version
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from einops import einsum
+from torch import Tensor
+
+from stepsal.errors import UnsupportedModelError
+from stepsal.models import host
+from stepsal.models.host import Function, Hook, Model
+
+_FAILURES = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+_PARTS = ("query", "key", "value", "scores", "pattern", "output")
+_passed: WeakSet[Any] = WeakSet()
+
+
+def check_supported(model: Model) -> None:
+    """Raise `UnsupportedModelError`, with the reason, unless stepsal is exact with this model.
+
+    >>> from stepsal import load_model
+    >>> check_supported(load_model())
+    """
+    reason = host.unsupported(model)
+    if model in _passed and not reason:
+        return
+    about = host.describe(model)
+    try:
+        with host.frozen(model), host.without_hooks(model):
+            reason = reason or _problem(model)
+    except torch.OutOfMemoryError:
+        raise
+    except _FAILURES as error:
+        reason = f"a few tokens cannot be run through its hooks ({type(error).__name__}: {str(error)[:300]})"
+    if reason:
+        raise UnsupportedModelError(f"{about['model']} ({about['architecture']}) is not supported: {reason}")
+    _passed.add(model)
+
+
+def _problem(model: Model) -> str:
+    """What is not as it must be; "" where nothing is found."""
+    size = host.shape(model)
+    if without := [layer for layer in range(size.layers) if not hasattr(model.blocks[layer], "attn")]:
+        return f"{len(without)} of its {size.layers} layers have no attention (a recurrence in its place?)"
+    length = next(n for n in range(3, 9) if n not in (size.heads, size.kv_heads))  # no axis passes for another
+    tokens = torch.arange(length, device=host.device_of(model))[None] % size.vocabulary
+    seen: dict[tuple[int, str], Tensor] = {}
+
+    def keep(layer: int, what: str) -> Function:
+        def look(tensor: Tensor, hook: Any) -> None:
+            seen[layer, what] = tensor.detach()
+
+        return look
+
+    hooks = {(-1, "tokens"): host.at_tokens(keep(-1, "tokens"))}
+    for layer in range(size.layers):
+        for what, at in (
+            ("query", host.at_queries),
+            ("key", host.at_keys),
+            ("value", host.at_values),
+            ("output", host.at_head_outputs),
+        ):
+            hooks[layer, what] = at(model, layer, keep(layer, what))
+        for what, over in (("scores", host.at_scores), ("pattern", host.at_pattern), ("residual", host.at_residual)):
+            hooks[layer, what] = over(layer, keep(layer, what))
+    with torch.no_grad():
+        logits = host.forward(model, tokens, list(hooks.values()))
+    if silent := [name for at, (name, _) in hooks.items() if at not in seen]:
+        return f"its hook {silent[0]} never fires"
+    for layer in range(size.layers):
+        if reason := _disagreement(model, layer, *(seen[layer, what] for what in _PARTS)):
+            return f"in layer {layer} {reason}"
+    return _leak(model, tokens) or _cache_problem(model, tokens, logits)
+
+
+def _disagreement(
+    model: Model, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Tensor, pattern: Tensor, output: Tensor
+) -> str:
+    heads, length = host.shape(model).heads, scores.shape[-1]
+    if pattern.shape != (1, heads, length, length) or any(
+        tensor.ndim != 4 or tensor.shape[:2] != (1, length) or heads % tensor.shape[2] for tensor in (query, key, value)
+    ):
+        found = {
+            name: tuple(each.shape) for name, each in zip(_PARTS, (query, key, value, scores, pattern), strict=False)
+        }
+        return f"the shapes are not those of {heads} heads and {length} tokens: {found}"
+    own = host.own_score(model, layer)
+    products = query.float() * host.per_query_head(key, heads).float() * (1.0 if own.weights is None else own.weights)
+    if not _near(own.of(products.sum(-1)), scores.diagonal(0, -2, -1).mT, own.scale * products.abs().sum(-1)):
+        return "a token's attention score for itself is not its scaled query times its key"
+    wide, values = pattern.float(), host.per_query_head(value, heads).float()
+    made = einsum(wide, values, "b h q k, b k h d -> b q h d")
+    size = einsum(wide, values.abs(), "b h q k, b k h d -> b q h d")
+    if made.shape != output.shape or not _near(made, output, size):
+        return "the head output is not the attention pattern times the values"
+    return ""
+
+
+def _near(expected: Tensor, found: Tensor, size: Tensor) -> bool:
+    """Equal but for rounding in the model's precision; `size` is the sum of the terms' magnitudes."""
+    tolerance = max(1e-3, 16 * torch.finfo(found.dtype).eps)
+    error = (expected - found.float()).abs()
+    return bool(
+        ((error <= tolerance * size + 1e-6) | ~torch.isfinite(error)).all()
+    )  # NaNs are reported later, by position
+
+
+def _leak(model: Model, tokens: Tensor) -> str:
+    """Whether anything but keys and values carries one position's residual stream to another's logits."""
+    leaves: list[Tensor] = []
+
+    def leaf(residual: Tensor, hook: Any) -> Tensor:
+        leaves.append(residual.detach().requires_grad_(True))
+        return leaves[0]
+
+    def cut(tensor: Tensor, hook: Any) -> Tensor:
+        return tensor.detach()
+
+    hooks: list[Hook] = [host.at_residual(0, leaf)]
+    for layer in range(1, host.shape(model).layers):
+        hooks += [host.at_keys(model, layer, cut), host.at_values(model, layer, cut)]
+    with torch.inference_mode(False), torch.enable_grad():
+        last = host.forward(model, tokens, hooks)[0, -1].float()
+        (gradient,) = torch.autograd.grad(last.logsumexp(0), leaves)
+    if gradient[0, :-1].nan_to_num().any():
+        return "tokens meet elsewhere than in attention (a recurrence or a convolution?), so one backward pass is not exact"
+    return ""
+
+
+def _cache_problem(model: Model, tokens: Tensor, logits: Tensor) -> str:
+    cache, keys = host.new_cache(model), []
+
+    def count(pattern: Tensor, hook: Any) -> None:
+        keys.append(pattern.shape[-1])
+
+    with torch.no_grad():
+        host.forward(model, tokens[:, :-1], [], cache)
+        last = host.forward(model, tokens[:, -1:], [host.at_pattern(0, count)], cache)
+    if keys == [1]:
+        return (
+            f"it does not read its cache (transformer-lens {version('transformer-lens')}, transformers "
+            f"{version('transformers')}). TransformerLens 4.3 does not know the cache of transformers 5.24 and later: "
+            "pip install 'transformers<5.24'"
+        )
+    # In half precision a rounding can send a token to another expert: there it must run, and the suite says the rest.
+    exact = logits.dtype in (torch.float32, torch.float64)
+    if exact and not _near(logits[:, -1:].float(), last, logits.abs().max().float()):
+        return "over a cache it does not continue as if it had read everything at once"
+    return ""

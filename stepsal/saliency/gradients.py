@@ -1,0 +1,184 @@
+"""Hooks that read attention patterns and the gradients that reach them, for one forward and one backward pass.
+
+In: a model, which layers, and what to do with each block of influence. Out: calls of `receive`. `stepsal.saliency.influence` says what
+is computed and why it is exact; `cut` is its steps 1 and 2.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from einops import rearrange, reduce
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stepsal.errors import NumericalError
+from stepsal.models import host
+from stepsal.models.host import Hook, Model
+
+Rule = Literal["abs", "signed", "grad", "attention"]
+
+# What is done with a block of influence: (index in `layers`, first query position, influence). Keys start at 0. It returns
+# what it made of the block: if that is finite, so was the block.
+Receive = Callable[[int, int, Float[Tensor, "head query key"]], Tensor]
+
+
+class PatternReader:
+    """Hooks for one forward pass and its backward pass; `cut` severs the gradient through other positions (steps 1-2).
+
+    The lowest layer's pattern is the leaf: what lies below it takes no part in any gradient.
+    """
+
+    def __init__(
+        self, model: Model, rule: Rule, layers: tuple[int, ...], start: int, receive: Receive, *, cut: bool
+    ) -> None:
+        self.model, self.rule, self.layers = model, rule, layers
+        self.start, self.receive, self.cut = start, receive, cut
+        self.heads = host.shape(model).heads
+        self.leaf: Tensor | None = None
+        self.now: dict[str, Tensor] = {}  # of the layer that is running: query, key, value, own (A_tt)
+        self.errors: list[NumericalError] = []
+
+    def hooks(self) -> list[Hook]:
+        if self.rule == "attention":
+            return [host.at_pattern(layer, self._pattern(layer)) for layer in self.layers]
+        lowest, top = self.layers[0], host.shape(self.model).layers
+        hooks: list[Hook] = [host.at_pattern(lowest, self._start)]
+        for layer in range(lowest + 1, top):
+            if self.cut:
+                hooks += [
+                    host.at_values(self.model, layer, self._detach("value")),
+                    host.at_queries(self.model, layer, self._keep_query),
+                    host.at_keys(self.model, layer, self._detach("key")),
+                    host.at_scores(layer, self._own_key(layer)),
+                ]
+            hooks.append(host.at_pattern(layer, self._pattern(layer)))
+            if self.cut:
+                hooks.append(host.at_head_outputs(self.model, layer, self._own_value))
+        return hooks
+
+    def backward(self, loss: Tensor) -> None:
+        assert self.leaf is not None
+        (gradient,) = torch.autograd.grad(loss, self.leaf)  # no parameter gradients; hooks serve the layers above
+        self._take(0, self.leaf.detach()[0], gradient[0])
+        if self.errors:
+            raise self.errors[0]  # the highest layer: gradients flow down
+
+    def _start(self, pattern: Tensor, hook: Any) -> Tensor:
+        self.leaf = pattern.detach().requires_grad_(True)
+        return self.leaf
+
+    def _keep_query(self, query: Tensor, hook: Any) -> Tensor:
+        self.now["query"] = query.detach()
+        return query
+
+    def _detach(self, name: str) -> Callable[[Tensor, Any], Tensor]:
+        def detach(tensor: Tensor, hook: Any) -> Tensor:
+            self.now[name] = tensor
+            return tensor.detach()
+
+        return detach
+
+    def _pattern(self, layer: int) -> Callable[[Tensor, Any], None]:
+        def read(pattern: Tensor, hook: Any) -> None:
+            values = pattern.detach()
+            if self.cut:
+                self.now["own"] = values.diagonal(values.shape[-1] - values.shape[-2], -2, -1)  # batch head query
+            if layer not in self.layers:
+                return
+            index = self.layers.index(layer)
+            if self.rule == "attention":
+                self.receive(index, self.start, values[0])
+            else:
+                pattern.register_hook(lambda gradient: self._take(index, values[0], gradient[0]))
+
+        return read
+
+    def _take(
+        self, index: int, pattern: Float[Tensor, "head query key"], gradient: Float[Tensor, "head query key"]
+    ) -> None:
+        """The pattern's gradient has arrived: multiply, hand on, keep nothing."""
+        if self.rule == "grad":
+            block = gradient.abs().masked_fill_(pattern == 0, 0)  # masked keys have a gradient, but no influence
+        else:
+            block = gradient * pattern
+            if self.rule == "abs":
+                block.abs_()
+        if not torch.isfinite(self.receive(index, self.start, block)).all():
+            position = self.start + int((~torch.isfinite(block)).any(-1).any(0).nonzero()[0])
+            self.errors.append(
+                NumericalError(
+                    f"the gradient of the attention pattern is not finite in layer {self.layers[index]} at query "
+                    f"position {position}. Load the model in a wider precision (dtype='float32')."
+                )
+            )
+
+    def _own_key(self, layer: int) -> Callable[[Tensor, Any], Tensor]:
+        score = host.own_score(self.model, layer)
+
+        def add(scores: Float[Tensor, "batch head query key"], hook: Any) -> Tensor:
+            queries, keys = scores.shape[2:]
+            query, key = self.now["query"], self.now["key"][:, -queries:]  # without those of the cache
+            slope = score.slope(scores.detach().diagonal(keys - queries, -2, -1))  # batch head query, or one for all
+
+            def gradient(of_scores: Float[Tensor, "batch head query key"]) -> Tensor:
+                own = slope * of_scores.diagonal(keys - queries, -2, -1)
+                of_key = rearrange(own, "batch head pos -> batch pos head 1") * query
+                return _for_key_heads(of_key if score.weights is None else of_key * score.weights, key)
+
+            return _Also.apply(scores, key, gradient)
+
+        return add
+
+    def _own_value(self, output: Float[Tensor, "batch pos head d_head"], hook: Any) -> Tensor:
+        value, own = self.now["value"], rearrange(self.now["own"], "batch head pos -> batch pos head 1")
+        self.now.clear()
+        return _Also.apply(output, value, lambda of_output: _for_key_heads(own * of_output, value))
+
+
+class _Also(torch.autograd.Function):
+    """The first tensor as it is; what `gradient` makes of its gradient goes to the second, without a copy of the first.
+
+    Of step 2's terms, whose value is zero, this is all that is left.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, second: Tensor, gradient: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.gradient = gradient
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        return gradient, ctx.gradient(gradient), None
+
+
+def _for_key_heads(
+    gradient: Float[Tensor, "batch pos head d_head"], like: Float[Tensor, "batch pos kv_head d_head"]
+) -> Float[Tensor, "batch pos kv_head d_head"]:
+    """Summed over the query heads that read each key-value head, in its precision."""
+    grouped = "batch pos (kv_head group) d -> batch pos kv_head d"
+    return reduce(gradient, grouped, "sum", kv_head=like.shape[2]).to(like.dtype)
+
+
+def check_logits(
+    model: Model, logits: Float[Tensor, "batch pos vocabulary"], tokens: Int[Tensor, "batch all_pos"], start: int
+) -> None:
+    """Raise when a logit is not finite, naming the first layer and position where it came from."""
+    if torch.isfinite(logits.sum()) or torch.isfinite(logits).all():  # the sum is quick to make, and seldom overflows
+        return
+    position = start + int((~torch.isfinite(logits[0])).any(-1).nonzero()[0])
+    found: list[str] = []
+
+    def look(residual: Tensor, hook: Any) -> None:
+        bad = (~torch.isfinite(residual[0])).any(-1)
+        if bad.any() and not found:
+            found.append(f"first in layer {hook.layer()} at position {int(bad.nonzero()[0])}")
+
+    hooks: list[Hook] = [host.at_residual(layer, look) for layer in range(host.shape(model).layers)]
+    with torch.no_grad():
+        host.forward(model, tokens, hooks)
+    where = found[0] if found else "every layer is finite, so it is the unembedding"
+    raise NumericalError(
+        f"the logits at position {position} are not finite; {where}. Check the weights, or load the model in a wider "
+        "precision (dtype='float32')."
+    )

@@ -1,0 +1,329 @@
+"""How much each earlier token influences what is predicted next: attention times gradient, exactly, in one pass.
+
+In: a model and a `Trace`. Out: a token map (`token_influence`) or, pooled on the way, a `StepMap` (`step_saliency`).
+
+    I[layer, head, t, k] = | A[layer, head, t, k] * dL_t / dA[layer, head, t, k] |,    L_t = -log p(x[t+1] | x[..t])
+
+Every row `t` has its own loss, so the definition asks for one backward pass per token. One pass in all suffices:
+
+1. `A[layer, head, t, :]` changes only position `t`'s residual stream, and `L_t` reads only position `t`. So cut the
+   gradient through every *other* position's keys and values: they enter attention detached.
+2. A position's own key and value do carry gradient. They are put back with terms of value zero, `sg` = stop gradient:
+       score_tt += scale * sg(q_t) . (k_t - sg(k_t)),     z_t += sg(A_tt) * (v_t - sg(v_t)).
+3. Back-propagate `sum_t L_t` once. The gradient that reaches a pattern is `dL_t / dA[t, :]` for every `t` at once: a
+   tensor hook multiplies it by the pattern, pools it and drops it.
+4. Since past keys and values are detached anyway, the trace runs through the model in chunks of queries over a growing
+   key-value cache, forward and backward per chunk. Memory grows with `chunk * T`, not with `T^2 * layers * heads`.
+
+Steps 1 and 2 and the hooks of step 3 are in `stepsal.saliency.gradients`. The last token has no target and nothing else reads it, so
+it never enters the model. Source: method.md section 2.
+"""
+
+import time
+import warnings
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from stepsal.errors import InputError
+from stepsal.models import host
+from stepsal.models.host import Model
+from stepsal.models.layers import LayerSpec, resolve_layers
+from stepsal.models.memory import free_bytes, peak_bytes, spread
+from stepsal.models.support import check_supported
+from stepsal.saliency.attention import in_float32, keeping_repeats_once
+from stepsal.saliency.gradients import PatternReader, Receive, Rule, check_logits
+from stepsal.saliency.pooling import StepPool, count_pairs
+from stepsal.saliency.stepmap import StepMap
+from stepsal.traces.trace import Trace
+
+Objective = Literal["token", "sequence", "answer"]
+
+# Longer chunks were no faster on a CPU (benchmarks/saliency.py); elsewhere an estimate (docs/precision.md).
+MAX_CHUNK = {"cpu": 256, "cuda": 512, "mps": 256}
+# Queries times keys above which a chunk is long enough: from some length on, a chunk's patterns grow no further. With it a 7B
+# model's 32k tokens should fit 60 GB (docs/precision.md).
+ENOUGH_PAIRS = 3 * 2**20
+
+
+def step_saliency(
+    model: Model,
+    trace: Trace,
+    *,
+    objective: Objective = "token",
+    rule: Rule = "abs",
+    layers: LayerSpec = "all",
+    chunk: int | Literal["auto"] = "auto",
+    answer: tuple[int, int] | None = None,
+    progress: bool = False,
+) -> StepMap:
+    """The step map of a trace: influence summed over the token pairs of each pair of steps.
+
+    Args:
+        model: a `TransformerBridge`, from `load_model` or booted by you, or a `HookedTransformer` of TransformerLens 3.9.
+        trace: the trace; its tokens are fed to the model as they are.
+        objective: `token`, each row its own next-token loss (the paper's equation); `sequence`, one loss for the whole
+            trace (the official code; it mixes into row `t` what row `t` does to later tokens); `answer`, the summed loss
+            of the tokens of `answer`, seen from every row.
+        rule: `abs`, |A * dL/dA|; `signed`, A * dL/dA; `grad`, |dL/dA|; `attention`, A alone (a baseline).
+        layers: `"all"`, `"shallow"`, `"deep"`, an index or several.
+        chunk: query positions per pass with the `token` objective; `"auto"` chooses from the free memory. The result
+            does not depend on it. The other objectives need the whole graph at once.
+        answer: token positions `[start, stop)` whose loss is meant, for `objective="answer"`.
+        progress: show a progress bar.
+
+    Returns:
+        A `StepMap`, float32, on the CPU. `meta` says how it was made.
+
+    Raises:
+        InputError: an unknown option, tokens that are not in the model's vocabulary, or a trace longer than its context.
+        UnsupportedModelError: a model on which this would not be exact; before any work is done.
+        NumericalError: a NaN or infinity, with layer and position.
+
+    >>> from stepsal import Trace, load_model, step_saliency
+    >>> model = load_model()
+    >>> trace = Trace.from_text(model.tokenizer, "Facts: k = 37.<think>", "First k = 37.</think>So 37.")
+    >>> step_saliency(model, trace)
+    StepMap(8 layers, 4 heads, 3 steps)
+    """
+    check_options(len(trace.tokens), objective, rule, chunk, answer)
+    size = host.shape(model)
+    indices = resolve_layers(layers, size.layers)
+    pool = StepPool(trace.steps, len(indices), size.heads)
+    meta = _run(model, trace, objective, rule, indices, chunk, answer, progress, pool)
+    return StepMap(pool.mass, count_pairs(trace.steps), trace.steps, indices, meta)
+
+
+def token_influence(
+    model: Model,
+    trace: Trace,
+    *,
+    objective: Objective = "token",
+    rule: Rule = "abs",
+    layers: LayerSpec = "all",
+    answer: tuple[int, int] | None = None,
+) -> Float[Tensor, "layer head query key"]:
+    """The token-to-token influence map itself, for short traces: it holds `layers * heads * tokens^2` numbers.
+
+    Arguments and errors as for `step_saliency`. The last row is zero: the last token has no target.
+
+    >>> from stepsal import Trace, load_model, token_influence
+    >>> model = load_model()
+    >>> trace = Trace.from_text(model.tokenizer, "Facts: k = 37.<think>", "First k = 37.</think>So 37.")
+    >>> token_influence(model, trace).shape == (8, 4, len(trace.tokens), len(trace.tokens))
+    True
+    """
+    check_options(len(trace.tokens), objective, rule, "auto", answer)
+    size = host.shape(model)
+    indices = resolve_layers(layers, size.layers)
+    length = len(trace.tokens)
+    influence = torch.zeros(len(indices), size.heads, length, length)
+
+    def store(index: int, start: int, block: Float[Tensor, "head query key"]) -> Tensor:
+        influence[index, :, start : start + block.shape[1], : block.shape[2]] = block
+        return block
+
+    _run(model, trace, objective, rule, indices, "auto", answer, False, store)
+    return influence
+
+
+def _run(
+    model: Model,
+    trace: Trace,
+    objective: Objective,
+    rule: Rule,
+    layers: tuple[int, ...],
+    chunk: int | Literal["auto"],
+    answer: tuple[int, int] | None,
+    progress: bool,
+    receive: Receive,
+) -> dict[str, Any]:
+    """Check the arguments, run the trace through the model and hand each block of influence to `receive`."""
+    from stepsal._version import __version__
+
+    check_trace(model, trace)
+    check_supported(model)
+    started = time.monotonic()
+    tokens = trace.tokens.to(host.device_of(model))[None]
+    with host.frozen(model):
+        if rule == "attention" or objective == "token":
+            size = _chunk_size(model, len(trace.tokens), chunk)
+            _run_chunks(model, tokens, rule, layers, size, progress, receive)
+        else:
+            size = len(trace.tokens) - 1
+            _warn_if_large(model, size, objective)
+            _run_whole(model, tokens, rule, layers, answer or (1, size + 1), receive)
+    return host.describe(model) | {
+        "objective": objective,
+        "rule": rule,
+        "answer": list(answer) if answer else None,
+        "chunk": size,
+        "tokens": len(trace.tokens),
+        "model_layers": host.shape(model).layers,
+        "trace": trace.id,
+        "correct": trace.correct,
+        "stepsal": __version__,
+        "torch": torch.__version__,
+        "seconds": round(time.monotonic() - started, 3),
+        "peak_memory_bytes": peak_bytes(spread(model)),
+    }
+
+
+def _run_chunks(
+    model: Model,
+    tokens: Tensor,
+    rule: Rule,
+    layers: tuple[int, ...],
+    chunk: int,
+    progress: bool,
+    receive: Receive,
+) -> None:
+    from tqdm import tqdm
+
+    queries = tokens.shape[1] - 1
+    cache = host.new_cache(model)
+    with tqdm(total=queries, desc="saliency", unit="tok", disable=not progress) as bar:
+        for start in range(0, queries, chunk):
+            stop = min(start + chunk, queries)
+            _run_chunk(model, tokens, rule, layers, start, stop, cache, receive)
+            bar.update(stop - start)
+
+
+def _run_chunk(
+    model: Model,
+    tokens: Tensor,
+    rule: Rule,
+    layers: tuple[int, ...],
+    start: int,
+    stop: int,
+    cache: Any,
+    receive: Receive,
+) -> None:
+    """A function of its own, so that what a chunk keeps is gone before the next one begins."""
+    size = host.shape(model)
+    scales: Tensor | None = None
+
+    def unscaled(index: int, start: int, block: Tensor) -> Tensor:
+        return receive(index, start, block if scales is None else block / scales.to(block.device)[:, None])
+
+    reader = PatternReader(model, rule, layers, start, unscaled, cut=True)
+    with torch.no_grad() if rule == "attention" else keeping_repeats_once(size.heads, size.kv_heads):
+        logits = host.forward(model, tokens[:, start:stop], in_float32(model, reader.hooks()), cache)
+    check_logits(model, logits, tokens[:, :stop], start)
+    if rule == "attention":
+        return
+    losses = _losses(logits[0], tokens[0, start + 1 : stop + 1])
+    if logits.dtype == torch.float16:
+        scales = row_scales(losses.detach())
+        losses = losses * scales
+    reader.backward(losses.sum())
+
+
+def _run_whole(
+    model: Model,
+    tokens: Tensor,
+    rule: Rule,
+    layers: tuple[int, ...],
+    target: tuple[int, int],
+    receive: Receive,
+) -> None:
+    reader = PatternReader(model, rule, layers, 0, receive, cut=False)
+    size = host.shape(model)
+    with keeping_repeats_once(size.heads, size.kv_heads):
+        logits = host.forward(model, tokens[:, :-1], in_float32(model, reader.hooks()))
+    check_logits(model, logits, tokens[:, :-1], 0)
+    start, stop = target
+    reader.backward(_losses(logits[0, start - 1 : stop - 1], tokens[0, start:stop]).sum())
+
+
+def _losses(logits: Float[Tensor, "pos vocabulary"], targets: Int[Tensor, " pos"]) -> Float[Tensor, " pos"]:
+    """In float32 or better; where a model spans devices, on that of its logits."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits.to(wide), targets.to(logits.device), reduction="none")
+
+
+def row_scales(losses: Float[Tensor, " pos"]) -> Float[Tensor, " pos"]:
+    """Powers of two that bring each row's gradient to the size of 1: float16 knows nothing below 6e-8.
+
+    The largest derivative of a loss by a logit is that by the target's, `1 - p`. Rows do not mix, so each has a scale of
+    its own, by which its influence is divided: exactly.
+
+    >>> row_scales(torch.tensor([3.0, 0.1, 0.0])).tolist()
+    [2.0, 16.0, 16777216.0]
+    """
+    largest = -torch.expm1(-losses)
+    return torch.exp2(-torch.floor(torch.log2(largest.clamp(min=2.0**-24))))
+
+
+def check_trace(model: Model, trace: Trace) -> None:
+    """Raise `InputError` unless the model can take the trace: its length and its token ids."""
+    size, tokens = host.shape(model), trace.tokens
+    if len(tokens) < 2:
+        raise InputError(f"a trace of {len(tokens)} token(s) predicts nothing: it needs at least two")
+    if len(tokens) > size.context:
+        raise InputError(
+            f"the trace has {len(tokens)} tokens but the model's context is {size.context}: influence beyond it would mean "
+            "nothing. Use a model with a longer context, or shorten the trace yourself."
+        )
+    if int(tokens.min()) < 0 or int(tokens.max()) >= size.vocabulary:
+        bad = int(tokens.max()) if int(tokens.max()) >= size.vocabulary else int(tokens.min())
+        raise InputError(
+            f"token {bad} is outside the model's vocabulary (0 to {size.vocabulary - 1}): the trace was made with another "
+            "tokenizer. Make it with this model's."
+        )
+
+
+def check_options(length: int, objective: str, rule: str, chunk: object, answer: tuple[int, int] | None) -> None:
+    """Raise `InputError` for options that are unknown or do not go together."""
+    for name, value, known in (("objective", objective, get_args(Objective)), ("rule", rule, get_args(Rule))):
+        if value not in known:
+            raise InputError(f"unknown {name} {value!r}: expected one of {', '.join(known)}")
+    if chunk != "auto" and (not isinstance(chunk, int) or chunk < 1):
+        raise InputError(f"chunk {chunk!r} must be 'auto' or a whole number of query positions, at least 1")
+    if chunk != "auto" and objective != "token":
+        raise InputError(
+            f"objective {objective!r} needs the whole graph and cannot run in chunks: leave out chunk={chunk}"
+        )
+    if (answer is None) == (objective == "answer"):
+        raise InputError(
+            f"objective={objective!r} with answer={answer!r}: give answer=(start, stop) with 'answer' only"
+        )
+    if answer is not None and not 1 <= answer[0] < answer[1] <= length:
+        raise InputError(f"answer {answer} must be token positions [start, stop) within 1 to {length}")
+
+
+def _chunk_size(model: Model, length: int, chunk: int | Literal["auto"]) -> int:
+    if chunk != "auto":
+        return min(chunk, length - 1)
+    once, each = _bytes_kept(model, length)
+    fits = min(int((0.8 * free_bytes(device) / share - once) / each) for device, share in spread(model).items())
+    enough = max(16, min(MAX_CHUNK[host.device_of(model).type], ENOUGH_PAIRS // length))
+    return max(16, min(enough, fits, length - 1))
+
+
+def _bytes_kept(model: Model, length: int) -> tuple[int, int]:
+    """About what a chunk needs: once, and for each query position (`benchmarks/gpu.py --estimate` counts it exactly).
+
+    Once: keys and values in the cache and for the backward pass, and one layer's repeated. Each: a row of the pattern in
+    every layer, and while a layer runs some six more; activations; logits and their gradient.
+    """
+    size, element = host.shape(model), next(model.parameters()).element_size()
+    wide = max(4, element)
+    keys = 2 * length * int(model.cfg.d_head) * wide
+    row = size.heads * length * wide
+    once = keys * (2 * size.layers * size.kv_heads + 2 * size.heads)
+    return once, (size.layers + 6) * row + size.layers * 24 * model.cfg.d_model * element + 16 * size.vocabulary
+
+
+def _warn_if_large(model: Model, queries: int, objective: str) -> None:
+    once, each = _bytes_kept(model, queries)
+    need, free = once + queries * each, sum(map(free_bytes, spread(model)))
+    if need > free:
+        warnings.warn(
+            f"objective {objective!r} keeps the whole graph: about {need / 2**30:.1f} GiB for {queries} tokens, and "
+            f"{free / 2**30:.1f} GiB are free. objective='token' runs in chunks.",
+            stacklevel=2,
+        )

@@ -1,0 +1,53 @@
+"""Influence of token pairs, summed over the pairs of each two steps as it arrives, block by block.
+
+In: the steps of a trace, and blocks of influence, `head query key`, of some queries and all keys up to them. Out: `mass`,
+in the machine's memory whatever device the blocks are on, and the number of token pairs behind each entry.
+
+1. Query rows of one step are summed, in float32 or better.
+2. Keys are summed by step with one prefix sum in float64, since steps are contiguous.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stepsal.traces.trace import Step
+
+
+class StepPool:
+    """Receives blocks of influence (`stepsal.saliency.gradients.Receive`) and holds their sums over pairs of steps."""
+
+    def __init__(self, steps: Sequence[Step], layers: int, heads: int) -> None:
+        self.mass: Float[Tensor, "layer head query_step key_step"] = torch.zeros(layers, heads, len(steps), len(steps))
+        self._ends = torch.tensor([step.stop for step in steps])
+
+    def __call__(self, index: int, start: int, block: Float[Tensor, "head query key"]) -> Tensor:
+        """Add a block of the layer with this index whose first query is `start`. Gives back what it was added to."""
+        stop = start + block.shape[1]
+        first, last = torch.searchsorted(self._ends, torch.tensor([start + 1, stop])).tolist()  # steps of its queries
+        ends = torch.clamp(self._ends[: last + 1], max=stop)
+        counts = torch.diff(ends[first:], prepend=torch.tensor([start])).tolist()
+        wide = torch.promote_types(block.dtype, torch.float32)
+        sums = torch.stack([rows.sum(1, dtype=wide) for rows in block.split(counts, 1)], 1)
+        if sums.device.type == "mps":  # it has no float64
+            sums = sums.cpu()
+        prefix = sums.cumsum(-1, dtype=torch.float64)[..., ends.to(sums.device) - 1]
+        by_step = torch.diff(prefix, prepend=torch.zeros_like(prefix[..., :1]))
+        mass = self.mass[index, :, first : last + 1, : last + 1]
+        mass += by_step.to("cpu", torch.float32)
+        return mass
+
+
+def count_pairs(steps: Sequence[Step]) -> Int[Tensor, "query_step key_step"]:
+    """The token pairs of each two steps: a query, a key no later than it; the last token of all is no query.
+
+    >>> from stepsal import Step
+    >>> count_pairs([Step(0, "question", 0, 2, "2+2"), Step(1, "thinking", 2, 4, "= 4")]).tolist()
+    [[3, 0], [2, 1]]
+    """
+    last = steps[-1].stop - 1
+    queries = torch.tensor([min(step.stop, last) - min(step.start, last) for step in steps])
+    keys = torch.tensor([step.stop - step.start for step in steps])
+    return torch.tril(queries[:, None] * keys, -1) + torch.diag(queries * (queries + 1) // 2)

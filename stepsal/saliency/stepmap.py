@@ -1,0 +1,184 @@
+"""Step maps: how much each step reads from each earlier one, per layer and head.
+
+In: `mass` and `pairs`, pooled by `stepsal.saliency.influence`. Out: densities, shares, tables, files.
+
+For a query step `i` and a key step `j <= i`, over causal pairs `(t, k)` whose query has a next token to predict:
+
+    mass[layer, head, i, j] = sum of influence I[layer, head, t, k]        pairs[i, j] = number of those pairs
+    density = mass / pairs                                                 share = mass / its row sum
+
+Source: Xu et al. (arXiv 2604.06695), equation for step pooling; method.md section 3 for what differs from the official code.
+"""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from einops import rearrange, reduce
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stepsal.errors import FileError, InputError
+from stepsal.files import atomic_path
+from stepsal.traces.trace import Step
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+else:  # imported where used: it takes a while
+    DataFrame = Any
+
+_FORMAT = "stepsal step map 1"
+
+
+@dataclass(frozen=True, eq=False)
+class StepMap:
+    """Step-to-step influence of one trace.
+
+    Attributes:
+        mass: summed influence, `layer head query_step key_step`; nats per unit of attention, times attention. Zero
+            above the diagonal.
+        pairs: number of token pairs pooled, `query_step key_step`; the last token has no target and counts as no query.
+        steps: the trace's steps, in order.
+        layers: the model layer of each index of the `layer` axis.
+        meta: how it was made: model, objective, rule, versions, chunk, seconds, peak memory.
+
+    >>> import torch
+    >>> from stepsal import Step, StepMap
+    >>> steps = (Step(0, "question", 0, 2, "2+2"), Step(1, "thinking", 2, 4, "= 4"))
+    >>> stepmap = StepMap(torch.tensor([[[[3.0, 0.0], [1.0, 3.0]]]]), torch.tensor([[3, 0], [2, 1]]), steps, (0,), {})
+    >>> stepmap.share()[0, 0, 1]
+    tensor([0.2500, 0.7500])
+    """
+
+    mass: Float[Tensor, "layer head query_step key_step"]
+    pairs: Int[Tensor, "query_step key_step"]
+    steps: tuple[Step, ...]
+    layers: tuple[int, ...]
+    meta: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        expected = (len(self.layers), *self.mass.shape[1:2], len(self.steps), len(self.steps))
+        if tuple(self.mass.shape) != expected or tuple(self.pairs.shape) != expected[2:]:
+            raise InputError(
+                f"mass has shape {tuple(self.mass.shape)} and pairs {tuple(self.pairs.shape)}; with {len(self.layers)} "
+                f"layers and {len(self.steps)} steps they must be (layer, head, query_step, key_step) and "
+                "(query_step, key_step)"
+            )
+
+    def __repr__(self) -> str:
+        layers, heads, steps, _ = self.mass.shape
+        return f"StepMap({layers} layers, {heads} heads, {steps} steps)"
+
+    def _repr_png_(self) -> bytes | None:
+        """The picture a notebook shows: the mean over layers and heads. None where a logarithmic scale has nothing to show."""
+        from io import BytesIO
+        from typing import cast
+
+        from matplotlib.figure import Figure
+
+        from stepsal import plot
+
+        if not (self.mass > 0).any() or (self.mass < 0).any():
+            return None
+        with plot.style():
+            figure = cast(Figure, plot.step_map(self).figure)
+            file = BytesIO()
+            figure.savefig(file, format="png", dpi=110)
+        return file.getvalue()
+
+    def density(self, noncausal: bool = False) -> Float[Tensor, "layer head query_step key_step"]:
+        """Mean influence per token pair, `mass / pairs`: the paper's pooling. NaN where there is no pair.
+
+        `noncausal=True` divides by the whole block (query tokens times key tokens, masked pairs and the last token
+        included) as the official code does: that halves the diagonal.
+        """
+        if not noncausal:
+            return (self.mass / self.pairs).masked_fill_(self.pairs == 0, torch.nan)
+        sizes = torch.tensor([step.stop - step.start for step in self.steps], device=self.mass.device)
+        return self.mass / (rearrange(sizes, "query_step -> query_step 1") * sizes)
+
+    def share(self) -> Float[Tensor, "layer head query_step key_step"]:
+        """Each row's mass as parts of the row's sum; rows sum to 1. NaN for a row without any mass."""
+        return self.mass / reduce(self.mass, "layer head query_step key_step -> layer head query_step 1", "sum")
+
+    def mean_heads(self) -> "StepMap":
+        """The map averaged over heads (the head axis stays, with size 1)."""
+        mass = reduce(self.mass, "layer head query_step key_step -> layer 1 query_step key_step", "mean")
+        return replace(self, mass=mass, meta=self.meta | {"heads": "mean"})
+
+    def segment(self, name: str) -> list[int]:
+        """Indices of the steps of a segment (`question`, `thinking` or `summary`)."""
+        return [step.index for step in self.steps if step.segment == name]
+
+    def to_dataframe(self) -> DataFrame:
+        """One row per layer, head and causal pair of steps, with mass, pairs, density and share."""
+        import pandas as pd
+
+        n = len(self.steps)
+        query, key = torch.tril_indices(n, n)
+        layers, heads = self.mass.shape[:2]
+        segments = [step.segment for step in self.steps]
+        rows = layers * heads
+
+        def flat(map_: Float[Tensor, "layer head query_step key_step"]) -> Any:
+            return rearrange(map_[:, :, query, key], "layer head pair -> (layer head pair)").cpu().numpy()
+
+        return pd.DataFrame(
+            {
+                "layer": torch.tensor(self.layers).repeat_interleave(heads * len(query)).numpy(),
+                "head": torch.arange(heads).repeat_interleave(len(query)).repeat(layers).numpy(),
+                "query_step": query.repeat(rows).numpy(),
+                "key_step": key.repeat(rows).numpy(),
+                "query_segment": pd.Categorical([segments[i] for i in query] * rows),
+                "key_segment": pd.Categorical([segments[i] for i in key] * rows),
+                "mass": flat(self.mass),
+                "pairs": self.pairs[query, key].repeat(rows).cpu().numpy(),
+                "density": flat(self.density()),
+                "share": flat(self.share()),
+            }
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the map as safetensors with a JSON header, atomically: the file is whole or not there."""
+        from safetensors.torch import save_file
+
+        header = {
+            "format": _FORMAT,
+            "steps": json.dumps([asdict(step) for step in self.steps], ensure_ascii=False),
+            "layers": json.dumps(self.layers),
+            "meta": json.dumps(self.meta, ensure_ascii=False),
+        }
+        with atomic_path(path) as part:
+            save_file({"mass": self.mass.contiguous().cpu(), "pairs": self.pairs.contiguous().cpu()}, part, header)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "StepMap":
+        """Read a map that `save` wrote. Raises `FileError` for a file that is cut short or is something else."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "pt") as file:
+                header = file.metadata() or {}
+                found = header.get("format")
+                if found != _FORMAT:
+                    raise FileError(
+                        f"{path} is not a step map this version can read: its format is {found!r}, expected {_FORMAT!r}. "
+                        "Make it again with `stepsal saliency`, or read it with the version of stepsal that wrote it."
+                    )
+                return cls(
+                    mass=file.get_tensor("mass"),
+                    pairs=file.get_tensor("pairs"),
+                    steps=tuple(Step(**step) for step in json.loads(header["steps"])),
+                    layers=tuple(json.loads(header["layers"])),
+                    meta=json.loads(header["meta"]),
+                )
+        except FileNotFoundError as error:
+            raise FileError(f"there is no step map at {path}") from error
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+            if isinstance(error, FileError):
+                raise
+            raise FileError(
+                f"{path} is cut short or damaged ({error}). Delete it and make it again with `stepsal saliency`."
+            ) from error

@@ -1,0 +1,1 @@
+"""Sweeps: many settings of interventions on the same problems, every answer computed exactly once."""

@@ -1,0 +1,104 @@
+"""What is known of a running sweep: right answers by setting and problem, a bar, and a line for each finished setting."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from stepsal.statistics.paired import Paired, paired, wilson
+from stepsal.sweeps.settings import Setting
+
+COLUMNS = ("problem", "sample", "seed", "correct")
+"""The columns of a row that are counted."""
+
+
+class Scores:
+    """Right or wrong, of every answer so far."""
+
+    def __init__(self) -> None:
+        self._right: dict[Setting, dict[str, dict[tuple[int, int], bool]]] = defaultdict(lambda: defaultdict(dict))
+        self._parts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+
+    def add(self, setting: Setting, rows: Iterable[Mapping[str, Any]]) -> None:
+        sums = self._parts[setting.part]
+        for row in rows:
+            sums[0] += bool(row["correct"])
+            sums[1] += 1
+            self._right[setting][row["problem"]][row["seed"], row["sample"]] = row["correct"]
+
+    def counts(self, setting: Setting) -> tuple[int, int]:
+        """Right answers, and all."""
+        answers = [right for each in self._right[setting].values() for right in each.values()]
+        return sum(answers), len(answers)
+
+    def right(self, setting: Setting) -> int:
+        return self.counts(setting)[0]
+
+    def by_part(self) -> dict[str, float]:
+        """The accuracy of each part, over its settings."""
+        return {part: right / all_ for part, (right, all_) in self._parts.items() if all_}
+
+    def against_baseline(self, setting: Setting) -> Paired | None:
+        """The paired comparison, over the problems that both have answered as often."""
+        before, after = self._right[Setting()], self._right[setting]
+        common = [name for name in after if name in before and after[name].keys() == before[name].keys()]
+        most = max((len(after[name]) for name in common), default=0)
+        common = [name for name in common if len(after[name]) == most]
+        if not common or setting == Setting():
+            return None
+        table = [[[each[name][key] for key in sorted(each[name])] for name in common] for each in (before, after)]
+        return paired(np.array(table[0]), np.array(table[1]))
+
+    def line(self, setting: Setting) -> str:
+        """One setting in a sentence."""
+        right, all_ = self.counts(setting)
+        said = f"{setting.name}: n {all_}, accuracy {right / all_:.1%}"
+        found = self.against_baseline(setting)
+        if found is None:
+            low, high = wilson(right, all_)
+            return f"{said} (95 % {low:.1%} to {high:.1%})"
+        interval = f"95 % {found.low:+.1%} to {found.high:+.1%}"
+        return f"{said}, {found.difference:+.1%} against the baseline ({interval}, p {found.p:.2g}, uncorrected)"
+
+    def table(self, settings: Sequence[Setting]) -> str:
+        """Markdown: a row per setting."""
+        lines = ["| setting | answers | right | difference (95 %) | p, uncorrected |", "|---|---|---|---|---|"]
+        for setting in settings:
+            right, all_ = self.counts(setting)
+            found = self.against_baseline(setting)
+            compared = "| | |"
+            if found is not None:
+                compared = f"| {found.difference:+.1%} ({found.low:+.1%} to {found.high:+.1%}) | {found.p:.2g} |"
+            lines.append(f"| {setting.name} | {all_} | {right / all_:.1%} {compared}")
+        return "\n".join(lines)
+
+
+class Progress:
+    """The bar: answers done, their rate, the time left, the accuracy of each part."""
+
+    def __init__(self, scores: Scores, shown: bool) -> None:
+        from tqdm import tqdm
+
+        self._scores, self._shown = scores, shown
+        self._bar = tqdm(total=0, unit="answer", desc="sweep", disable=not shown, smoothing=0.1)
+
+    def expect(self, total: int, done: int) -> None:
+        """So many answers more, of which some were there already."""
+        if self._shown:  # tqdm has none of these where it is off
+            self._bar.total = (self._bar.total or 0) + total
+            self._bar.initial += done
+            self._bar.n += done
+            self._bar.refresh()
+
+    def add(self, answers: int) -> None:
+        accuracies = [f"{part} {value:.0%}" for part, value in self._scores.by_part().items()]
+        self._bar.set_postfix_str(" · ".join(accuracies), refresh=False)
+        self._bar.update(answers)
+
+    def say(self, text: str) -> None:
+        if self._shown:
+            self._bar.write(text)
+
+    def close(self) -> None:
+        self._bar.close()

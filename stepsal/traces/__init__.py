@@ -1,0 +1,1 @@
+"""Traces: a model's text as tokens, split into question, thinking and summary, and each of these into steps."""

@@ -1,0 +1,224 @@
+"""Traces to and from JSONL, one object a line.
+
+Read: `{"id", "prompt", "response", "tokens"?, "answer"?, "correct"?, "meta"?}`, with `prompt` a string or messages, and the
+other shapes of `stepsal.traces.records`: chat messages, what OpenAI-compatible servers send, batches, token ids.
+
+Written: the first, with the tokens and, under `segmentation`, what the steps were found with, so that reading gives the
+same trace. `meta` and `answer` come back as JSON has them (a tuple as a list).
+"""
+
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from stepsal.errors import FileError, InputError
+from stepsal.files import atomic_path
+from stepsal.traces.formats import STEP_RULES, FormatSpec, StepsSpec, find_formats, find_rule
+from stepsal.traces.prompt import shown
+from stepsal.traces.records import answers, is_request, trace_of
+from stepsal.traces.segment import Tokenizer
+from stepsal.traces.trace import Trace
+
+Found = tuple[str | Path, int, Trace | FileError | InputError]
+"""A trace, or why there is none, with the file and the number of its line."""
+
+
+def read_traces(
+    path: str | Path,
+    tokenizer: Tokenizer,
+    *,
+    format: FormatSpec = "auto",
+    steps: StepsSpec = "auto",
+    on_error: str = "raise",
+) -> list[Trace]:
+    """The traces of a JSONL file, in order.
+
+    `format` and `steps` other than `auto` go before those in the file. `tokens` in the file are used as they are. A
+    trace without an id is called `line-N`. Raises `FileError` or `InputError` with the line's number; `on_error="skip"`
+    leaves such lines out and warns once, with their numbers and what is wrong with each.
+
+    >>> import tempfile
+    >>> from stepsal import load_tokenizer
+    >>> path = Path(tempfile.mkdtemp()) / "traces.jsonl"
+    >>> _ = path.write_text('{"prompt": "2+2?", "reasoning_content": "Add.", "content": "4"}')
+    >>> read_traces(path, load_tokenizer())[0].response
+    '<think>\\nAdd.\\n</think>\\n\\n4'
+    """
+    if on_error not in ("raise", "skip"):
+        raise InputError(f"on_error={on_error!r} is not known. Choose 'raise' or 'skip'.")
+    traces: list[Trace] = []
+    left_out: list[str] = []
+    for _, number, found in read_lines([path], tokenizer, format, steps):
+        if isinstance(found, Trace):
+            traces.append(found)
+        elif on_error == "raise":
+            raise type(found)(f"{path}, line {number}: {found}") from found
+        else:
+            left_out.append(f"line {number}: {found}")
+    if left_out:
+        count = f"{len(left_out)} line" + ("s" if len(left_out) > 1 else "")
+        warnings.warn(f"{path}: {count} left out. " + "; ".join(left_out), stacklevel=2)
+    return traces
+
+
+def read_lines(
+    paths: Sequence[str | Path], tokenizer: Tokenizer, format: FormatSpec = "auto", steps: StepsSpec = "auto"
+) -> Iterator[Found]:
+    """Everything in JSONL files, in order: traces, and what is wrong with the other lines. `FileError` as `read_traces`.
+
+    A batch's requests may stand anywhere in these files: they go with the responses of the same `custom_id`.
+    """
+    find_formats(format)  # a wrong option is no line's fault
+    find_rule(steps, "paragraph")
+    requests = _requests(paths)
+    places: dict[str, str] = {}
+    for path in paths:
+        prefix = f"{Path(path).stem}-" if len(paths) > 1 else ""
+        for number, line in _lines(path):
+            for found in _read(line, tokenizer, format, steps, f"{prefix}line-{number}", requests):
+                if not isinstance(found, Trace) or found.id not in places:
+                    yield path, number, found
+                else:
+                    where = places[found.id]
+                    yield path, number, InputError(f"the id {found.id!r} is already that of {where}: ids must differ")
+                if isinstance(found, Trace):
+                    places.setdefault(found.id, f"line {number}" if len(paths) == 1 else f"{path}, line {number}")
+
+
+def _read(
+    line: bytes, tokenizer: Tokenizer, format: FormatSpec, steps: StepsSpec, id: str, requests: dict[str, Any]
+) -> Iterator[Trace | FileError | InputError]:
+    """The traces of a line, each or why there is none."""
+    try:
+        records = answers(_parse(line), id, requests)
+    except (FileError, InputError) as error:
+        yield error
+        return
+    for record in records:
+        try:
+            yield trace_of(record, tokenizer, format, steps)
+        except InputError as error:
+            yield error if len(records) == 1 else InputError(f"answer {record['id']!r}: {error}")
+
+
+def _lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, with their numbers."""
+    try:
+        with Path(path).open("rb") as file:
+            for number, line in enumerate(file, 1):
+                text = (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).rstrip(b"\r\n")
+                if text.strip():
+                    yield number, text
+    except OSError as error:
+        raise FileError(f"cannot read traces from {path}: {error.strerror or error}") from error
+
+
+def _requests(paths: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
+    """The requests of batches that are answered in these files, by `custom_id`."""
+    requests: dict[str, dict[str, Any]] = {}
+    answered: set[Any] = set()
+    for path in paths:
+        for number, line in _lines(path):
+            record = {}
+            if b'"custom_id"' in line:
+                with suppress(FileError, InputError):  # said when its turn comes
+                    record = _parse(line)
+            id = record.get("custom_id")
+            if not isinstance(id, str):
+                continue
+            if not is_request(record):
+                answered.add(id)
+            elif requests.setdefault(id, record["body"]) != record["body"]:
+                raise InputError(
+                    f"{path}, line {number}: another request has the custom_id {id!r} too: ids must differ"
+                )
+    return {id: body for id, body in requests.items() if id in answered}
+
+
+def write_traces(path: str | Path, traces: Iterable[Trace]) -> None:
+    """Write traces as JSONL, atomically; `read_traces` with the same tokenizer gives them back.
+
+    >>> import tempfile
+    >>> from stepsal import load_tokenizer
+    >>> tokenizer, path = load_tokenizer(), Path(tempfile.mkdtemp()) / "traces.jsonl"
+    >>> write_traces(path, [Trace.from_text(tokenizer, "2+2?", "<think>Add.</think>4", id="a", correct=True)])
+    >>> read_traces(path, tokenizer)
+    [Trace('a', 11 tokens, steps: 1 question, 1 thinking, 1 summary)]
+    """
+    ids: set[str] = set()
+    with atomic_path(path) as part, part.open("wb") as file:
+        for index, trace in enumerate(traces):
+            if trace.id in ids:
+                raise InputError(f"trace {index} has the id {trace.id!r} of an earlier one: ids must differ in a file")
+            ids |= {trace.id} - {""}
+            file.write(trace_line(trace) + b"\n")
+
+
+def trace_line(trace: Trace) -> bytes:
+    """A trace as one line of a file. Raises `InputError` for what JSON cannot hold."""
+    try:
+        return json.dumps(_to_record(trace), ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"trace {trace.id!r} cannot be written as JSON ({error}): its answer, correct and meta must be text, numbers, "
+            "true, false, null, lists and dicts of these"
+        ) from error
+
+
+def rule_name(steps: StepsSpec, whose: str) -> str:
+    """The name of a step rule, as a file can hold it. Raises `InputError` for a callable that has none."""
+    if isinstance(steps, str):
+        return steps
+    if names := [name for name, rule in STEP_RULES.items() if rule is steps]:
+        return names[0]
+    raise InputError(
+        f"{whose} split by {steps!r}, and a file cannot hold a callable: name it, stepsal.formats.STEP_RULES['mine'] = ..., "
+        "and give steps='mine'"
+    )
+
+
+def _to_record(trace: Trace) -> dict[str, Any]:
+    steps = rule_name(trace.step_rule, f"trace {trace.id!r} was")
+    optional = {"id": trace.id or None, "answer": trace.answer, "correct": trace.correct, "meta": trace.meta or None}
+    return {
+        **{name: value for name, value in optional.items() if value is not None},
+        "prompt": trace.prompt,
+        "response": trace.response,
+        "tokens": trace.tokens.tolist(),
+        "segmentation": {"format": trace.format, "steps": steps, "prompt_tokens": trace.prompt_tokens},
+    }
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise FileError(f"not UTF-8 (byte {error.start} of the line): save the file as UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise FileError(
+            f"not a whole JSON object ({error}): one object a line, and the last line may be cut"
+        ) from error
+    if not isinstance(record, dict):
+        raise InputError(f"expected an object with 'prompt' and 'response', found {shown(record)}")
+    return record
+
+
+def read_grades(path: str | Path) -> dict[str, bool]:
+    """`correct` by id, of the lines of a JSONL file that have both; nothing else of them is read.
+
+    Raises `FileError` for a file that cannot be read and `InputError`, with its number, for a line that is not JSON.
+    """
+    grades: dict[str, bool] = {}
+    for number, line in _lines(path):
+        try:
+            record = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"line {number} of {path} is not JSON ({error})") from error
+        if isinstance(record, dict) and isinstance(record.get("correct"), bool) and "id" in record:
+            grades[str(record["id"])] = record["correct"]
+    return grades

@@ -1,0 +1,195 @@
+"""Prompts and responses to tokens, as a model that answers a prompt would see them.
+
+In: a prompt (text, chat messages or a chat request) and a response. Out: token ids, and whether they give the text back.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+from stepsal.errors import InputError
+from stepsal.traces.formats import FormatSpec, find_formats, last_marker
+from stepsal.traces.segment import TextStream, Tokenizer, decode
+
+Prompt = str | Sequence[Mapping[str, Any]] | Mapping[str, Any]
+"""The text exactly as the model sees it, or chat messages for the tokenizer's template, or these as servers take them: a
+request with `messages` and whatever of `REQUEST` changes the prompt."""
+
+REQUEST: tuple[str, ...] = ("messages", "tools", "documents", "chat_template_kwargs", "reasoning_effort")
+REQUEST += ("add_generation_prompt", "continue_final_message")
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+
+
+def prompt_text(tokenizer: Tokenizer, prompt: Prompt) -> str:
+    """The prompt as the model sees it: a string as it is, messages through the tokenizer's template.
+
+    >>> from stepsal import load_tokenizer
+    >>> prompt_text(load_tokenizer(), [{"role": "user", "content": "2+2?"}])
+    '<｜begin▁of▁sentence｜><｜User｜>2+2?<｜Assistant｜><think>\\n'
+    """
+    if not prompt:
+        raise InputError(f"the prompt is {prompt!r}; it needs at least one character, or one message")
+    if isinstance(prompt, str):
+        return prompt
+    request = prompt if isinstance(prompt, Mapping) else {"messages": prompt}
+    messages = request.get("messages")
+    if not messages or not isinstance(messages, Sequence) or not all(map(_is_message, messages)):
+        raise InputError(f"chat messages need a 'role' and a 'content' each; given: {shown(messages)}")
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError(
+            "the prompt is a list of messages, but the tokenizer has no chat template: give the prompt as the text "
+            "that the model sees, or set tokenizer.chat_template"
+        )
+    given = {name: request[name] for name in REQUEST[1:] if request.get(name) is not None}
+    options: dict[str, Any] = {"add_generation_prompt": True, **given}
+    try:
+        options |= options.pop("chat_template_kwargs", {})
+        conversation = [_for_template(message) for message in messages]
+        text = str(tokenizer.apply_chat_template(conversation, chat_template=None, tokenize=False, **options))  # type: ignore[attr-defined]
+    except Exception as error:  # a template is a program: whatever it raises, it does not take these messages
+        raise InputError(
+            f"the tokenizer's chat template does not take these messages ({error}): {shown(messages)}"
+        ) from error
+    for part in (part for each in conversation if isinstance(each.get("content"), list) for part in each["content"]):
+        _check_part(part, text)
+    return text
+
+
+def shown(value: Any) -> str:
+    """The value in a message's length.
+
+    >>> shown("a" * 100)[-5:]
+    'aa...'
+    """
+    try:
+        text = repr(value)
+    except RecursionError:
+        return f"a {type(value).__name__} nested too deeply to show"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, Mapping) and isinstance(value.get("role"), str)
+
+
+def _check_part(part: Any, text: str) -> None:
+    """A text part of a message's content must be in the prompt; a template may leave earlier thinking out."""
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "thinking" or (kind == "text" and str(part.get("text")).strip() in text and str(part) not in text):
+        return
+    raise InputError(
+        f"the tokenizer's chat template does not write this part of a message's content: {shown(part)}. Give the content "
+        "as one text, or the prompt as the text or the token ids that the model saw"
+    )
+
+
+def _for_template(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message as templates take it, which differ: the reasoning under each name, arguments as objects, one text."""
+    message = dict(message)
+    reasoning = next((message[name] for name in _REASONING if message.get(name)), None)
+    if reasoning is not None:  # later versions of transformers do this, too
+        message |= dict.fromkeys(_REASONING, reasoning)
+    content = message.get("content")
+    if isinstance(content, list) and [part.get("type") for part in content] == ["text"]:
+        message["content"] = content[0]["text"]
+    if message.get("tool_calls"):
+        message["tool_calls"] = [_with_object(call) for call in message["tool_calls"]]
+    return message
+
+
+def _with_object(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call.get("function")
+    if isinstance(function, Mapping) and isinstance(function.get("arguments"), str):
+        return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
+    return dict(call)
+
+
+def starts_thinking(prompt: str, format: FormatSpec) -> tuple[str, str] | None:
+    r"""The pair of markers whose opening one the prompt ends with, white space aside.
+
+    >>> starts_thinking("2+2?<think>\n", "auto")
+    ('<think>', '</think>')
+    """
+    for pair in (pair for each in find_formats(format) for pair in each.markers):
+        if (at := last_marker(pair[0], prompt)) and not prompt[at[1] :].strip():
+            return pair
+    return None
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+    """The prompt's token ids: what a model is given to continue.
+
+    A BOS is put before a text where the tokenizer does so by default and the text has none; a template's text is left
+    as it is. Never an EOS.
+
+    >>> from stepsal import load_tokenizer
+    >>> len(encode_prompt(load_tokenizer(), "2+2?"))
+    4
+    """
+    ids = _encode(tokenizer, prompt_text(tokenizer, prompt))
+    return [*_bos(tokenizer, ids), *ids] if isinstance(prompt, str) else ids
+
+
+def encode_text(tokenizer: Tokenizer, prompt: Prompt, response: str) -> tuple[list[int], int, str]:
+    """Token ids, how many of them are the prompt, and what is lost ("" where they decode to the text exactly).
+
+    Prompt and response are encoded each by itself, as a model generates; where that does not give the text back (a
+    tokenizer that puts a space before whatever it is given), both together.
+
+    >>> from stepsal import load_tokenizer
+    >>> encode_text(load_tokenizer(), "2+2?", " 4")[1:]
+    (4, '')
+    """
+    text = prompt_text(tokenizer, prompt)
+    wanted = text + response
+    prompt_ids, response_ids = _encode(tokenizer, text), _encode(tokenizer, response)
+    ids, prompt_tokens, lost = prompt_ids + response_ids, len(prompt_ids), ""
+    if decode(tokenizer, ids) != wanted:
+        ids = _encode(tokenizer, wanted)
+        prompt_tokens = tokens_within(tokenizer, ids, len(decode(tokenizer, prompt_ids)))
+        got = decode(tokenizer, ids)
+        if got != wanted:
+            at = next(
+                (i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b), min(len(got), len(wanted))
+            )
+            lost = (
+                f"this tokenizer does not give the text back: from character {at} on it says {got[at : at + 20]!r} for "
+                f"{wanted[at : at + 20]!r}; the trace holds what the tokens say"
+            )
+    for name, part, count in (("prompt", text, prompt_tokens), ("response", response, len(ids) - prompt_tokens)):
+        if count < 1:
+            raise InputError(f"the {name} {part[:50]!r} gives no token of its own: a trace needs one at least")
+    bos = _bos(tokenizer, ids) if isinstance(prompt, str) else []
+    return bos + ids, len(bos) + prompt_tokens, lost
+
+
+def tokens_within(tokenizer: Tokenizer, tokens: Sequence[int], characters: int) -> int:
+    """How many of the first tokens lie within the text's first `characters` characters.
+
+    >>> from stepsal import load_tokenizer
+    >>> tokenizer = load_tokenizer()
+    >>> tokens_within(tokenizer, tokenizer.encode("2+2? 4"), 4)
+    4
+    """
+    stream = TextStream(tokenizer)
+    for index, end in enumerate(accumulate(len(stream.push(token)) for token in tokens)):
+        if end >= characters:
+            return index + (end == characters)
+    return len(tokens)
+
+
+def _bos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    bos = getattr(tokenizer, "bos_token_id", None)
+    return [bos] if bos is not None and ids[:1] != [bos] == list(tokenizer.encode("a"))[:1] else []
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the text has half a surrogate pair at character {error.start}, which is no character: read the file it "
+            "comes from as UTF-8"
+        ) from error
+    return list(tokenizer.encode(text, add_special_tokens=False))

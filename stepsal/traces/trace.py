@@ -1,0 +1,289 @@
+"""Text to trace: tokens, and the steps they fall into, without losing a byte.
+
+In: a tokenizer with a prompt and a response, or with the tokens a model really produced. Out: a `Trace`.
+
+1. `from_text` turns prompt and response to tokens as a model that answers a prompt would see them: each by itself where
+   that gives the text back exactly, else both together. What even that loses is recorded in `meta` and warned about.
+2. `stepsal.traces.segment` decides from the tokens alone which of them open a step.
+3. Each token's end in the decoded text comes from the same pass, never from re-tokenising a step: the steps' texts,
+   joined, are the decoded text.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from stepsal.errors import InputError
+from stepsal.traces.formats import FORMATS, FormatSpec, StepsSpec, find_formats, find_marker, usual
+from stepsal.traces.prompt import Prompt, encode_text, prompt_text, shown, starts_thinking
+from stepsal.traces.segment import Segmenter, Tokenizer, decode, question_length
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a trace: tokens `[start, stop)` and their text. `segment` is question, thinking or summary."""
+
+    index: int
+    segment: str
+    start: int
+    stop: int
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    r"""A token sequence, split into steps.
+
+    Attributes:
+        tokens: the token ids, on the CPU.
+        steps: every token is in exactly one; in order; their texts, joined, are `text`.
+        prompt: the decoded prompt (the question's text where `prompt_tokens` is None).
+        prompt_tokens: how many tokens the prompt has, where that is known. The question is shorter where the prompt
+            opens the thinking.
+        id, answer, correct, meta: the caller's own. `meta["lossy_tokenization"]` says that the tokenizer could not give
+            the text back.
+        format, step_rule: what the steps were found with.
+
+    >>> from stepsal import load_tokenizer
+    >>> trace = Trace.from_text(load_tokenizer(), "2+2?", "<think>\nAdd.\n\nIt is 4.\n</think>\n\n4")
+    >>> [(step.segment, step.text) for step in trace.steps[2:]]
+    [('thinking', 'It is 4.\n</think>'), ('summary', '\n\n4')]
+    """
+
+    tokens: Int[Tensor, " pos"]
+    steps: tuple[Step, ...]
+    prompt: str
+    prompt_tokens: int | None = None
+    id: str = ""
+    answer: Any = None
+    correct: bool | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+    format: FormatSpec = "auto"
+    step_rule: StepsSpec = "auto"
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{len(self.segment(name))} {name}" for name in ("question", "thinking", "summary"))
+        return f"Trace({self.id!r}, {len(self.tokens)} tokens, steps: {parts})"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        rows = "".join(
+            f"<tr><td>{step.index}</td><td>{step.segment}</td><td>{step.stop - step.start}</td>"
+            f'<td style="text-align:left;white-space:pre-wrap">{escape(step.text)}</td></tr>'
+            for step in self.steps
+        )
+        heads = "".join(f"<th>{name}</th>" for name in ("step", "segment", "tokens", "text"))
+        return f"<b>{escape(repr(self))}</b><table><tr>{heads}</tr>{rows}</table>"
+
+    @property
+    def text(self) -> str:
+        """The decoded text, special tokens included."""
+        return "".join(step.text for step in self.steps)
+
+    @property
+    def response(self) -> str:
+        """The decoded text after the prompt."""
+        return self.text[len(self.prompt) :]
+
+    @property
+    def step_of(self) -> Int[Tensor, " pos"]:
+        """The index of each token's step."""
+        return torch.repeat_interleave(torch.tensor([step.stop - step.start for step in self.steps]))
+
+    def segment(self, name: str) -> tuple[Step, ...]:
+        """The steps of a segment (`question`, `thinking` or `summary`)."""
+        return tuple(step for step in self.steps if step.segment == name)
+
+    @classmethod
+    def from_tokens(
+        cls,
+        tokenizer: Tokenizer,
+        tokens: Any,
+        *,
+        format: FormatSpec = "auto",
+        steps: StepsSpec = "auto",
+        prompt_tokens: int | None = None,
+        id: str = "",
+        answer: Any = None,
+        correct: bool | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> "Trace":
+        """A trace of the tokens a model really produced: a tensor, an array or a list of ids.
+
+        `prompt_tokens` says how many of them are the prompt: markers that it mentions are then ordinary text. Without
+        it the question ends with the first opening marker. Raises `InputError`.
+
+        >>> from stepsal import load_tokenizer
+        >>> tokenizer = load_tokenizer()
+        >>> Trace.from_tokens(tokenizer, tokenizer.encode("2+2?<think></think>4"), id="a")
+        Trace('a', 7 tokens, steps: 1 question, 1 thinking, 1 summary)
+        """
+        keep = {"id": id, "answer": answer, "correct": correct, "meta": meta}
+        trace = split_tokens(tokenizer, tokens, format, steps, prompt_tokens, **keep)
+        if prompt_tokens is not None and format == "auto":
+            check_opened(trace)
+        return trace
+
+    @classmethod
+    def from_text(
+        cls,
+        tokenizer: Tokenizer,
+        prompt: Prompt,
+        response: str,
+        *,
+        format: FormatSpec = "auto",
+        steps: StepsSpec = "auto",
+        id: str = "",
+        answer: Any = None,
+        correct: bool | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> "Trace":
+        r"""A trace of a prompt and a response. Warns where the tokenizer cannot give the text back.
+
+        `prompt`: a text exactly as the model sees it (a BOS is put before it if the tokenizer does so by default and it
+        has none), or chat messages for the tokenizer's template (then nothing is added). Raises `InputError`.
+
+        >>> from stepsal import load_tokenizer
+        >>> Trace.from_text(load_tokenizer(), [{"role": "user", "content": "2+2?"}], "Add.\n</think>4").prompt[-21:]
+        '<｜Assistant｜><think>\n'
+        """
+        prefix = prompt_text(tokenizer, prompt)
+        if not response:
+            raise InputError(f"trace {id!r}: the response is {response!r}; it needs at least one character")
+        pair = starts_thinking(prefix, format)
+        if pair and (find_marker(pair[0], response.lstrip()) or (1,))[0] == 0:
+            raise InputError(
+                f"trace {id!r}: the prompt ends with {usual(pair[0])!r} and the response begins with another: drop one of them"
+            )
+        ids, prompt_tokens, lossy = encode_text(tokenizer, prompt, response)
+        if lossy:
+            warnings.warn(f"trace {id!r}: {lossy}", stacklevel=2)
+            meta = {**(meta or {}), "lossy_tokenization": True}
+        return cls.from_tokens(
+            tokenizer,
+            ids,
+            format=format,
+            steps=steps,
+            prompt_tokens=prompt_tokens,
+            id=id,
+            answer=answer,
+            correct=correct,
+            meta=meta,
+        )
+
+
+def split_tokens(
+    tokenizer: Tokenizer,
+    tokens: Any,
+    format: FormatSpec = "auto",
+    steps: StepsSpec = "auto",
+    prompt_tokens: int | None = None,
+    **keep: Any,
+) -> Trace:
+    """`Trace.from_tokens`, whatever the text says: for what a model has just written, or what was a trace before.
+
+    >>> from stepsal import load_tokenizer
+    >>> tokenizer = load_tokenizer()
+    >>> split_tokens(tokenizer, tokenizer.encode("2+2?It is.</think>4"), prompt_tokens=4, id="a")
+    Trace('a', 10 tokens, steps: 1 question, 0 thinking, 1 summary)
+    """
+    ids = check_tokens(tokens, len(tokenizer))
+    keep["meta"] = dict(keep.get("meta") or {})
+    if prompt_tokens is not None and not 0 < prompt_tokens < len(ids):
+        raise InputError(
+            f"prompt_tokens={prompt_tokens} of {len(ids)} tokens leaves an empty prompt or an empty response: "
+            "a trace needs one token of each"
+        )
+    question_tokens = None
+    if prompt_tokens is not None:
+        question_tokens = question_length(tokenizer, ids[:prompt_tokens], format)
+    elif not any(each.markers for each in find_formats(format)):
+        raise InputError(f"format={format!r} has no marker that ends the question: it needs prompt_tokens=")
+    segmenter = Segmenter(tokenizer, format, steps, question_tokens)
+    opened, pieces = [], []
+    for token in ids:
+        opened.append(segmenter.push(token))
+        pieces.append(segmenter.text)
+    text = decode(tokenizer, ids)
+    edges = _character_edges(tokenizer, ids, pieces, text)
+
+    starts = [position for position, segment in enumerate(opened) if segment]
+    spans = enumerate(zip(starts, [*starts[1:], len(ids)], strict=True))
+    found = tuple(
+        Step(index, opened[start] or "", start, stop, text[edges[start] : edges[stop]])
+        for index, (start, stop) in spans
+    )
+    prompt = text[: edges[found[0].stop if prompt_tokens is None else prompt_tokens]]
+    return Trace(torch.tensor(ids), found, prompt, prompt_tokens=prompt_tokens, format=format, step_rule=steps, **keep)
+
+
+def check_tokens(tokens: Any, vocabulary: int) -> list[int]:
+    """The ids as a list, or an `InputError` that says what is wrong with them.
+
+    >>> check_tokens(torch.tensor([1, 2]), 10)
+    [1, 2]
+    """
+    try:
+        ids = torch.as_tensor(tokens)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"tokens={shown(tokens)} are not a flat list of token ids ({error})") from error
+    mixed = isinstance(tokens, list | tuple) and any(isinstance(each, bool) for each in tokens)
+    whole = not (ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool or mixed)
+    if ids.ndim != 1 or (len(ids) and not whole):
+        given = f"shape {tuple(ids.shape)}, {torch.bool if mixed else ids.dtype}"
+        raise InputError(f"tokens must be whole numbers in one dimension, (pos,); given: {given}. One trace at a time.")
+    if len(ids) < 2:
+        raise InputError(f"a trace needs at least two tokens, one to predict the other; given: {ids.tolist()}")
+    outside = [(position, token) for position, token in enumerate(ids.tolist()) if not 0 <= token < vocabulary]
+    if outside:
+        position, token = outside[0]
+        raise InputError(
+            f"token {token} at position {position} is outside the tokenizer's vocabulary of {vocabulary}: these tokens "
+            "come from another tokenizer"
+        )
+    return [int(token) for token in ids.tolist()]
+
+
+def unopened(trace: Trace) -> tuple[str, str, str] | None:
+    """The format and markers of a thinking that the response closes and nothing opened, if there is one."""
+    if trace.segment("thinking"):
+        return None
+    pairs = [(each.name, *pair) for each in FORMATS.values() for pair in each.markers]
+    response = trace.response.lstrip()
+    opened = [at for _, opening, _ in pairs if (at := find_marker(opening, response))]
+    for name, opening, closing in pairs:
+        closed = find_marker(closing, response)
+        if closed and closed[0] > 0 and not (opened and min(opened) < closed):
+            return name, usual(opening), usual(closing)
+    return None
+
+
+def check_opened(trace: Trace) -> None:
+    """`auto` must not take a whole reasoning for the summary because a server cut the opening marker off."""
+    if found := unopened(trace):
+        name, opening, closing = found
+        raise InputError(
+            f"the response has {closing!r}, but nothing opens the thinking, so format='auto' would find none. "
+            f"Give format={name!r}, or let the prompt end with {opening!r}."
+        )
+
+
+def _character_edges(tokenizer: Tokenizer, ids: list[int], pieces: list[str], text: str) -> list[int]:
+    """Where each token begins in the decoded text, and at the end where the last one ends."""
+    edges = [0, *accumulate(map(len, pieces))]
+    if not text.startswith("".join(pieces)):
+        # A decoder that rewrites earlier text (invalid bytes under byte fallback): decode from the start every 64
+        # tokens, so that what is off stays off by a few tokens and never adds up.
+        starts = range(0, len(ids), 64)
+        known = [len(decode(tokenizer, ids[:start])) for start in starts] + [len(text)]
+        for start, here, there in zip(starts, known, known[1:], strict=False):
+            edges[start : start + 64] = [min(here + edge - edges[start], there) for edge in edges[start : start + 64]]
+    edges[-1] = len(text)
+    return list(accumulate((min(edge, len(text)) for edge in edges), max))

@@ -1,0 +1,123 @@
+"""The figures and the commands that read a folder of results."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import random_map
+
+from stepsal import Comparison, FileError, InputError
+from stepsal.cli import main
+from stepsal.figures.maps import FIGURES, save_example, save_figure
+from stepsal.saliency.folder import group_maps, load_step_maps, map_path
+
+
+def make_folder(folder, graded: bool = True, traces: int = 30):
+    for i in range(traces):
+        stepmap = random_map("qtttttss", [20, 5, 6, 7, 5, 5, 3, 4], layers=8, heads=4, seed=i)
+        meta = {
+            "trace": f"t-{i}",
+            "correct": i % 3 > 0 if graded else None,
+            "model": "m",
+            "rule": "abs",
+            "objective": "token",
+        }
+        replace(stepmap, meta=meta).save(map_path(folder, f"t-{i}"))
+    save_example(folder, torch.rand(55, 55).tril() ** 4, "t-1")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("results"))
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*arguments) -> tuple[int, str, str]:
+        status = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+def test_compare_writes_what_it_prints(folder, run):
+    status, out, _ = run("compare", folder, "--resamples", 199)
+    assert status == 0
+    found = Comparison.load(folder / "comparison.json")
+    assert found.summary() in out
+    assert (found.meta["correct"], found.meta["wrong"]) == (20, 10)
+
+
+def test_diagnose_judges_every_trace(folder, run):
+    status, out, _ = run("diagnose", folder)
+    assert status == 0
+    assert "| shallow lock-in | correct (20) |" in out
+    assert len((folder / "diagnosis.jsonl").read_text().splitlines()) == 30
+
+
+def test_diagnose_can_judge_against_another_folders_correct_traces(folder, tmp_path, run):
+    assert run("diagnose", folder, "--reference", folder)[0] == 0
+    assert "20 reference traces" in (folder / "diagnosis.jsonl").read_text()
+    status, _, err = run("diagnose", folder, "--reference", tmp_path)
+    assert status == 2
+    assert f"there are no step maps in {tmp_path / 'maps'}" in err
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_is_drawn_one_column_wide_with_its_caption_and_command(folder, tmp_path, run, name):
+    from PIL import Image
+
+    if name == "forest":
+        run("compare", folder, "--resamples", 199)
+    status, out, _ = run("figure", name, folder, "--out", tmp_path / f"{name}.png")
+    assert status == 0
+    assert [line.rsplit(".", 1)[1] for line in out.splitlines()] == ["png", "pdf", "md"]
+    with Image.open(tmp_path / f"{name}.png") as image:
+        assert image.width <= 3.65 * 200
+    assert FIGURES[name].caption in (tmp_path / f"{name}.md").read_text()
+    assert f"Made by `stepsal figure {name} {folder}" in (tmp_path / f"{name}.md").read_text()
+
+
+def test_the_same_results_give_the_same_file(folder, tmp_path):
+    for suffix in ("png", "pdf"):
+        files = [save_figure("heads", folder, tmp_path / f"{i}.png")[0].with_suffix(f".{suffix}") for i in range(2)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_traces_that_nobody_graded_need_a_file_that_does(tmp_path, run):
+    folder = make_folder(tmp_path, graded=False, traces=9)
+    status, _, err = run("compare", folder, "--resamples", 99)
+    assert status == 2
+    assert "whether trace 't-0' is correct is not known" in err
+    grades = tmp_path / "graded.jsonl"
+    grades.write_text("\n".join(f'{{"id": "t-{i}", "correct": {"true" if i % 2 else "false"}}}' for i in range(9)))
+    assert run("compare", folder, "--resamples", 99, "--traces", grades)[0] == 0
+    grades.write_text('{"id": "t-0", "correct": true}\n{broken')
+    status, _, err = run("compare", folder, "--traces", grades)
+    assert status == 2
+    assert f"line 2 of {grades} is not JSON" in err
+
+
+def test_maps_are_grouped_by_what_the_trace_said(folder):
+    maps = load_step_maps(folder)
+    assert len(maps) == 30
+    groups = group_maps(maps)
+    assert {name: len(group) for name, group in groups.items()} == {"correct": 20, "wrong": 10}
+    with pytest.raises(InputError, match='Give "correct": true or false'):
+        group_maps(maps, {"t-0": True})
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("forest", FileError, "there is no .*comparison.json: make it with `stepsal compare"),
+        ("tokens", FileError, "there is no token-level map .*tokens.safetensors: `stepsal demo` writes one"),
+        ("maps", FileError, "there are no step maps in"),
+        ("nothing", InputError, "unknown figure 'nothing': expected one of tokens, maps, profiles, heads, forest"),
+    ],
+)
+def test_a_folder_that_lacks_what_a_figure_needs_is_refused(tmp_path, name, error, message):
+    with pytest.raises(error, match=message):
+        save_figure(name, tmp_path, tmp_path / "x.png")

@@ -1,0 +1,140 @@
+import json
+
+import pytest
+import torch
+
+import stepsal.generation.files
+from stepsal import FileError, InputError, OddsEqualBridge, generate, read_traces
+from stepsal.cli import main
+from stepsal.generation.files import generate_file
+from stepsal.generation.generate import Decoding
+from stepsal.generation.questions import read_questions, task_questions
+
+SHORT = Decoding(max_new_tokens=12, batch_size=2)
+QUESTIONS = task_questions("validation", [2], 5)
+
+
+def test_the_file_holds_what_generate_gives_graded_and_in_order(reasoner, tmp_path):
+    decoding = Decoding(max_new_tokens=150, batch_size=2)
+    made = generate_file(reasoner, QUESTIONS[:3], tmp_path / "a.jsonl", decoding, progress=False)
+    plain = generate(reasoner, [each.prompt for each in QUESTIONS[:3]], max_new_tokens=150, progress=False)
+    back = read_traces(tmp_path / "a.jsonl", reasoner.tokenizer)
+    assert [each.id for each in made] == [each.id for each in back] == [each.id for each in QUESTIONS[:3]]
+    for one, two, three in zip(made, plain, back, strict=True):
+        assert torch.equal(one.tokens, two.tokens)
+        assert torch.equal(one.tokens, three.tokens)
+    assert [each.correct for each in made] == [f"boxed{{{each.answer}}}" in each.response for each in made]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_an_interrupted_file_goes_on_and_ends_as_an_undisturbed_one(reasoner, tmp_path, monkeypatch):
+    whole = generate_file(reasoner, QUESTIONS, tmp_path / "whole.jsonl", SHORT, progress=False)
+    real, decoded = stepsal.generation.files.stream, []
+
+    def broken(*given, **options):
+        for batch in real(*given, **options):
+            decoded.extend(batch)
+            yield batch
+            raise KeyboardInterrupt
+
+    path = tmp_path / "a.jsonl"
+    monkeypatch.setattr(stepsal.generation.files, "stream", broken)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            generate_file(reasoner, QUESTIONS, path, SHORT, progress=False)
+        assert not path.exists()
+        with open(tmp_path / ".a.jsonl.partial", "ab") as file:
+            file.write(b'{"id": "half a li')  # a line that was being written
+    monkeypatch.setattr(stepsal.generation.files, "stream", real)
+    made = generate_file(reasoner, QUESTIONS, path, SHORT, progress=False)
+    assert sorted(decoded) == list(range(5))  # nothing was decoded twice
+    assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert [each.text for each in made] == [each.text for each in whole]
+
+
+def test_other_settings_do_not_go_on_where_these_were_begun(reasoner, tmp_path, monkeypatch):
+    real = stepsal.generation.files.stream
+
+    def broken(*given, **options):
+        yield next(real(*given, **options))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stepsal.generation.files, "stream", broken)
+    with pytest.raises(KeyboardInterrupt):
+        generate_file(reasoner, QUESTIONS, tmp_path / "a.jsonl", SHORT, progress=False)
+    with pytest.raises(FileError, match=r"begun with other settings \(interventions\)"):
+        generate_file(reasoner, QUESTIONS, tmp_path / "a.jsonl", SHORT, [OddsEqualBridge()], progress=False)
+    with pytest.raises(FileError, match=r"other settings \(decoding\)"):
+        generate_file(reasoner, QUESTIONS, tmp_path / "a.jsonl", Decoding(max_new_tokens=9), progress=False)
+
+
+def test_nothing_is_written_over(reasoner, tmp_path):
+    (tmp_path / "a.jsonl").write_text("mine")
+    with pytest.raises(FileError, match="is there already"):
+        generate_file(reasoner, QUESTIONS, tmp_path / "a.jsonl", SHORT, progress=False)
+    assert (tmp_path / "a.jsonl").read_text() == "mine"
+
+
+def test_the_command_answers_problems_of_a_file_with_parts_in_their_places(tmp_path, capsys):
+    problems = tmp_path / "p.jsonl"
+    lines = [
+        {"prompt": [{"role": "user", "content": "Facts: k = 37."}], "id": "x"},
+        {"prompt": "Facts: k", "answer": 4},
+    ]
+    problems.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    command = ["generate", str(problems), "--out", str(tmp_path / "t.jsonl"), "--max-new-tokens", "5", "--samples", "2"]
+    command += ["--temperature", "1", "--oeb", "0.3", "--smi", "--layers", "oeb=0,2", "smi=-1", "--heads", "oeb=1"]
+    with pytest.warns(UserWarning, match="never fired"):  # five tokens are no second step
+        assert main(command) == 0
+    traces = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    assert [each["id"] for each in traces] == ["x-0", "x-1", "problem-2-0", "problem-2-1"]
+    bridge, momentum = traces[0]["meta"]["interventions"]
+    assert (bridge["layers"], bridge["heads"], bridge["tau_max"]) == ([0, 2], [1], 0.3)
+    assert (momentum["layers"], momentum["heads"], momentum["alpha"]) == ([-1], None, 0.06)
+    assert "0 of 2 right" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--layers", "0"], "say where --oeb and --smi act"),
+        (["--oeb", "--layers", "smi=0"], "--layers smi=... is for --smi, which is not given"),
+        (["--oeb", "1.5"], "tau_max=1.5 must be a number in"),
+        (["--oeb", "--layers", "9"], "layer 9 does not exist"),
+        (["--oeb", "--heads", "4"], "head 4 does not exist"),
+        (["--samples", "2"], "would all be alike"),
+        (["--oeb", "--layers", "0", "1"], "--layers has two values for oeb: write several indices as 0,1"),
+    ],
+)
+def test_the_command_says_what_it_cannot_do(tmp_path, capsys, options, message):
+    assert main(["generate", "1", "--out", str(tmp_path / "t.jsonl"), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_value_for_an_unknown_part_is_bad_usage(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", "1", "--out", str(tmp_path / "t.jsonl"), "--oeb", "--layers", "bridge=0"])
+    assert ended.value.code == 2
+    assert "a part is oeb or smi" in capsys.readouterr().err
+
+
+def test_a_broken_problem_is_named_by_its_line(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "2+2?"}\n{"answer": 4}\n')
+    with pytest.raises(InputError, match=r"p.jsonl, line 2 needs a 'prompt'"):
+        read_questions(path, graded=False)
+    with pytest.raises(InputError, match="line 1 needs an 'answer'"):
+        read_questions(path, graded=True)
+
+
+def test_what_was_refused_can_be_put_right(reasoner, tmp_path):
+    path = tmp_path / "a.jsonl"
+    with pytest.raises(InputError, match="layer 9"):
+        generate_file(reasoner, QUESTIONS[:1], path, SHORT, [OddsEqualBridge(9)], progress=False)
+    assert len(generate_file(reasoner, QUESTIONS[:1], path, SHORT, progress=False)) == 1
+
+
+def test_two_questions_with_one_id_are_refused_before_any_work(reasoner, tmp_path):
+    with pytest.raises(InputError, match=r"the id 'validation-2-0' is .* of several"):
+        generate_file(reasoner, [QUESTIONS[0]] * 2, tmp_path / "a.jsonl", SHORT, progress=False)
+    assert list(tmp_path.iterdir()) == []

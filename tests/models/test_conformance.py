@@ -1,0 +1,74 @@
+"""Every family of the support table, through every check; and that the table says so."""
+
+import warnings
+
+import pytest
+import torch
+from conformance import CHECKS, PAGE, START, STOP, make_subject, patterns, refusal, render
+from families import FAMILIES, REFUSED
+
+import stepsal
+from stepsal import UnsupportedModelError
+from stepsal.interventions.stepflow import OddsEqualBridge
+from stepsal.models import host
+from stepsal.models.support import check_supported
+
+names = {"ids": lambda family: family.name}
+
+
+@pytest.fixture(scope="module", params=FAMILIES, **names)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def subject(family, tmp_path_factory):
+    with warnings.catch_warnings():  # Transformers warns of the tiny configurations
+        warnings.simplefilter("ignore")
+        return make_subject(family, tmp_path_factory.mktemp("model"))
+
+
+@pytest.mark.parametrize(
+    "check", [each for checks in CHECKS.values() for each in checks], ids=lambda each: each.__name__
+)
+def test_family(subject, check):
+    check(subject)
+
+
+@pytest.fixture(scope="module")
+def reasons(tmp_path_factory):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return {family.name: refusal(family, tmp_path_factory.mktemp("model")) for family in REFUSED}
+
+
+def test_models_that_cannot_be_exact_are_refused_with_a_reason(reasons):
+    assert all(reasons.values()), reasons
+
+
+def test_the_table_in_the_documentation_is_what_these_tests_show(reasons):
+    held = {family.name: dict.fromkeys(CHECKS, True) for family in FAMILIES}  # or the tests above fail
+    table = PAGE.read_text(encoding="utf-8").split(START)[1].split(STOP)[0].strip()
+    assert table == render(held, reasons), "run `make support`"
+
+
+def test_rows_of_gpt_oss_sum_to_less_than_one_and_stay_so_under_the_bridge(tmp_path):
+    """The sink's mass is no key's; it belongs to the rest, which the bridge leaves alone."""
+    gpt_oss = next(family for family in FAMILIES if family.name == "GPT-OSS")
+    subject = make_subject(gpt_oss, tmp_path)
+    tokens = subject.traces[0].tokens[None]
+    before, after = (patterns(subject.model, tokens, parts) for parts in ((), OddsEqualBridge(0, tau_max=0.9)))
+    old, new = before["pattern", 0], after["pattern", 0]
+    assert (old.sum(-1) < 1).all()
+    assert (old.sum(-1) < 0.99).float().mean() > 0.5  # much more than rounding
+    assert not torch.equal(new, old)
+    torch.testing.assert_close(1 - new.sum(-1), 1 - old.sum(-1), rtol=0, atol=2e-7)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_that_loses_its_cache_in_silence_is_refused(dtype, monkeypatch):
+    """TransformerLens 4.3 beside transformers 5.24: each token of a cached pass saw itself alone."""
+    with_cache = host.forward
+    monkeypatch.setattr(host, "forward", lambda model, tokens, added, cache=None: with_cache(model, tokens, added))
+    with pytest.raises(UnsupportedModelError, match="does not read its cache .*pip install 'transformers<5.24'"):
+        check_supported(stepsal.load_model(dtype=dtype))
