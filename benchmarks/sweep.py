@@ -31,10 +31,11 @@ def measure(workers: int, threads: int, count: int, tokens: int | None = None) -
     import stepsal
     from stepsal.generation.questions import grade_answer
     from stepsal.sweeps.config import read_config
+    from stepsal.sweeps.grid import next_round
     from stepsal.sweeps.plan import load_questions
     from stepsal.sweeps.progress import Progress, Scores
     from stepsal.sweeps.run import _Crew, _run_round
-    from stepsal.sweeps.settings import Setting, next_round
+    from stepsal.sweeps.settings import Setting
     from stepsal.sweeps.store import SweepFolder
 
     torch.set_num_threads(threads)

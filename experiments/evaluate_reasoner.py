@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from stepsal.generation.generate import generate
 from stepsal.generation.questions import task_room
-from stepsal.interventions.stepflow import Part
+from stepsal.interventions.base import Intervention
 from stepsal.models.host import Model
 from stepsal.models.loading import load_model
 from stepsal.reasoner.problems import DEFAULT_LENGTH, ERROR_KINDS, grade, make_problems
@@ -26,7 +26,7 @@ def solve(
     length: int = DEFAULT_LENGTH,
     split: str = "test",
     *,
-    interventions: Part | Sequence[Part] = (),
+    interventions: Intervention | Sequence[Intervention] = (),
     progress: bool = True,
 ) -> list[Trace]:
     """The model's greedy answers to the first `n` problems of a split, graded: `correct`, and `meta["error"]` by rule."""

@@ -32,9 +32,9 @@ from stepsal.generation.generate import Decoding
 from stepsal.generation.questions import task_questions, task_room
 from stepsal.interventions.intervene import intervene
 from stepsal.interventions.stepflow import (
+    Intervention,
     NoiseMomentum,
     OddsEqualBridge,
-    Part,
     RandomBridge,
     RandomMomentum,
     Starvation,
@@ -62,7 +62,7 @@ class Plant:
     metric: str
     layers: tuple[int, ...]
 
-    def controls(self, part: OddsEqualBridge | StepMomentum) -> dict[str, Part]:
+    def controls(self, part: OddsEqualBridge | StepMomentum) -> dict[str, Intervention]:
         """As strong, in the same places, on the wrong target."""
         same = {name: getattr(part, name) for name in part.__dataclass_fields__}
         if isinstance(part, OddsEqualBridge):
@@ -114,7 +114,7 @@ PLANTS = (
 )
 
 
-def answers(model: Model, out: Path, split: str, n: int, parts: Sequence[Part]) -> list[Trace]:
+def answers(model: Model, out: Path, split: str, n: int, parts: Sequence[Intervention]) -> list[Trace]:
     """Greedy answers to `n` problems of a split, graded; from the file where it is there."""
     path = out / f"{split}-{n}-{hashlib.sha256(repr(tuple(parts)).encode()).hexdigest()[:12]}.jsonl"
     if path.exists():
@@ -128,7 +128,7 @@ def right(traces: Sequence[Trace]) -> list[bool]:
     return [bool(trace.correct) for trace in traces]
 
 
-def read(model: Model, trace: Trace, parts: Sequence[Part]) -> StepMap:
+def read(model: Model, trace: Trace, parts: Sequence[Intervention]) -> StepMap:
     """The step map of a trace as the model reads it with the parts at work."""
     with intervene(model, parts) as live:
         live.question_tokens = [trace.steps[0].stop]
@@ -136,7 +136,7 @@ def read(model: Model, trace: Trace, parts: Sequence[Part]) -> StepMap:
 
 
 def maps(
-    model: Model, traces: Sequence[Trace], parts: Sequence[Part], reference: Sequence[Diagnosis] | None = None
+    model: Model, traces: Sequence[Trace], parts: Sequence[Intervention], reference: Sequence[Diagnosis] | None = None
 ) -> list[Diagnosis]:
     """The diagnosis of each of these maps."""
     return [diagnose(read(model, trace, parts), reference=reference) for trace in traces]
@@ -173,7 +173,7 @@ def mend(
         for part in plant.candidates
     }
     part = max(scores, key=lambda each: scores[each])  # the first of the best
-    settings: dict[str, tuple[Part, ...]] = {"intact": (), "planted": (plant.starvation,)}
+    settings: dict[str, tuple[Intervention, ...]] = {"intact": (), "planted": (plant.starvation,)}
     settings["+ " + short(part)] = (plant.starvation, part)
     settings |= {f"+ {name}": (plant.starvation, control) for name, control in plant.controls(part).items()}
     outcomes = {name: right(answers(model, out, "test", test, parts)) for name, parts in settings.items()}

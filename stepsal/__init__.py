@@ -11,16 +11,17 @@ from stepsal.diagnosis.metrics import lock_in, thinking_to_summary
 from stepsal.errors import FileError, InputError, NumericalError, StepsalError, UnsupportedModelError
 from stepsal.generation.generate import generate
 from stepsal.html_report.report import report
-from stepsal.interventions.intervene import intervene
-from stepsal.interventions.stepflow import (
+from stepsal.interventions import (
     NoiseMomentum,
     OddsEqualBridge,
     RandomBridge,
     RandomMomentum,
     Starvation,
     StepMomentum,
-    stepflow,
 )
+from stepsal.interventions.base import Intervention
+from stepsal.interventions.intervene import intervene
+from stepsal.interventions.stepflow import stepflow
 from stepsal.models.loading import load_model, load_tokenizer
 from stepsal.saliency.folder import save_step_maps
 from stepsal.saliency.influence import step_saliency, token_influence
@@ -36,6 +37,7 @@ __all__ = [
     "Diagnosis",
     "FileError",
     "InputError",
+    "Intervention",
     "NoiseMomentum",
     "NumericalError",
     "OddsEqualBridge",

@@ -21,8 +21,9 @@ from torch.nn.functional import cross_entropy
 
 import stepsal
 from stepsal import Trace, UnsupportedModelError
+from stepsal.interventions import OddsEqualBridge, StepMomentum
 from stepsal.interventions.intervene import intervene
-from stepsal.interventions.stepflow import OddsEqualBridge, StepMomentum, stepflow
+from stepsal.interventions.stepflow import stepflow
 from stepsal.models import host
 from stepsal.models.support import check_supported
 

@@ -13,18 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from stepsal.ablation.arms import (
-    CONTROL_OF,
-    PART_LABELS,
-    Arm,
-    describe,
-    head_pairs,
-    shared_with_control,
-    shown_keys,
-    varied_keys,
-)
+from stepsal.ablation.labels import describe, head_pairs, shared_with_control, shown_fields, title, varied_fields
 from stepsal.ablation.results import Results, accuracy_interval, as_table, compare_answers, corrected
 from stepsal.errors import InputError
+from stepsal.interventions.base import INTERVENTIONS
+from stepsal.sweeps.settings import Setting, controlled_kind, heads_named, kind_label
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -32,7 +25,7 @@ else:  # imported where used: it takes a while
     DataFrame = Any
 
 
-def by_length(results: Results, arms: Sequence[Arm] | None = None) -> DataFrame:
+def by_length(results: Results, settings: Sequence[Setting] | None = None) -> DataFrame:
     """Accuracy by chain length: a row per setting and length, corrected over all. Raises `InputError` without lengths."""
     if not results.lengths:
         raise InputError(
@@ -40,7 +33,7 @@ def by_length(results: Results, arms: Sequence[Arm] | None = None) -> DataFrame:
         )
     return _cells(
         results,
-        arms or results.arms,
+        settings or results.settings,
         {f"length {length}": (results.of_length(length), None) for length in results.lengths},
     )
 
@@ -48,20 +41,23 @@ def by_length(results: Results, arms: Sequence[Arm] | None = None) -> DataFrame:
 def by_error(results: Results) -> DataFrame:
     """The part of answers with each kind of error: a row per setting and kind, corrected over all. Empty: none has a kind."""
     kinds = Counter(
-        each for arm in results.arms for each in results.values(arm, "error").ravel().tolist() if isinstance(each, str)
+        each
+        for setting in results.settings
+        for each in results.values(setting, "error").ravel().tolist()
+        if isinstance(each, str)
     )
     every = np.ones(results.n, dtype=bool)
-    return _cells(results, results.arms, {kind: (every, kind) for kind, _ in kinds.most_common()})
+    return _cells(results, results.settings, {kind: (every, kind) for kind, _ in kinds.most_common()})
 
 
 def against_controls(results: Results) -> DataFrame:
     """Each setting against each of its controls (the same places and strength): paired, corrected over all. May be empty."""
     rows = []
-    for arm in results.treated:
+    for setting in results.treated:
         for control in results.treated:
-            if CONTROL_OF.get(control.part) == arm.part and shared_with_control(control) == shared_with_control(arm):
-                found = compare_answers(results.right(control), results.right(arm), False)
-                rows.append({"id": arm.id, "setting": arm.title, "control": control.title} | found)
+            if control.controls_for == setting.kind and shared_with_control(control) == shared_with_control(setting):
+                found = compare_answers(results.right(control), results.right(setting), False)
+                rows.append({"id": setting.id, "setting": title(setting), "control": title(control)} | found)
     return corrected(rows)
 
 
@@ -82,17 +78,18 @@ def head_panels(results: Results) -> list[HeadPanel]:
 
     Raises `InputError`: no setting acts on one head, or on one layer, alone.
     """
-    groups: dict[tuple[str, str], dict[tuple[int, int | None], Arm]] = defaultdict(dict)
-    for arm in results.treated:
-        acted_on = {json.dumps([each["layers"], each["heads"]]) for each in arm.records}
-        layers, heads = arm.records[0]["layers"], arm.records[0]["heads"]
-        if len(acted_on) > 1 or len(layers) > 1 or (heads is not None and len(head_pairs(layers, heads)) > 1):
+    groups: dict[tuple[str, str], dict[tuple[int, int | None], Setting]] = defaultdict(dict)
+    for setting in results.treated:
+        acted_on = {(each.layers, each.heads) for each in setting.interventions}
+        first, own_layers = setting.interventions[0], list(heads_named(setting.interventions[0]))
+        pairs = head_pairs(first)
+        if len(acted_on) > 1 or len(own_layers) > 1 or (first.heads is not None and len(pairs) > 1):
             continue
         rest = "; ".join(
-            describe(each, [key for key in shown_keys(each) if key not in ("layers", "heads")]) for each in arm.records
+            describe(each, [name for name in shown_fields(each) if name not in ("layers", "heads")])
+            for each in setting.interventions
         )
-        place = (layers[0], None if heads is None else head_pairs(layers, heads)[0][1])
-        groups[arm.part, rest][place] = arm
+        groups[setting.kind, rest][own_layers[0], None if first.heads is None else pairs[0][1]] = setting
     if not groups:
         raise InputError(
             'no setting acts on one head or on one layer alone: the sweep needs layers = ["each"], heads = ["each", "all"]'
@@ -100,15 +97,15 @@ def head_panels(results: Results) -> list[HeadPanel]:
     layers = tuple(sorted({layer for places in groups.values() for layer, _ in places}))
     n_heads = 1 + max((head for places in groups.values() for _, head in places if head is not None), default=-1)
     panels = []
-    for (part, rest), places in groups.items():
+    for (kind, rest), places in groups.items():
         table = results.some_effects(list(places.values()))
         grids = {name: np.full((len(layers), n_heads + 1), np.nan) for name in ("difference", "p_corrected")}
         for row, (layer, head) in enumerate(places):
             for name, grid in grids.items():
                 grid[layers.index(layer), n_heads if head is None else head] = table[name][row]
         difference, p = grids.values()
-        title = f"{PART_LABELS.get(part, part)}, {rest}"
-        panels.append(HeadPanel(title, layers, difference[:, :-1], p[:, :-1], difference[:, -1], p[:, -1]))
+        heading = f"{kind_label(kind)}, {rest}"
+        panels.append(HeadPanel(heading, layers, difference[:, :-1], p[:, :-1], difference[:, -1], p[:, -1]))
     return panels
 
 
@@ -122,32 +119,38 @@ class StrengthLine:
 
     @property
     def control(self) -> bool:
-        return self.part in CONTROL_OF
+        return controlled_kind(self.part) is not None
+
+
+def strength_fields(results: Results) -> list[str]:
+    """The fields that say how strong the interventions of a sweep are, in the order of their definition."""
+    used = {type(each) for setting in results.treated for each in setting.interventions}
+    return list(dict.fromkeys(kind.strength for kind in INTERVENTIONS.values() if kind in used and kind.strength))
 
 
 def strength_lines(results: Results, strength: str) -> list[StrengthLine]:
     """A line for each choice of everything but one strength (`tau_max` or `alpha`) that has two values of it or more."""
-    found: dict[str, dict[float, Arm]] = defaultdict(dict)
-    for arm in results.treated:
-        values = {each[strength] for each in arm.records if strength in each}
+    found: dict[str, dict[float, Setting]] = defaultdict(dict)
+    for setting in results.treated:
+        values = {each[strength] for each in setting.records if strength in each}
         if len(values) == 1:
-            other = [{key: value for key, value in each.items() if key != strength} for each in arm.records]
-            found[json.dumps(other)][values.pop()] = arm
-    groups = {rest: arms for rest, arms in found.items() if len(arms) > 1}
+            other = [{key: value for key, value in each.items() if key != strength} for each in setting.records]
+            found[json.dumps(other)][values.pop()] = setting
+    groups = [dict(sorted(group.items())) for group in found.values() if len(group) > 1]
     if not groups:
         return []
-    varied = varied_keys([(arms[min(arms)].part, json.loads(rest)) for rest, arms in groups.items()])
-    every = results.some_effects([arm for arms in groups.values() for arm in arms.values()]).set_index("id")
-    several = len({arms[min(arms)].part for arms in groups.values()}) > 1
+    first = [next(iter(group.values())) for group in groups]
+    varied = varied_fields(first, without=strength)
+    every = results.some_effects([each for group in groups for each in group.values()]).set_index("id")
+    several = len({each.kind for each in first}) > 1
     lines = []
-    for rest, arms in groups.items():
-        part = arms[min(arms)].part
-        names = [PART_LABELS.get(part, part)] if several or not any(varied[part]) else []
-        names += [describe(each, keys) for each, keys in zip(json.loads(rest), varied[part], strict=False) if keys]
-        at = sorted(arms)
-        table = every.loc[[arms[value].id for value in at]].reset_index()
-        table.insert(0, strength, at)
-        lines.append(StrengthLine(", ".join(each for each in names if each), part, table))
+    for setting, group in zip(first, groups, strict=True):
+        kind = setting.kind
+        names = [kind_label(kind)] if several or not any(varied[kind]) else []
+        names += [describe(each, keys) for each, keys in zip(setting.interventions, varied[kind], strict=True) if keys]
+        table = every.loc[[each.id for each in group.values()]].reset_index()
+        table.insert(0, strength, list(group))
+        lines.append(StrengthLine(", ".join(each for each in names if each), kind, table))
     return lines
 
 
@@ -165,36 +168,37 @@ def costs(results: Results) -> DataFrame:
     unit = None if column is None else _each_pass(results, results.baseline, column)
     if not baseline["tokens"] > 0 or (unit is not None and not (unit > 0).all()):
         raise InputError("the baseline's seconds or tokens are 0: the compute of the other settings has no unit")
-    for arm, row in zip(results.arms, results.effects.to_dict("records"), strict=True):
-        accuracy, low, high = accuracy_interval(results.right(arm).mean(1), results.samples)
+    for setting, row in zip(results.settings, results.effects.to_dict("records"), strict=True):
+        accuracy, low, high = accuracy_interval(results.right(setting).mean(1), results.samples)
         tokens = row["tokens"] / baseline["tokens"]
-        cost = 1.0 if column is None else float(np.median(_each_pass(results, arm, column) / unit))
-        about = {name: row[name] for name in ("id", "part", "label", "control")}
+        cost = 1.0 if column is None else float(np.median(_each_pass(results, setting, column) / unit))
         rows.append(
-            about
+            results.about(setting)
             | {"accuracy": accuracy, "low": low, "high": high, "tokens": tokens, "cost": cost, "compute": tokens * cost}
         )
     return as_table(rows)
 
 
-def _each_pass(results: Results, arm: Arm, column: str) -> Shaped[np.ndarray, " answer"]:
+def _each_pass(results: Results, setting: Setting, column: str) -> Shaped[np.ndarray, " answer"]:
     """What each answer's share of a decoding pass cost. All answers of a batch have the same share, which tells batches."""
     import pandas as pd
 
-    spent, tokens = (pd.Series(results.values(arm, name).astype(float).ravel()) for name in (column, "tokens"))
+    spent, tokens = (pd.Series(results.values(setting, name).astype(float).ravel()) for name in (column, "tokens"))
     passes = tokens.groupby(spent).transform("max")
     return (spent / passes).to_numpy()
 
 
-def _cells(results: Results, arms: Sequence[Arm], columns: Mapping[str, tuple[Any, str | None]]) -> DataFrame:
+def _cells(results: Results, settings: Sequence[Setting], columns: Mapping[str, tuple[Any, str | None]]) -> DataFrame:
     """Paired comparisons of some of the problems, and of being right or of having a kind of error."""
     rows = []
     for name, (chosen, error) in columns.items():
 
-        def outcome(arm: Arm, chosen: Any = chosen, error: str | None = error) -> Any:
-            return (results.right(arm) if error is None else results.values(arm, "error") == error)[chosen].astype(bool)
+        def outcome(setting: Setting, chosen: Any = chosen, error: str | None = error) -> Any:
+            right = results.right(setting) if error is None else results.values(setting, "error") == error
+            return right[chosen].astype(bool)
 
-        for arm in arms:
-            about = {"id": arm.id, "part": arm.part, "label": arm.label, "control": arm.control, "column": name}
-            rows.append(about | compare_answers(outcome(results.baseline), outcome(arm), arm is results.baseline))
+        for setting in settings:
+            about = results.about(setting) | {"column": name}
+            compared = compare_answers(outcome(results.baseline), outcome(setting), setting is results.baseline)
+            rows.append(about | compared)
     return corrected(rows)

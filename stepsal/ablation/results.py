@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
-from stepsal.ablation.arms import CONTROL_OF, Arm, label_arms
+from stepsal.ablation.labels import Label, label_settings
 from stepsal.errors import FileError, InputError
 from stepsal.statistics.paired import holm, paired, wilson
+from stepsal.sweeps.settings import Setting
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -50,26 +51,32 @@ class Results:
             raise InputError(
                 f"{len(baselines)} baselines among {len(first)} settings: give the rows of one sweep, its baseline included"
             )
-        order = sorted(first, key=lambda name: (name not in baselines, first[name]["part"] in CONTROL_OF))
-        self.arms = label_arms([first[name] for name in order])
-        self._frames: dict[str, DataFrame] = {}
-        for arm in self.arms:
-            frame = groups[arm.id].set_index(["problem", "seed", "sample"]).sort_index()
-            if not frame.index.is_unique:
-                raise InputError(
-                    f"setting {arm.name!r} has two rows of {frame.index[frame.index.duplicated()][0]}: give one sweep's rows"
-                )
-            if not frame.index.equals(self._frames.get(self.arms[0].id, frame).index):
-                raise InputError(
-                    f"setting {arm.name!r} has other problems or samples than the baseline: the same are needed"
-                )
-            self._frames[arm.id] = frame
-        index = self._frames[self.arms[0].id].index
+        found = {name: Setting.from_row(dict(row)) for name, row in first.items()}
+        order = sorted(first, key=lambda name: (name not in baselines, found[name].controls_for is not None))
+        self.settings = [found[name] for name in order]
+        self._labels = label_settings(self.settings)
+        self._frames: dict[Setting, DataFrame] = {}
+        for name in order:
+            self._frames[found[name]] = self._checked(found[name], groups[name])
+        index = self._frames[self.baseline].index
         self.problems: list[str] = list(dict.fromkeys(index.get_level_values("problem")))
         self.n = len(self.problems)
         if len(set(Counter(index.get_level_values("problem")).values())) > 1:
             raise InputError("some problems have more answers than others: give the rows of one finished sweep")
         self.samples = len(index) // self.n
+
+    def _checked(self, setting: Setting, rows: DataFrame) -> DataFrame:
+        """The rows of a setting by problem, seed and sample: every answer once, and the same ones as of the baseline."""
+        frame = rows.set_index(["problem", "seed", "sample"]).sort_index()
+        if not frame.index.is_unique:
+            raise InputError(
+                f"setting {setting.name!r} has two rows of {frame.index[frame.index.duplicated()][0]}: give one sweep's rows"
+            )
+        if not frame.index.equals(self._frames.get(self.settings[0], frame).index):
+            raise InputError(
+                f"setting {setting.name!r} has other problems or samples than the baseline: the same are needed"
+            )
+        return frame
 
     @classmethod
     def of(cls, rows: "DataFrame | Results") -> "Results":
@@ -114,7 +121,7 @@ class Results:
     @property
     def model(self) -> dict[str, Any]:
         """What the rows say of the model; nothing where they do not."""
-        frame = self._frames[self.baseline.id]
+        frame = self._frames[self.baseline]
         said = frame["model"].iloc[0] if "model" in frame else None
         found: dict[str, Any] = json.loads(said) if said else {}
         return found
@@ -131,26 +138,38 @@ class Results:
         return "cpu_seconds" if known else None
 
     @property
-    def baseline(self) -> Arm:
-        return self.arms[0]
+    def baseline(self) -> Setting:
+        """The setting without interventions."""
+        return self.settings[0]
 
     @property
-    def treated(self) -> list[Arm]:
-        return self.arms[1:]
+    def treated(self) -> list[Setting]:
+        """All other settings."""
+        return self.settings[1:]
+
+    def label(self, setting: Setting) -> Label:
+        """What the setting is called beside the others."""
+        return self._labels[setting]
+
+    def about(self, setting: Setting) -> dict[str, Any]:
+        """What tables say of a setting: `id`, `part` (its kind), `label`, and whether it is a `control`."""
+        control = setting.controls_for is not None
+        return {"id": setting.id, "part": setting.kind, "label": self.label(setting).text, "control": control}
 
     @property
     def size(self) -> str:
         """`240 problems, one answer each`, for captions."""
         return f"{self.n} problems, {'one answer' if self.samples == 1 else f'{self.samples} answers'} each"
 
-    def values(self, arm: Arm, column: str = "correct") -> Shaped[np.ndarray, "problem answer"]:
+    def values(self, setting: Setting, column: str = "correct") -> Shaped[np.ndarray, "problem answer"]:
         """A column of a setting's rows, problems in the order of their ids."""
-        if column not in self._frames[arm.id]:
+        if column not in self._frames[setting]:
             raise InputError(f"the rows have no column {column!r}: read them again without leaving it out")
-        return self._frames[arm.id][column].to_numpy().reshape(self.n, self.samples)
+        return self._frames[setting][column].to_numpy().reshape(self.n, self.samples)
 
-    def right(self, arm: Arm) -> Bool[np.ndarray, "problem answer"]:
-        return self.values(arm).astype(bool)
+    def right(self, setting: Setting) -> Bool[np.ndarray, "problem answer"]:
+        """Which answers are right under a setting."""
+        return self.values(setting).astype(bool)
 
     @property
     def lengths(self) -> list[int]:
@@ -166,17 +185,17 @@ class Results:
     def effects(self) -> DataFrame:
         """A row per setting: accuracy, the paired difference to the baseline, tokens and seconds of an answer."""
         rows = []
-        for arm in self.arms:
-            about = {"id": arm.id, "setting": arm.name, "part": arm.part, "label": arm.label, "control": arm.control}
-            means = {name: float(self.values(arm, name).astype(float).mean()) for name in ("tokens", "seconds")}
-            rows.append(
-                about | compare_answers(self.right(self.baseline), self.right(arm), arm is self.baseline) | means
-            )
+        for setting in self.settings:
+            about = self.about(setting)
+            about = {"id": about.pop("id"), "setting": setting.name, **about}
+            means = {name: float(self.values(setting, name).astype(float).mean()) for name in ("tokens", "seconds")}
+            compared = compare_answers(self.right(self.baseline), self.right(setting), setting is self.baseline)
+            rows.append(about | compared | means)
         return corrected(rows)
 
-    def some_effects(self, arms: Sequence[Arm]) -> DataFrame:
+    def some_effects(self, settings: Sequence[Setting]) -> DataFrame:
         """`effects` of some settings, corrected over those."""
-        table = self.effects.set_index("id", drop=False).loc[[arm.id for arm in arms]]
+        table = self.effects.set_index("id", drop=False).loc[[each.id for each in settings]]
         return corrected(table.reset_index(drop=True).to_dict("records"))
 
 

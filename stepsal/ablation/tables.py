@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stepsal.ablation.effects import against_controls, by_error, by_length
+from stepsal.ablation.labels import title
 from stepsal.ablation.results import Results
 
 if TYPE_CHECKING:
@@ -116,11 +117,11 @@ def interval_kind(results: Results) -> str:
 def _settings(results: Results) -> Table:
     header = ("Setting", "Accuracy %", "Difference", "95 % interval", "Gained/lost", "p", "p Holm", "n", "Tokens")
     rows = []
-    for arm, row in zip(results.arms, results.effects.to_dict("records"), strict=True):
-        differs = arm is not results.baseline
+    for setting, row in zip(results.settings, results.effects.to_dict("records"), strict=True):
+        differs = setting is not results.baseline
         rows.append(
             (
-                arm.title,
+                title(setting),
                 percent(row["accuracy"]),
                 points(row["difference"]) + star(row["p_corrected"]) if differs else "–",
                 f"{points(row['low'])} to {points(row['high'])}" if differs else "–",
@@ -136,7 +137,7 @@ def _settings(results: Results) -> Table:
         "gained/lost: problems right more, less often than under the baseline; p Holm: corrected over the "
         f"{len(results.treated)} settings (* below 0.05); tokens: mean of an answer."
     )
-    if any(arm.control for arm in results.arms):
+    if any(each.controls_for for each in results.settings):
         caption += " " + CONTROL_LINE
     if results.adaptive:
         caption += " " + ADAPTIVE_LINE
@@ -165,29 +166,29 @@ def _controls(results: Results, found: DataFrame) -> Table:
     return Table("Against the controls", caption, header, rows)
 
 
-def _cells(results: Results, found: DataFrame, title: str, what: str) -> Table:
+def _cells(results: Results, found: DataFrame, heading: str, what: str) -> Table:
     columns = list(dict.fromkeys(found["column"]))
     sizes = found.groupby("column")["n"].first()
     differ = len(set(sizes)) > 1 or sizes.iloc[0] != results.n
     rows = []
-    for arm in results.arms:
-        mine = found[found["id"] == arm.id].set_index("column").loc[columns]
+    for setting in results.settings:
+        mine = found[found["id"] == setting.id].set_index("column").loc[columns]
         cells = [
             percent(each["accuracy"])
             + ("" if math.isnan(each["difference"]) else f" ({points(each['difference'])}){star(each['p_corrected'])}")
             for each in mine.to_dict("records")
         ]
-        rows.append((arm.title, *cells))
+        rows.append((title(setting), *cells))
     header = ("Setting", *(f"{name} (n = {sizes[name]})" if differ else name for name in columns))
     tests = found["p"].notna().sum()
     caption = f"{what}; {results.size}. *: paired difference, p < 0.05, corrected by Holm over the {tests} cells."
-    return Table(title, caption, header, tuple(rows), _rules(results))
+    return Table(heading, caption, header, tuple(rows), _rules(results))
 
 
 def _rules(results: Results) -> tuple[int, ...]:
     """After the baseline, and before the controls."""
-    controls = [row for row, arm in enumerate(results.arms) if arm.control]
-    return tuple(row for row in dict.fromkeys((1, *controls[:1])) if row < len(results.arms))
+    controls = [row for row, setting in enumerate(results.settings) if setting.controls_for]
+    return tuple(row for row in dict.fromkeys((1, *controls[:1])) if row < len(results.settings))
 
 
 def percent(part: float) -> str:

@@ -216,7 +216,7 @@ def _generate(given: argparse.Namespace) -> None:
     from stepsal.generation.files import generate_file, refuse_existing
     from stepsal.generation.generate import Decoding
     from stepsal.generation.questions import read_questions, task_questions, task_room
-    from stepsal.interventions.stepflow import OddsEqualBridge, StepMomentum
+    from stepsal.interventions import OddsEqualBridge, StepMomentum
     from stepsal.models.loading import load_model
     from stepsal.reasoner import DEFAULT_LENGTH
 

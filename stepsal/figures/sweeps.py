@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepsal import plot
-from stepsal.ablation.arms import PART_LABELS, STRENGTHS, Arm
-from stepsal.ablation.effects import by_length, costs, head_panels, strength_lines
+from stepsal.ablation.effects import by_length, costs, head_panels, strength_fields, strength_lines
 from stepsal.ablation.results import Results
 from stepsal.ablation.tables import ADAPTIVE_LINE, CONTROL_LINE, Table, ablation, interval_kind, percent
 from stepsal.ablation.votes import self_consistency
 from stepsal.errors import FileError, InputError
 from stepsal.figures.maps import new_figure
 from stepsal.saliency.stepmap import StepMap
+from stepsal.sweeps.settings import Setting, kind_label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -122,7 +122,7 @@ def grid(folder: Path) -> Made:
 def strength(folder: Path) -> Made:
     """The accuracy difference against τ_max and α."""
     results = _treated(folder)
-    panels = [lines for name in STRENGTHS if (lines := strength_lines(results, name))]
+    panels = [lines for name in strength_fields(results) if (lines := strength_lines(results, name))]
     if not panels:
         raise InputError(
             "no two settings differ in their strength alone: the sweep needs tau_max = [0.05, 0.15, 0.3], or alpha = [0.06, "
@@ -138,7 +138,7 @@ def strength(folder: Path) -> Made:
             bbox_to_anchor=(1.0, 0.5),
             frameon=False,
             handlelength=1.5,
-            title=PART_LABELS.get(parts.pop()) if len(parts) == 1 < len(lines) else None,
+            title=kind_label(parts.pop()) if len(parts) == 1 < len(lines) else None,
             alignment="left",
         )
     if len(axes) > 1:
@@ -319,17 +319,17 @@ def _treated(folder: Path) -> Results:
     return results
 
 
-def _choose(results: Results) -> tuple[list[Arm], list[Arm]]:
+def _choose(results: Results) -> tuple[list[Setting], list[Setting]]:
     """Settings to draw in full, and the others: all where they are few, else the most accurate one of each part."""
     if len(results.treated) <= _MOST_LINES:
         return results.treated, []
     accuracy = dict(zip(results.effects["id"], results.effects["accuracy"], strict=True))
-    best: dict[str, Arm] = {}
-    for arm in results.treated:
-        if arm.part not in best or accuracy[arm.id] > accuracy[best[arm.part].id]:
-            best[arm.part] = arm
+    best: dict[str, Setting] = {}
+    for setting in results.treated:
+        if setting.kind not in best or accuracy[setting.id] > accuracy[best[setting.kind].id]:
+            best[setting.kind] = setting
     chosen = list(best.values())[:_MOST_LINES]
-    return chosen, [arm for arm in results.treated if arm not in chosen]
+    return chosen, [setting for setting in results.treated if setting not in chosen]
 
 
 def _accuracy(results: Results) -> str:
@@ -338,13 +338,14 @@ def _accuracy(results: Results) -> str:
 
 def _controls_line(results: Results) -> str:
     """What to make of controls, where there are any."""
-    return f"Grey: controls. {CONTROL_LINE} " if any(arm.control for arm in results.arms) else ""
+    return f"Grey: controls. {CONTROL_LINE} " if any(each.controls_for for each in results.settings) else ""
 
 
 def _common(results: Results) -> str:
     """What all settings of a part have in common."""
-    said = {arm.part: f"{PART_LABELS.get(arm.part, arm.part)}: {arm.common}" for arm in results.treated if arm.common}
-    return f"In all: {'. '.join(said.values())}." if said else ""
+    common = {each.kind: results.label(each).common for each in results.treated}
+    words = [f"{kind_label(kind)}: {fixed}" for kind, fixed in common.items() if fixed]
+    return f"In all: {'. '.join(words)}." if words else ""
 
 
 def _decoding(results: Results) -> str:

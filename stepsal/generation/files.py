@@ -18,7 +18,7 @@ from stepsal.errors import FileError, InputError
 from stepsal.files import atomic_path
 from stepsal.generation.generate import Decoding, stream
 from stepsal.generation.questions import Question, grade_answer
-from stepsal.interventions.stepflow import Part, part_record
+from stepsal.interventions.base import Intervention
 from stepsal.models import host
 from stepsal.models.host import Model
 from stepsal.traces.files import read_traces, rule_name, trace_line, write_traces
@@ -32,7 +32,7 @@ def generate_file(
     questions: Sequence[Question],
     path: str | Path,
     decoding: Decoding,
-    interventions: Sequence[Part] = (),
+    interventions: Sequence[Intervention] = (),
     *,
     format: FormatSpec = "auto",
     steps: StepsSpec = "auto",
@@ -61,7 +61,7 @@ def generate_file(
     settings = {
         "model": host.describe(model),
         "decoding": {name: value for name, value in asdict(decoding).items() if name != "batch_size"},
-        "interventions": [part_record(part) for part in interventions],
+        "interventions": [each.record for each in interventions],
         "segmentation": {"format": format, "steps": rule_name(steps, "these traces are to be")},
         "questions": hashlib.sha256(json.dumps([asdict(each) for each in questions]).encode()).hexdigest(),
     }

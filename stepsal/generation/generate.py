@@ -24,8 +24,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stepsal.errors import InputError, NumericalError
+from stepsal.interventions.base import Intervention, as_interventions
 from stepsal.interventions.intervene import Interventions, intervene
-from stepsal.interventions.stepflow import Part, part_record
 from stepsal.models import host
 from stepsal.models.host import Model
 from stepsal.models.memory import free_bytes
@@ -39,7 +39,7 @@ def generate(
     model: Model,
     prompts: Sequence[Prompt],
     *,
-    interventions: Part | Sequence[Part] | Interventions = (),
+    interventions: Intervention | Sequence[Intervention] | Interventions = (),
     max_new_tokens: int = 512,
     batch_size: int = 8,
     temperature: float = 0.0,
@@ -55,7 +55,7 @@ def generate(
     Args:
         model: a `TransformerBridge`, from `load_model` or booted by you.
         prompts: texts as the model sees them, or lists of chat messages for the tokenizer's template.
-        interventions: parts of StepFlow that act while decoding (`stepsal.interventions.stepflow`); or, for their `report()`, what
+        interventions: what acts while decoding, such as `stepsal.stepflow()`; or, for its `report()`, what
             `stepsal.intervene` gave, inside its context.
         max_new_tokens: where a response is cut; `trace.meta["truncated"]` says whether it was.
         batch_size: sequences decoded together at most. Fewer where free memory would not do: `meta["batch_size"]` and a
@@ -131,7 +131,7 @@ def stream(
     model: Model,
     encoded: Sequence[list[int]],
     decoding: Decoding,
-    interventions: Part | Sequence[Part] | Interventions = (),
+    interventions: Intervention | Sequence[Intervention] | Interventions = (),
     *,
     format: FormatSpec = "auto",
     steps: StepsSpec = "auto",
@@ -143,14 +143,14 @@ def stream(
     _check_room(model, encoded, decoding)
     given = None
     if isinstance(interventions, Interventions):
-        given, parts = interventions, interventions.parts
+        given, parts = interventions, interventions.interventions
         if (format, steps) not in (("auto", "auto"), (given.format, given.steps)):
             raise InputError(
                 f"format={format!r} and steps={steps!r} differ from those of `intervene`, {given.format!r} and {given.steps!r}"
             )
         format, steps = given.format, given.steps
     else:
-        parts = (interventions,) if isinstance(interventions, Part) else tuple(interventions)
+        parts = as_interventions(interventions)
     units = [unit for unit in _units(encoded, decoding.samples) if unit.index not in skip]
     if not units:
         return
@@ -166,7 +166,7 @@ def stream(
             batch, units = units[:fit], units[fit:]
             if live is not None:
                 live.question_tokens = [question_length(tokenizer, unit.prompt, format) for unit in batch]
-            meta: dict[str, Any] = {"interventions": [part_record(part) for part in parts]} if parts else {}
+            meta: dict[str, Any] = {"interventions": [each.record for each in parts]} if parts else {}
             if reason:
                 meta["batch_size"] = fit
             responses = _decode(model, batch, decoding)

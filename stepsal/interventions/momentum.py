@@ -1,115 +1,304 @@
-"""Step momentum in one layer: values in, what to add to the head outputs out.
+"""Step momentum injection: StepFlow's second half, which acts on head outputs.
+
+At the first token `t` of a step that follows thinking step `i`:
+
+    z[t] += alpha * m,    m = mean of the values v[k], k in the window: the whole step `i`, or its last tokens.
+
+In one layer:
 
 1. Each forward pass's values are added to a carry: the sum over the open step, or its last `window` values. A decoding step
    within a step of text costs one addition, whatever the length so far.
 2. Where tokens open steps, the means of the steps that they close are weighted sums of carry and values; in a decoding step
    of the carry alone.
 3. A step of `into` that follows a thinking step receives `alpha` times its momentum, in the chosen heads: the closed step's
-   mean; a control takes an earlier step's, or noise of the same norm.
+   mean. Controls replace it (`stepsal.interventions.random_momentum`, `stepsal.interventions.noise_momentum`).
 
-The values take part in no gradient: see `stepsal.intervene`.
+The values take part in no gradient: see `stepsal.interventions.intervene`. Source: method.md section 5; the paper's section 4.2.
 """
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from stepsal.interventions.activity import Tally
-from stepsal.interventions.edits import add_at, share_norm, weigh_values
-from stepsal.interventions.stepflow import NoiseMomentum, RandomMomentum, StepMomentum
-from stepsal.interventions.text_state import CODES, Block, Opening
-from stepsal.models import host
+from stepsal.errors import InputError
+from stepsal.interventions.base import HeadOutputEdit, Intervention, check_choice, is_number, is_whole, option
+from stepsal.interventions.heads import HeadSpec
+from stepsal.interventions.layer_pass import LayerPass
+from stepsal.interventions.text_state import CODES, NONE, THINKING, Opening, PassState
+from stepsal.models.host import per_query_head
+from stepsal.models.layers import LayerSpec
+
+INTO = ("thinking", "summary")
 
 
-class MomentumState:
-    """What one `StepMomentum` knows in one layer of the current sequences."""
+@dataclass(frozen=True)
+class StepMomentum(Intervention):
+    """Add the mean value of the previous thinking step to the head outputs at the first token of a step.
 
-    def __init__(self, part: StepMomentum, layer: int, chosen: Bool[Tensor, " head"] | None, tally: Tally) -> None:
-        self._part, self._layer, self._chosen, self._tally = part, layer, chosen, tally
-        self._into = tuple(CODES[segment] for segment in part.into)
-        self._carry: Tensor | None = None  # batch carried kv_head d_head
-        self._history: Tensor | None = None  # batch event kv_head d_head: means of all closed steps, for the control
-        self._event_of: list[list[int]] = []  # row, step -> event in the history
+    Attributes:
+        layers, heads: as for `OddsEqualBridge`; by default all heads of the top quarter.
+        alpha: the strength, a finite number. 0 adds nothing.
+        window: None, the mean of the whole previous step (the paper); `n`, of its last `n` tokens (the official code: 4).
+        into: the segments whose steps receive: `thinking`, `summary` or both.
 
-    def inject(
-        self,
-        block: Block,
-        values: Float[Tensor, "batch pos kv_head d_head"],
-        output: Float[Tensor, "batch pos head d_head"],
-    ) -> Float[Tensor, "batch pos head d_head"] | None:
-        """The head outputs with momentum where it is due; None where it is not."""
-        values = values.to(torch.float32)
-        if block.begins or self._carry is None:
-            self._carry = values.new_zeros(len(values), self._part.window or 1, *values.shape[2:])
-            self._history, self._event_of = None, [[] for _ in range(len(values))]
-        closed = self._decode(block, values) if block.single else self._read(block, values)
-        if not block.openings:
+    Raises `InputError`. Source: the paper's section 4.2.
+
+    >>> StepMomentum(layers=-1, window=4).into
+    ('thinking', 'summary')
+    """
+
+    name: ClassVar[str] = "smi"
+    label: ClassVar[str] = "SMI"
+    strength: ClassVar[str | None] = "alpha"
+    measures: ClassVar[tuple[str, ...]] = ("mean_injected_norm",)
+    keeps_means: ClassVar[bool] = False  # whether the means of all closed steps are remembered
+
+    layers: LayerSpec = "deep"
+    heads: HeadSpec = None
+    alpha: float | int = option(0.06, symbol="α")
+    window: int | None = option(None, none="the step")
+    into: Sequence[str] = INTO
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not is_number(self.alpha) or not math.isfinite(self.alpha):
+            raise InputError(f"alpha={self.alpha!r} must be a finite number, such as the paper's 0.06")
+        object.__setattr__(self, "alpha", float(self.alpha))
+        if self.window is not None and (not is_whole(self.window) or self.window < 1):
+            raise InputError(
+                f"window={self.window!r} must be None (the whole previous step) or a whole number of tokens, at least 1"
+            )
+        into = (self.into,) if isinstance(self.into, str) else tuple(self.into)
+        for name in into:
+            check_choice("into", name, INTO)
+        if not into or len(set(into)) < len(into):
+            raise InputError(f"into={self.into!r} must name 'thinking', 'summary' or both, none twice")
+        object.__setattr__(self, "into", into)
+
+    def edit_head_outputs(
+        self, outputs: Float[Tensor, "batch pos head d_head"], at: LayerPass
+    ) -> HeadOutputEdit | None:
+        """Take in the values of this pass; add the momentum where a step that receives it opens."""
+        text, memory = at.text, at.memory(ClosedSteps)
+        closed = memory.take_in(text, at.values.to(torch.float32), self.window, at.shared)
+        if not text.openings:
             return None
-        if isinstance(self._part, RandomMomentum):
-            self._remember(closed, block)
-        self._tally.opportunities += sum(opening.segment in self._into for opening in block.openings)
-        openings, places = block.receiving(self._into)
-        return self._add(openings, places, closed, output) if openings else None
+        if self.keeps_means:
+            memory.remember(text, closed)
+        into = tuple(CODES[segment] for segment in self.into)
+        due = sum(opening.segment in into for opening in text.openings)
+        openings, places = receiving(text, into, at.shared)
+        if not openings:
+            return HeadOutputEdit(None, due, 0, {})
+        rows, queries, events = places.to(outputs.device)
+        momentum = self.momentum(openings, closed[rows, events], at)
+        added = self.alpha * per_query_head(momentum[None], outputs.shape[2])[0]
+        added = self.redirect(openings, added, at)
+        if at.heads is not None:
+            added = added * at.heads.to(added.device)[:, None]
+        result, there = add_at(outputs, (rows, queries), added)
+        return HeadOutputEdit(result, due, len(added), {"mean_injected_norm": relative_norm(added, there)})
+
+    def momentum(
+        self, openings: Sequence[Opening], closed: Float[Tensor, "event kv_head d_head"], at: LayerPass
+    ) -> Float[Tensor, "event kv_head d_head"]:
+        """The momentum of each receiving step: the mean value of the step that its first token closes."""
+        return closed
+
+    def redirect(
+        self, openings: Sequence[Opening], added: Float[Tensor, "event head d_head"], at: LayerPass
+    ) -> Float[Tensor, "event head d_head"]:
+        """What is added, which a control may turn elsewhere."""
+        return added
+
+    def idle_reason(self) -> str:
+        """Why no step may have received momentum."""
+        return f"no step of {' or '.join(self.into)} followed a thinking step"
+
+
+class ClosedSteps:
+    """What one `StepMomentum` remembers of a layer's values in the current sequences: the carry, and for a control all means."""
+
+    def __init__(self) -> None:
+        self._carry: Tensor | None = None  # batch carried kv_head d_head
+        self.means: list[
+            Tensor
+        ] = []  # of the passes that closed steps, batch event kv_head d_head, where they are kept
+        self.events: list[list[int]] = []  # for each row and step, which event in `means` closed it
+
+    def take_in(
+        self,
+        text: PassState,
+        values: Float[Tensor, "batch pos kv_head d_head"],
+        window: int | None,
+        shared: dict[object, object],
+    ) -> Float[Tensor, "batch event kv_head d_head"]:
+        """Take in the values of a pass, and return the means of the steps that it closes."""
+        if text.begins or self._carry is None:
+            self._carry = values.new_zeros(len(values), window or 1, *values.shape[2:])
+            self.means, self.events = [], [[] for _ in range(len(values))]
+        return self._decode(text, values, window, shared) if text.single else self._read(text, values, window, shared)
 
     def _read(
-        self, block: Block, values: Float[Tensor, "batch pos kv_head d_head"]
+        self,
+        text: PassState,
+        values: Float[Tensor, "batch pos kv_head d_head"],
+        window: int | None,
+        shared: dict[object, object],
     ) -> Float[Tensor, "batch event kv_head d_head"]:
         """Take in several tokens a row. The means of the steps that they close."""
         assert self._carry is not None
-        plan = block.momentum(self._part.window)
+        plan = value_weights(text, window, shared)
         sums = weigh_values(plan.weights.to(values.device), torch.cat([self._carry, values], 1))
         self._carry = sums[:, : plan.carried]
         return sums[:, plan.carried :]
 
     def _decode(
-        self, block: Block, values: Float[Tensor, "batch 1 kv_head d_head"]
+        self,
+        text: PassState,
+        values: Float[Tensor, "batch 1 kv_head d_head"],
+        window: int | None,
+        shared: dict[object, object],
     ) -> Float[Tensor, "batch event kv_head d_head"]:
         """Take in one token a row. The mean of each row's open step, which some of them close."""
         carry = self._carry
         assert carry is not None
         closed = values[:, :0]
-        if block.openings:
-            held, goes_on = (each.to(carry.device) for each in block.open_steps(self._part.window))
-            closed, carry = (carry.sum(1, keepdim=True) if self._part.window else carry) / held, carry * goes_on
-        self._carry = torch.cat([carry[:, 1:], values], 1) if self._part.window else carry + values
+        if text.openings:
+            held, goes_on = (each.to(carry.device) for each in open_steps(text, window, shared))
+            closed, carry = (carry.sum(1, keepdim=True) if window else carry) / held, carry * goes_on
+        self._carry = torch.cat([carry[:, 1:], values], 1) if window else carry + values
         return closed
 
-    def _add(
-        self,
-        openings: list[Opening],
-        places: Int[Tensor, "3 receiver"],
-        closed: Float[Tensor, "batch event kv_head d_head"],
-        output: Float[Tensor, "batch pos head d_head"],
-    ) -> Float[Tensor, "batch pos head d_head"]:
-        rows, queries, events = places.to(output.device)
-        part = self._part
-        momentum = self._draw(openings, part.seed) if isinstance(part, RandomMomentum) else closed[rows, events]
-        added = self._part.alpha * host.per_query_head(momentum[None], output.shape[2])[0]
-        if isinstance(self._part, NoiseMomentum):
-            added = share_norm(added, self._noise(openings, self._part.seed, added))
-        if self._chosen is not None:
-            added = added * self._chosen.to(added.device)[:, None]
-        result, there = add_at(output, (rows, queries), added)
-        self._tally.add_momentum(added, there)
-        return result
+    def remember(self, text: PassState, closed: Float[Tensor, "batch event kv_head d_head"]) -> None:
+        """Keep the means of the steps that a pass closes."""
+        before = sum(each.shape[1] for each in self.means)
+        for row, openings in text.closings().items():
+            self.events[row] += range(before, before + len(openings))
+        self.means.append(closed)
 
-    def _remember(self, closed: Float[Tensor, "batch event kv_head d_head"], block: Block) -> None:
-        before = 0 if self._history is None else self._history.shape[1]
-        for row, openings in block.closings().items():
-            self._event_of[row] += range(before, before + len(openings))
-        self._history = closed if self._history is None else torch.cat([self._history, closed], 1)
 
-    def _draw(self, openings: list[Opening], seed: int) -> Float[Tensor, "event kv_head d_head"]:
-        """The mean of a random step before the one that each opening closes."""
-        assert self._history is not None
-        steps = [int(np.random.default_rng((seed, each.step)).integers(each.step - 1)) for each in openings]
-        chosen = [self._event_of[each.row][step] for each, step in zip(openings, steps, strict=True)]
-        return self._history[[each.row for each in openings], chosen]
+@dataclass(frozen=True)
+class ValueWeights:
+    """What becomes of `columns`, the carried values followed by those of this pass: linear maps of them.
 
-    def _noise(
-        self, openings: list[Opening], seed: int, like: Float[Tensor, "event head d_head"]
-    ) -> Float[Tensor, "event head d_head"]:
-        """Gaussian directions that depend on the seed, the layer and the step only."""
-        generators = [np.random.default_rng((seed, self._layer, each.step)) for each in openings]
-        return torch.from_numpy(np.stack([each.standard_normal(like.shape[1:]) for each in generators])).to(like)
+    weights: the first `carried` results are the next carry: the open step's sum (no window) or its last values. The others are the
+    means of the steps that this pass closes, `event` counting within each row.
+    """
+
+    weights: Float[Tensor, "batch result column"]
+    carried: int
+
+
+def value_weights(text: PassState, window: int | None, shared: dict[object, object]) -> ValueWeights:
+    """How values become running sums and means of steps in this pass; made once for all layers."""
+    name = ("value weights", window)
+    if name not in shared:
+        shared[name] = _value_weights(text, window)
+    found = shared[name]
+    assert isinstance(found, ValueWeights)
+    return found
+
+
+def _value_weights(text: PassState, window: int | None) -> ValueWeights:
+    steps = np.array(text.new_steps)
+    batch, length = steps.shape
+    size = window or 1
+    # The step of each column. A windowed carry is filled from its end; a sum stands for all the tokens it holds.
+    held = np.minimum(text.held_before, size)
+    carried = np.where(np.arange(size) >= size - held[:, None], np.array(text.open_before)[:, None], NONE)
+    columns = np.concatenate([carried, steps], 1)
+    last = columns.max(1)
+    closings = text.closings()
+    events = max(map(len, closings.values()), default=0)
+    weights = np.zeros((batch, size + events, size + length), dtype=np.float32)
+    kept = (columns == last[:, None]) & (columns >= 0)
+    if window is None:
+        weights[:, 0] = kept
+    else:
+        rank = kept[:, ::-1].cumsum(1)[:, ::-1]  # 1 for the newest
+        rows, chosen = np.nonzero(kept & (rank <= size))
+        weights[rows, size - rank[rows, chosen], chosen] = 1
+    for row, openings in closings.items():
+        for event, opening in enumerate(openings):
+            chosen = np.flatnonzero(columns[row] == opening.step - 1)
+            count = len(chosen)
+            if window is not None:
+                chosen = chosen[-size:]
+                count = len(chosen)
+            elif text.open_before[row] == opening.step - 1 and text.held_before[row]:
+                count += int(text.held_before[row]) - 1
+            weights[row, size + event, chosen] = 1 / count
+    return ValueWeights(torch.from_numpy(weights).to(text.device), size)
+
+
+def open_steps(
+    text: PassState, window: int | None, shared: dict[object, object]
+) -> tuple[Float[Tensor, "batch 1 1 1"], Float[Tensor, "batch 1 1 1"]]:
+    """In a pass of one token a row: how many of its values the carry of each row's open step holds (at least 1), and 1 where the
+    step goes on, 0 where it is closed."""
+    name = ("open steps", window)
+    if name not in shared:
+        closed = text.closings()
+        held = [max(1, count if window is None else min(count, window)) for count in text.held_before]
+        both = torch.tensor([held, [float(row not in closed) for row in range(len(held))]], device=text.device)
+        shared[name] = tuple(both[..., None, None, None])
+    found: tuple[Tensor, Tensor] = shared[name]  # type: ignore[assignment]
+    return found
+
+
+def receiving(
+    text: PassState, into: tuple[int, ...], shared: dict[object, object]
+) -> tuple[list[Opening], Int[Tensor, "3 receiver"]]:
+    """The openings of steps of the segments `into` that follow a thinking step; for each its row, query and event."""
+    name = ("receiving", into)
+    if name not in shared:
+        found = [
+            (event, opening)
+            for openings in text.closings().values()
+            for event, opening in enumerate(openings)
+            if opening.segment in into and opening.giver == THINKING
+        ]
+        places = [(opening.row, opening.query, event) for event, opening in found]
+        indices = torch.tensor(places, dtype=torch.long, device=text.device).reshape(-1, 3).T
+        shared[name] = [opening for _, opening in found], indices
+    known: tuple[list[Opening], Tensor] = shared[name]  # type: ignore[assignment]
+    return known
+
+
+def weigh_values(
+    weights: Float[Tensor, "batch event pos"], values: Float[Tensor, "batch pos kv_head d_head"]
+) -> Float[Tensor, "batch event kv_head d_head"]:
+    """Weighted sums of values over positions: the momentum `m` of each event, and the running sums that it is made of.
+
+    >>> weigh_values(torch.tensor([[[0.5, 0.5, 0.0]]]), torch.tensor([1.0, 3.0, 9.0])[None, :, None, None]).item()
+    2.0
+    """
+    return (weights @ values.flatten(2)).unflatten(2, values.shape[2:])
+
+
+def add_at(
+    output: Float[Tensor, "batch pos head d_head"],
+    places: tuple[Tensor, Tensor],
+    added: Float[Tensor, "event head d_head"],
+) -> tuple[Float[Tensor, "batch pos head d_head"], Float[Tensor, "event head d_head"]]:
+    """Head outputs with something added at some (row, position), and what they were there.
+
+    >>> add_at(torch.ones(1, 2, 1, 1), (torch.tensor([0]), torch.tensor([1])), torch.full((1, 1, 1), 0.5))[0].flatten()
+    tensor([1.0000, 1.5000])
+    """
+    return output.index_put(places, added.to(output.dtype), accumulate=True), output[places].detach()
+
+
+def relative_norm(
+    added: Float[Tensor, "event head d_head"], there: Float[Tensor, "event head d_head"]
+) -> Float[Tensor, "event head"]:
+    """The norm of what was added relative to that of what it was added to."""
+    norms = [each.to(torch.float32).norm(dim=-1) for each in (added, there)]
+    return norms[0] / norms[1].clamp(min=torch.finfo(torch.float32).tiny)

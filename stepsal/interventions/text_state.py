@@ -1,6 +1,6 @@
 """Follow the text that a model reads and writes, row by row of a batch, with nothing but what its hooks see.
 
-In: for each forward pass its token ids, which of them are padding, and how many keys attention sees. Out: a `Block`: the
+In: for each forward pass its token ids, which of them are padding, and how many keys attention sees. Out: a `PassState`: the
 segment and step of every token so far, and the steps that these tokens open. `stepsal.intervene` calls it.
 
 1. A pass of `n` tokens with `n` keys is a new sequence: everything starts again. With more keys it goes on at the cache's end.
@@ -13,26 +13,29 @@ segment and step of every token so far, and the steps that these tokens open. `s
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from stepsal.errors import InputError
 from stepsal.traces.formats import FormatSpec, StepsSpec
 from stepsal.traces.segment import Segmenter, Tokenizer
 
-NOTHING, NONE, QUESTION, THINKING, SUMMARY = -9, -1, 0, 1, 2  # no token is NOTHING; padding is NONE
+NONE, QUESTION, THINKING, SUMMARY = -1, 0, 1, 2  # padding is NONE
 CODES = {"question": QUESTION, "thinking": THINKING, "summary": SUMMARY}
 
 
 @dataclass(frozen=True)
 class Opening:
-    """A token that opens a step. `query` is its index in the block, `giver` the segment of the step before."""
+    """A token that opens a step.
+
+    row, query: the token's row in the batch and its index among the tokens of this pass.
+    step: the index of the step that it opens. segment: that step's segment. giver: the segment of the step before.
+    """
 
     row: int
     query: int
@@ -41,23 +44,21 @@ class Opening:
     giver: int
 
 
-@dataclass(frozen=True)
-class Momentum:
-    """What a layer does with `columns`, its carried numbers followed by this block's values: linear maps of them.
-
-    weights: the first `carried` give the next carry: the open step's sum (no window) or its last values. The others give the
-    means of the steps that this block closes, `event` counting within each row.
-    """
-
-    weights: Float[Tensor, "batch result column"]
-    carried: int
-
-
 @dataclass
-class Block:
-    """The tokens of one forward pass among those of their sequence: columns `[end - length, end)`.
+class PassState:
+    """What is known of the text while one forward pass runs.
 
-    segments, steps: of every token so far, -1 for padding. first: the column of each row's first token.
+    Attributes:
+        length, end: the tokens of this pass are the columns `[end - length, end)` of their sequences.
+        device: where the token ids are.
+        codes: makes `segments` and `steps`, when somebody asks.
+        first: the column of each row's first token, which padding may precede.
+        openings: the tokens of this pass that open a step.
+        answering: whether any token of this pass is thinking or summary.
+        single: whether each row has one token of its own, as in decoding.
+        grows: whether, moreover, each row sees one key more than in the pass before.
+        new_steps: the step of each token of this pass, `batch length`.
+        open_before, held_before: for each row the step that was open before this pass, and how many tokens it had.
     """
 
     length: int
@@ -66,21 +67,21 @@ class Block:
     codes: Callable[[], Int[Tensor, "2 batch pos"]]
     first: list[int]
     openings: list[Opening]
-    answering: bool  # whether any of these tokens is thinking or summary
-    single: bool  # whether each row has one token of its own: decoding
-    grows: bool  # whether, moreover, each row sees one key more than in the pass before
-    new_steps: list[list[int]]  # batch length
-    open_before: list[int]  # batch; the step that was open before this block, and its tokens before this block
+    answering: bool
+    single: bool
+    grows: bool
+    new_steps: list[list[int]]
+    open_before: list[int]
     held_before: list[int]
-    priority_seeds: dict[int, Tensor]
-    shared: dict[Any, Any] = field(default_factory=dict)  # what layers share
 
     @cached_property
     def segments(self) -> Int[Tensor, "batch pos"]:
+        """The segment of every token so far, as in `CODES`; -1 for padding."""
         return self.codes()[0]
 
     @cached_property
     def steps(self) -> Int[Tensor, "batch pos"]:
+        """The step of every token so far; -1 for padding."""
         return self.codes()[1]
 
     @property
@@ -98,96 +99,6 @@ class Block:
         """Whether these are the first tokens of new sequences."""
         return self.end == self.length
 
-    def groups(
-        self, keys: int, scope: str, bos: bool
-    ) -> tuple[Bool[Tensor, "batch query key"], Bool[Tensor, "batch query key"]]:
-        """The bridge and the current group of each query, among the last `keys` columns; later ones are not left out."""
-        name = ("groups", keys, scope, bos)
-        if name not in self.shared:
-            columns = slice(self.end - keys, self.end)
-            segments, own = self.segments[:, None, columns], self.segments[:, self.end - self.length : self.end, None]
-            answer = own >= THINKING
-            if scope == "segment":
-                own = own.where(answer, NOTHING)
-                bridge, current = segments == own - 1, segments == own
-            else:
-                steps, own = self.steps[:, None, columns], self.steps[:, self.end - self.length : self.end, None]
-                bridge, current = (steps < own) & (steps >= 0) & answer, (steps == own) & answer
-            if not bos:
-                bridge = bridge & (self._positions(keys) != 0)[:, None]
-            self.shared[name] = bridge, current
-        return self.shared[name]
-
-    def starved(self, keys: int, rows: str) -> Bool[Tensor, "batch query key"]:
-        """The keys, among the last `keys` columns, that a `Starvation` of these rows takes from each query."""
-        name = ("starved", keys, rows)
-        if name not in self.shared:
-            columns, queries = slice(self.end - keys, self.end), slice(self.end - self.length, self.end)
-            segments = self.segments[:, None, columns]
-            if rows == "openings":
-                opens = torch.zeros_like(self.steps[:, queries], dtype=torch.bool)
-                for each in self.openings:
-                    opens[each.row, each.query] = each.segment == THINKING
-                earlier = self.steps[:, None, columns] < self.steps[:, queries, None]
-                self.shared[name] = (segments == THINKING) & earlier & opens[..., None]
-            else:
-                own = self.segments[:, queries, None]
-                if rows == "steps":
-                    earlier = self.steps[:, None, columns] < self.steps[:, queries, None]
-                    self.shared[name] = (segments >= QUESTION) & earlier & (own == THINKING)
-                else:
-                    self.shared[name] = (segments == own - 1) & (own == CODES[rows])
-        return self.shared[name]
-
-    def momentum(self, window: int | None) -> Momentum:
-        """How values become running sums and means of steps; `window` as in `StepMomentum`."""
-        name = ("momentum", window)
-        if name not in self.shared:
-            self.shared[name] = self._momentum(window)
-        return self.shared[name]
-
-    def _momentum(self, window: int | None) -> Momentum:
-        steps = np.array(self.new_steps)
-        batch, length = steps.shape
-        size = window or 1
-        # The step of each column. A windowed carry is filled from its end; a sum stands for all the tokens it holds.
-        held = np.minimum(self.held_before, size)
-        carried = np.where(np.arange(size) >= size - held[:, None], np.array(self.open_before)[:, None], NONE)
-        columns = np.concatenate([carried, steps], 1)
-        last = columns.max(1)
-        closings = self.closings()
-        events = max(map(len, closings.values()), default=0)
-        weights = np.zeros((batch, size + events, size + length), dtype=np.float32)
-        kept = (columns == last[:, None]) & (columns >= 0)
-        if window is None:
-            weights[:, 0] = kept
-        else:
-            rank = kept[:, ::-1].cumsum(1)[:, ::-1]  # 1 for the newest
-            rows, chosen = np.nonzero(kept & (rank <= size))
-            weights[rows, size - rank[rows, chosen], chosen] = 1
-        for row, openings in closings.items():
-            for event, opening in enumerate(openings):
-                chosen = np.flatnonzero(columns[row] == opening.step - 1)
-                count = len(chosen)
-                if window is not None:
-                    chosen = chosen[-size:]
-                    count = len(chosen)
-                elif self.open_before[row] == opening.step - 1 and self.held_before[row]:
-                    count += int(self.held_before[row]) - 1
-                weights[row, size + event, chosen] = 1 / count
-        return Momentum(torch.from_numpy(weights).to(self.device), size)
-
-    def open_steps(self, window: int | None) -> tuple[Float[Tensor, "batch 1 1 1"], Float[Tensor, "batch 1 1 1"]]:
-        """In a pass of one token a row: how many of its values the carry of each row's open step holds (at least 1), and 1
-        where the step goes on, 0 where it is closed."""
-        name = ("open steps", window)
-        if name not in self.shared:
-            closed = self.closings()
-            held = [max(1, count if window is None else min(count, window)) for count in self.held_before]
-            both = torch.tensor([held, [float(row not in closed) for row in range(len(held))]], device=self.device)
-            self.shared[name] = tuple(both[..., None, None, None])
-        return self.shared[name]
-
     def closings(self) -> dict[int, list[Opening]]:
         """For each row the openings that close a step before them, in order."""
         closings: dict[int, list[Opening]] = {}
@@ -196,33 +107,7 @@ class Block:
                 closings.setdefault(opening.row, []).append(opening)
         return closings
 
-    def receiving(self, into: tuple[int, ...]) -> tuple[list[Opening], Int[Tensor, "3 receiver"]]:
-        """The openings of steps of the segments `into` that follow a thinking step; for each its row, query and event."""
-        name = ("receiving", into)
-        if name not in self.shared:
-            found = [
-                (event, opening)
-                for openings in self.closings().values()
-                for event, opening in enumerate(openings)
-                if opening.segment in into and opening.giver == THINKING
-            ]
-            places = [(opening.row, opening.query, event) for event, opening in found]
-            indices = torch.tensor(places, dtype=torch.long, device=self.device).reshape(-1, 3).T
-            self.shared[name] = [opening for _, opening in found], indices
-        return self.shared[name]
-
-    def priority(self, seed: int, keys: int) -> Float[Tensor, "batch key"]:
-        """A random number for each of the last `keys` columns, from the seed and the token's position in its row."""
-        name = ("priority", seed, keys)
-        if name not in self.shared:
-            known = self.priority_seeds.get(seed, torch.zeros(0))
-            if len(known) < self.end:  # position by position, so that a longer sequence begins alike
-                more = [np.random.default_rng((seed, at)).random() for at in range(len(known), 2 * self.end)]
-                known = self.priority_seeds[seed] = torch.cat([known, torch.tensor(more, dtype=torch.float32)])
-            self.shared[name] = known.to(self.device)[self._positions(keys).clamp(min=0)]
-        return self.shared[name]
-
-    def _positions(self, keys: int) -> Int[Tensor, "batch key"]:
+    def positions(self, keys: int) -> Int[Tensor, "batch key"]:
         """The positions of the last `keys` columns in their rows, which begin after the padding."""
         device = self.device
         return torch.arange(self.end - keys, self.end, device=device) - torch.tensor(self.first, device=device)[:, None]
@@ -252,11 +137,12 @@ class Follower:
         self._kept = torch.zeros(0)  # (segments, steps), batch, capacity
         self._waiting: list[list[list[list[int]]]] = []  # the same of passes that are not in it yet
         self._seen: list[int] = []  # how many keys each row's last token could see
-        self._priorities: dict[int, Tensor] = {}
         self.passes = 0
         self.answered = False  # whether any token was thinking or summary
 
-    def advance(self, tokens: Int[Tensor, "batch pos"], visible: Bool[Tensor, "batch pos key"], slides: bool) -> Block:
+    def advance(
+        self, tokens: Int[Tensor, "batch pos"], visible: Bool[Tensor, "batch pos key"], slides: bool
+    ) -> PassState:
         """Take in one forward pass: its tokens, and the keys that each may attend to; padding not even to itself.
 
         Raises `InputError` where the cache does not hold what was followed so far.
@@ -283,7 +169,7 @@ class Follower:
         self.passes += 1
         first = [-1 if row.first is None else row.first for row in self._rows]
         single = length == 1 and all(row[0] >= 0 for row in codes[1])
-        return Block(
+        return PassState(
             length,
             self._end,
             tokens.device,
@@ -296,7 +182,6 @@ class Follower:
             codes[1],
             open_before,
             held_before,
-            self._priorities,
         )
 
     def _questions(self, batch: int) -> Sequence[int | None]:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from stepsal.ablation.arms import CONTROL_OF, PART_LABELS, STRENGTHS
 from stepsal.ablation.effects import HeadPanel, StrengthLine
 from stepsal.ablation.results import Results
 from stepsal.errors import InputError
 from stepsal.plot.canvas import COLOURS, MARKERS, new_axes
+from stepsal.sweeps.settings import controlled_kind, kind_label, kinds, options_by_key
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 else:  # imported where used: it takes a while
     Axes = DataFrame = Any
 
-_PARTS = ("oeb", "smi", "both")
 _GREY = "0.5"
 _POINTS = "accuracy difference (points)"
 _SMALLEST = (15.0, 8.0)  # points, of a cell that a value is printed in
@@ -171,7 +170,7 @@ def sweep_strengths(lines: Sequence[StrengthLine], *, ax: Axes | None = None) ->
     ax.set_xticks(values, [f"{each:g}" for each in values])
     ax.minorticks_off()
     ax.margins(x=0.12)
-    ax.set_xlabel(in_math(STRENGTHS.get(name, name)))
+    ax.set_xlabel(in_math(options_by_key()[name][0][1].symbol))
     ax.set_ylabel(_POINTS)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
@@ -196,7 +195,7 @@ def sweep_compute(costs: DataFrame, votes: DataFrame, *, ax: Axes | None = None)
     named: set[str] = set()
     for row in costs.to_dict("records"):
         colour, marker = part_style(row["part"])
-        name = PART_LABELS.get(row["part"], row["part"])
+        name = kind_label(row["part"])
         x, low, high = row["compute"], 100 * row["low"], 100 * row["high"]
         ax.vlines(x, low, high, color=colour, linewidth=0.7, alpha=0.5)
         label = None if name in named else name
@@ -219,7 +218,7 @@ def sweep_lengths(table: DataFrame, others: DataFrame | None = None, *, ax: Axes
     """Draw accuracy by chain length, a line for each setting, with 95 % intervals. Filled: differs from the baseline, p < 0.05.
 
     Args:
-        table: `stepsal.ablation.effects.by_length(results, arms)`, of up to seven settings, the baseline first.
+        table: `stepsal.ablation.effects.by_length(results, settings)`, of up to seven settings, the baseline first.
         others: the same of settings to draw as thin grey lines without a name.
         ax: where to draw; by default a new figure.
 
@@ -265,12 +264,19 @@ def in_math(text: str) -> str:
 
 
 def part_style(part: str) -> tuple[str, str]:
-    """Colour and marker: of the baseline black, of controls grey."""
-    if part in _PARTS:
-        return COLOURS[_PARTS.index(part)], MARKERS[_PARTS.index(part)]
-    if part in CONTROL_OF:
-        return _GREY, "^" if part.startswith("noise") else MARKERS[_PARTS.index(CONTROL_OF[part])]
-    return "black", "*"
+    """Colour and marker of a kind of setting, by its place among all kinds: of the baseline black, of controls grey.
+
+    A control has the marker of what it controls for; where there are several, each further one has a marker of its own.
+    """
+    if part == "none":
+        return "black", "*"
+    if (treated := controlled_kind(part)) is not None:
+        alike = [name for name in kinds() if controlled_kind(name) == treated]
+        further = alike.index(part) if part in alike else 0
+        return _GREY, "^v<>"[(further - 1) % 4] if further else part_style(treated)[1]
+    treatments = [name for name in kinds() if name != "none" and controlled_kind(name) is None]
+    place = treatments.index(part if part in treatments else part.split("+")[-1])
+    return COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
 
 
 def _series(

@@ -1,97 +1,242 @@
 """What a sweep is to do, read from a TOML file or a dictionary and checked: `docs/sweeps.md` explains every key.
 
-In: `[model]`, `[problems]`, `[decoding]` and `[grid]`, each with defaults. Out: frozen objects. A key that is not known is an
-error that names the nearest one; so is a value of the wrong type or out of range.
+In: `[model]`, `[problems]`, `[decoding]`, `[grid]` and `[[settings]]`, each with defaults. Out: frozen objects. All that is wrong is
+said at once: a key that is not known with the nearest one, a value of the wrong type or out of range with what was expected.
+
+Which keys `[grid]` knows depends on which interventions are defined: each of their options is one.
 """
 
 import difflib
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from stepsal.errors import FileError, InputError
+from stepsal.interventions.base import Intervention
 from stepsal.reasoner.problems import DEFAULT_LENGTH, SPLITS
+from stepsal.sweeps.settings import kind_classes, options_by_key
 from stepsal.traces.formats import FORMATS, STEP_RULES
 
 SHAPES = ("product", "one-at-a-time", "forward-selection")
-VARIED = ("parts", "layers", "heads", "tau_max", "alpha", "window", "scope", "control_seed")
-"""The keys of `[grid]` that may have several values, and of `[grid.centre]`."""
 
 
-@dataclass(frozen=True)
-class ModelConfig:
+# --- types of values --------------------------------------------------------------------------------------------------
+def _one_of(known: Callable[[], Sequence[str]]) -> AfterValidator:
+    """One of the names that are known when the configuration is read."""
+
+    def check(value: str) -> str:
+        names = known()
+        if value not in names:
+            near = difflib.get_close_matches(value, names, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"is unknown: expected one of {', '.join(map(repr, names))}.{hint}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _several(value: Any) -> Any:
+    """One value or a list of them, as a tuple."""
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+
+
+def _none_twice(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not values:
+        raise ValueError("must have at least one value")
+    return tuple(dict.fromkeys(values))
+
+
+def _kind(value: str) -> str:
+    try:
+        kind_classes(value)
+    except InputError as error:
+        raise ValueError(f"cannot be used: {error}") from error
+    return value
+
+
+def _choice(value: Any) -> Any:
+    """Layers or heads: a name, an index, or several indices; which names there are, `layers_and_heads` knows."""
+    if isinstance(value, str) and value:
+        return value
+    indices = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    if not indices:
+        raise ValueError("has an empty list: name at least one index")
+    for index in indices:
+        if isinstance(index, bool) or not isinstance(index, int):
+            raise ValueError(f"has {index!r}: expected a name, an index or a list of indices")
+    return indices
+
+
+Text = Annotated[str, Field(min_length=1)]
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Choice = Annotated[Any, BeforeValidator(_choice)]
+_MANY = (BeforeValidator(_several), AfterValidator(_none_twice))
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelConfig(_Table):
     """`name`: `bundled`, a hub id or a folder. `threads`: of torch on the CPU, for each worker."""
 
-    name: str = "bundled"
-    device: str = "auto"
-    dtype: str = "auto"
-    threads: int = 1
+    name: Text = "bundled"
+    device: Text = "auto"
+    dtype: Text = "auto"
+    threads: Positive = 1
 
 
-@dataclass(frozen=True)
-class ProblemsConfig:
+class ProblemsConfig(_Table):
     """Problems of the bundled task, `count` of each length from index `start` on; or those of a JSONL `file`.
 
     The split is `test` unless given, for forward selection `validation`.
     """
 
-    split: str | None = None
-    length: tuple[int, ...] = (DEFAULT_LENGTH,)
-    count: int | None = None
-    start: int = 0
-    file: str | None = None
+    split: Annotated[str, _one_of(lambda: SPLITS)] | None = None
+    length: Annotated[tuple[Annotated[int, Field(ge=2)], ...], *_MANY] = (DEFAULT_LENGTH,)
+    count: Positive | None = None
+    start: Natural = 0
+    file: Text | None = None
 
 
-@dataclass(frozen=True)
-class DecodingConfig:
+class DecodingConfig(_Table):
     """As in `stepsal.generate`; `seeds` are several. `max_new_tokens`: by default 512, for the bundled task what it needs."""
 
-    max_new_tokens: int | None = None
-    batch_size: int = 32
+    max_new_tokens: Positive | None = None
+    batch_size: Positive = 32
     temperature: float = 0.0
     top_p: float = 1.0
-    samples: int = 1
-    seeds: tuple[int, ...] = (0,)
-    format: str = "auto"
-    steps: str = "auto"
+    samples: Positive = 1
+    seeds: Annotated[tuple[Natural, ...], *_MANY] = (0,)
+    format: Annotated[str, _one_of(lambda: ("auto", *FORMATS))] = "auto"
+    steps: Annotated[str, _one_of(lambda: ("auto", *STEP_RULES))] = "auto"
 
 
-@dataclass(frozen=True)
-class GridConfig:
-    """The settings: what is varied, and how (`stepsal.sweeps.settings`)."""
+class GridConfig(_Table):
+    """The settings: what is varied, and how (`stepsal.sweeps.grid`).
 
-    shape: str = "product"
-    parts: tuple[str, ...] = ("oeb", "smi", "both")
-    layers: tuple[Any, ...] = ("default",)
-    heads: tuple[Any, ...] = ("all",)
-    tau_max: tuple[float, ...] = (0.15,)
-    alpha: tuple[float, ...] = (0.06,)
-    window: tuple[int | None, ...] = (None,)
-    scope: tuple[str, ...] = ("segment",)
-    control_seed: tuple[int, ...] = (0,)
-    centre: dict[str, Any] = field(default_factory=dict)
-    k: int = 4
-    comparison: str | None = None
-    maps: str | None = None
-    given: tuple[str, ...] = ()  # which of VARIED were written down: what one-at-a-time varies
+    options: for the options of interventions, by the keys of `options_by_key`, the values that are written down.
+    """
+
+    shape: Annotated[str, _one_of(lambda: SHAPES)] = "product"
+    parts: Annotated[tuple[Annotated[str, AfterValidator(_kind)], ...], *_MANY] = ("oeb", "smi", "both")
+    layers: Annotated[tuple[Choice, ...], *_MANY] = ("default",)
+    heads: Annotated[tuple[Choice, ...], *_MANY] = ("all",)
+    options: dict[str, Annotated[tuple[Any, ...], *_MANY]] = Field(default_factory=dict)
+    centre: dict[str, Any] = Field(default_factory=dict)
+    k: Positive = 4
+    comparison: Text | None = None
+    maps: Text | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, given: Any) -> Any:
+        """Options of interventions stand beside the other keys; here they are put together."""
+        if not isinstance(given, Mapping):
+            return given
+        known = options_by_key()
+        rest = {key: value for key, value in given.items() if key not in known}
+        options = {
+            key: tuple(_read_option(key, each) for each in _several(given[key])) for key in known if key in given
+        }
+        return rest | {"options": rest.get("options", {}) | options}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_centre(cls, given: Any) -> Any:
+        centre = given.get("centre") if isinstance(given, Mapping) else None
+        if not isinstance(centre, Mapping):
+            return given
+        known = ("parts", "layers", "heads", *options_by_key())
+        checks: dict[str, Callable[[Any], Any]] = {"parts": _kind, "layers": _choice, "heads": _choice}
+        read = {}
+        for key, value in centre.items():
+            if key not in known:
+                raise ValueError(_unknown_key("[grid.centre]", key, known))
+            read[key] = checks[key](value) if key in checks else _read_option(key, value)
+        return {**given, "centre": read}
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The varied keys that were written down, in order: what one-at-a-time varies."""
+        return tuple(key for key in self.values() if key in self.options or key in self.model_fields_set)
+
+    def values(self) -> dict[str, tuple[Any, ...]]:
+        """The values of every varied key: interventions, layers, heads, and the options of all interventions."""
+        options: dict[str, tuple[Any, ...]] = {}
+        for key, owners in options_by_key().items():
+            defaults = [option.default for _, option in owners if not option.required]
+            if key in self.options:
+                options[key] = self.options[key]
+            elif defaults:
+                options[key] = (defaults[0],)
+        return {"parts": self.parts, "layers": self.layers, "heads": self.heads, **options}
+
+    def record(self) -> dict[str, Any]:
+        """The grid as plain data, defaults included."""
+        rest = {name: getattr(self, name) for name in ("centre", "k", "comparison", "maps")}
+        return {"shape": self.shape, **self.values(), **rest}
 
 
-@dataclass(frozen=True)
-class SweepConfig:
+class SettingConfig(_Table):
+    """A setting that is written out: its interventions, each with its `name`, its `layers` and its options."""
+
+    interventions: tuple[dict[str, Any], ...]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_tuple(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and isinstance(given.get("interventions"), Sequence):
+            return {**given, "interventions": tuple(given["interventions"])}
+        return given
+
+    @model_validator(mode="after")
+    def _can_be_made(self) -> "SettingConfig":
+        try:
+            self.made()
+        except InputError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def made(self) -> tuple[Intervention, ...]:
+        """The interventions. Raises `InputError` for what cannot be one."""
+        return tuple(map(_make, self.interventions))
+
+
+class SweepConfig(_Table):
     """A whole configuration. Paths in it are relative to `folder`."""
 
     model: ModelConfig = ModelConfig()
     problems: ProblemsConfig = ProblemsConfig()
     decoding: DecodingConfig = DecodingConfig()
-    grid: GridConfig = field(default_factory=GridConfig)
+    grid: GridConfig = Field(default_factory=GridConfig)
+    settings: tuple[SettingConfig, ...] = ()
     folder: Path = Path()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_settings(cls, given: Any) -> Any:
+        """Settings that are written out stand alone where there is no grid."""
+        if isinstance(given, Mapping) and given.get("settings"):
+            return {"grid": {"parts": "none"}, **given, "settings": tuple(given["settings"])}
+        return given
+
+    @model_validator(mode="after")
+    def _agree(self) -> "SweepConfig":
+        if problems := [reason for reason, holds in _contradictions(self) if holds]:
+            raise ValueError("\n".join(problems))
+        return self
 
     def record(self) -> dict[str, Any]:
         """The configuration as plain data, without the folder and without which keys were written down."""
-        tables = {name: asdict(getattr(self, name)) for name in _TABLES}
-        del tables["grid"]["given"]
+        tables: dict[str, Any] = {name: getattr(self, name).model_dump() for name in ("model", "problems", "decoding")}
+        tables["grid"] = self.grid.record()
+        if self.settings:
+            tables["settings"] = [each.model_dump() for each in self.settings]
         return tables
 
 
@@ -100,9 +245,9 @@ def read_config(given: "str | Path | Mapping[str, Any] | SweepConfig") -> SweepC
 
     Raises:
         FileError: the file cannot be read, or is no TOML.
-        InputError: an unknown key, or a value that cannot be used.
+        InputError: an unknown key, or a value that cannot be used; all of them at once.
 
-    >>> read_config({"problems": {"count": 10}, "grid": {"parts": "oeb", "tau_max": [0.1, 0.2]}}).grid.tau_max
+    >>> read_config({"problems": {"count": 10}, "grid": {"parts": "oeb", "tau_max": [0.1, 0.2]}}).grid.options["tau_max"]
     (0.1, 0.2)
     """
     if isinstance(given, SweepConfig):
@@ -116,185 +261,137 @@ def read_config(given: "str | Path | Mapping[str, Any] | SweepConfig") -> SweepC
             raise FileError(f"cannot read {path}: {error}. Give a TOML file that you may read.") from error
         except tomllib.TOMLDecodeError as error:
             raise FileError(f"{path} is no TOML: {error}") from error
-    _known("a sweep", given, _TABLES)
-    tables = {name: _read(name, given.get(name, {}), *_TABLES[name]) for name in _TABLES}
-    config = SweepConfig(**tables, folder=folder)
-    _agree(config, given)
-    return config
+    if "folder" in given:
+        raise InputError(_unknown_key("a sweep", "folder", _TABLES))
+    try:
+        return SweepConfig.model_validate({**given, "folder": folder})
+    except ValidationError as error:
+        raise InputError("\n".join(dict.fromkeys(map(_message, error.errors())))) from error
 
 
-def _read(name: str, given: Any, kind: type, checks: Mapping[str, "Check"]) -> Any:
-    if not isinstance(given, Mapping):
-        raise InputError(f"{name}={given!r} must be a table, [{name}]")
-    _known(f"[{name}]", given, checks)
-    values = {key: checks[key](f"[{name}] {key}", value) for key, value in given.items()}
-    if kind is GridConfig:
-        values["given"] = tuple(key for key in VARIED if key in given)
-    return kind(**values)
+_TABLES = ("model", "problems", "decoding", "grid", "settings")
 
 
-def _known(where: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    for key in given:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise InputError(f"{where} has no key {key!r}: {hint}It knows {', '.join(known)}.")
-
-
-def _agree(config: SweepConfig, given: Mapping[str, Any]) -> None:
-    """What only several keys together say."""
+def _contradictions(config: SweepConfig) -> list[tuple[str, bool]]:
+    """What only several keys together say: each fault, and whether the configuration has it."""
     problems, decoding, grid = config.problems, config.decoding, config.grid
-    task = [key for key in ("split", "length", "start") if key in given.get("problems", {})]
-    if problems.file is not None and task:
-        raise InputError(
-            f"[problems] has file={problems.file!r} and {task[0]!r}, of the bundled task: drop one of them"
-        )
-    if decoding.temperature == 0 and len(decoding.seeds) > 1:
-        raise InputError(
-            f"[decoding] seeds={list(decoding.seeds)} at temperature=0 would all be alike: give a temperature, such as 0.6"
-        )
-    if grid.centre and grid.shape != "one-at-a-time":
-        raise InputError(f"[grid.centre] does nothing with shape={grid.shape!r}: give shape='one-at-a-time'")
+    task = [key for key in ("split", "length", "start") if key in problems.model_fields_set]
     forward = grid.shape == "forward-selection"
-    if forward and problems.split == "test":
-        raise InputError(
-            "[problems] split='test' with forward selection would choose heads on the problems that are to judge them: give "
-            "split='validation'"
-        )
-    if forward and grid.heads != ("all",):
-        raise InputError(
-            f"[grid] heads={list(grid.heads)}: forward selection chooses among all heads of the layers: leave heads out"
-        )
-    if "k" in given.get("grid", {}) and not forward:
-        raise InputError(f"[grid] k={grid.k} does nothing with shape={grid.shape!r}: it is of 'forward-selection'")
     layers = [*grid.layers, grid.centre.get("layers")]
-    if grid.comparison is not None and "chosen" not in layers:
-        raise InputError(f"[grid] comparison={grid.comparison!r} does nothing: it is for layers='chosen'")
     heads = [*grid.heads, grid.centre.get("heads")]
-    if grid.maps is not None and not any(isinstance(each, str) and ":" in each for each in heads):
-        raise InputError(f"[grid] maps={grid.maps!r} does nothing: it is for heads such as 'top-4:lock_in'")
+    return [
+        (
+            f"[problems] has file={problems.file!r} and {task[0] if task else ''!r}, of the bundled task: drop one of them",
+            problems.file is not None and bool(task),
+        ),
+        (
+            f"[decoding] seeds={list(decoding.seeds)} at temperature=0 would all be alike: give a temperature, such as 0.6",
+            decoding.temperature == 0 and len(decoding.seeds) > 1,
+        ),
+        (
+            f"[grid.centre] does nothing with shape={grid.shape!r}: give shape='one-at-a-time'",
+            bool(grid.centre) and grid.shape != "one-at-a-time",
+        ),
+        (
+            "[problems] split='test' with forward selection would choose heads on the problems that are to judge them: give "
+            "split='validation'",
+            forward and problems.split == "test",
+        ),
+        (
+            f"[grid] heads={list(grid.heads)}: forward selection chooses among all heads of the layers: leave heads out",
+            forward and grid.heads != ("all",),
+        ),
+        (
+            f"[grid] k={grid.k} does nothing with shape={grid.shape!r}: it is of 'forward-selection'",
+            "k" in grid.model_fields_set and not forward,
+        ),
+        (
+            f"[grid] comparison={grid.comparison!r} does nothing: it is for layers='chosen'",
+            grid.comparison is not None and "chosen" not in layers,
+        ),
+        (
+            f"[grid] maps={grid.maps!r} does nothing: it is for heads such as 'top-4:lock_in'",
+            grid.maps is not None and not any(isinstance(each, str) and ":" in each for each in heads),
+        ),
+        (
+            "[[settings]] with forward selection: run the settings in a sweep of their own",
+            forward and bool(config.settings),
+        ),
+    ]
 
 
-# --- values: (where, value) -> the value, or an InputError --------------------------------------------------------
-Check = Callable[[str, Any], Any]
-
-
-def _text(where: str, value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise InputError(f"{where}={value!r} must be a text in quotes")
-    return value
-
-
-def _one_of(*known: str) -> Check:
-    def check(where: str, value: Any) -> str:
-        if value not in known:
-            near = difflib.get_close_matches(str(value), known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"{where}={value!r} is unknown: expected one of {', '.join(map(repr, known))}.{hint}")
-        return str(value)
-
-    return check
-
-
-def _whole(least: int) -> Check:
-    def check(where: str, value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InputError(f"{where}={value!r} must be a whole number, at least {least}")
-        return value
-
-    return check
-
-
-def _number(where: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"{where}={value!r} must be a number")
-    return float(value)
-
-
-def _window(where: str, value: Any) -> int | None:
-    if value is None or value == "step":
-        return None
-    return _whole(1)(f"{where} (the whole previous step is 'step')", value)
-
-
-def _place(where: str, value: Any) -> Any:
-    """Layers or heads: a name, an index, or several indices; which names there are, `sweep_settings` knows."""
-    if isinstance(value, str):
-        return _text(where, value)
-    if isinstance(value, Sequence):
-        if not value:
-            raise InputError(f"{where} has an empty list: name at least one index")
-        return tuple(_index(where, each) for each in value)
-    return (_index(where, value),)
-
-
-def _index(where: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InputError(f"{where} has {value!r}: expected a name, an index or a list of indices")
-    return value
-
-
-def _many(check: Check) -> Check:
-    """One value or a list of them, none twice."""
-
-    def read(where: str, value: Any) -> tuple[Any, ...]:
-        given = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-        if not given:
-            raise InputError(f"{where}=[] must have at least one value")
-        return tuple(dict.fromkeys(check(where, each) for each in given))
-
+def _read_option(key: str, value: Any) -> Any:
+    """The value of an option of interventions, of the type of its default."""
+    (_, option), *_ = options_by_key()[key]
+    read = option.read(value)
+    wanted = type(option.default)
+    if wanted is float and isinstance(read, int) and not isinstance(read, bool):
+        return float(read)
+    kinds = {float: "a number", int: "a whole number", str: "a text in quotes", bool: "true or false"}
+    if (
+        wanted in kinds
+        and not option.required
+        and (not isinstance(read, wanted) or (wanted is int and isinstance(read, bool)))
+    ):
+        raise ValueError(f"[grid] {key}={value!r} must be {kinds[wanted]}")
     return read
 
 
-PARTS = ("none", "oeb", "smi", "both", "random-bridge", "random-momentum", "noise-momentum", "both-controls")
-_VALUES: dict[str, Check] = {
-    "parts": _one_of(*PARTS),
-    "layers": _place,
-    "heads": _place,
-    "tau_max": _number,
-    "alpha": _number,
-    "window": _window,
-    "scope": _one_of("segment", "step"),
-    "control_seed": _whole(0),
-}
+def _make(given: Mapping[str, Any]) -> Intervention:
+    """An intervention that is written out as a table."""
+    name = given.get("name")
+    if not isinstance(name, str) or len(kind_classes(name)) != 1:
+        raise InputError(f"[[settings]] has the intervention {dict(given)!r}: give it a 'name', such as 'oeb'")
+    (kind,) = kind_classes(name)
+    fields = {option.key: field for field, option in kind.options().items()} | {"layers": "layers", "heads": "heads"}
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        if key == "name":
+            continue
+        if key not in fields:
+            raise InputError(_unknown_key(f"[[settings]] {name}", key, ("name", *fields)))
+        values[fields[key]] = value if key in ("layers", "heads") else kind.options()[fields[key]].read(value)
+    if values.get("heads") == "all":
+        values["heads"] = None
+    known: Any = kind
+    try:
+        made: Intervention = known(**values)
+    except TypeError as error:
+        raise InputError(f"[[settings]] {name}: {error}") from error
+    return made
 
 
-def _centre(where: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise InputError(f"{where}={value!r} must be a table, [grid.centre]")
-    _known("[grid.centre]", value, _VALUES)
-    return {key: _VALUES[key](f"[grid.centre] {key}", each) for key, each in value.items()}
+def _unknown_key(where: str, key: object, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{where} has no key {key!r}: {hint}It knows {', '.join(known)}."
 
 
-_TABLES: dict[str, tuple[type, dict[str, Check]]] = {
-    "model": (ModelConfig, {"name": _text, "device": _text, "dtype": _text, "threads": _whole(1)}),
-    "problems": (
-        ProblemsConfig,
-        {
-            "split": _one_of(*SPLITS),
-            "length": _many(_whole(2)),
-            "count": _whole(1),
-            "start": _whole(0),
-            "file": _text,
-        },
-    ),
-    "decoding": (
-        DecodingConfig,
-        {
-            "max_new_tokens": _whole(1),
-            "batch_size": _whole(1),
-            "temperature": _number,
-            "top_p": _number,
-            "samples": _whole(1),
-            "seeds": _many(_whole(0)),
-            "format": _one_of("auto", *FORMATS),
-            "steps": _one_of("auto", *STEP_RULES),
-        },
-    ),
-    "grid": (
-        GridConfig,
-        {"shape": _one_of(*SHAPES)}
-        | {key: _many(check) for key, check in _VALUES.items()}
-        | {"centre": _centre, "k": _whole(1), "comparison": _text, "maps": _text},
-    ),
-}
+def _message(error: Any) -> str:
+    """One of pydantic's errors in our words: where, which value, what was expected."""
+    kind, where = error["type"], [str(each) for each in error["loc"]]
+    table = f"[{where[0]}]" if len(where) > 1 else ""
+    if kind == "extra_forbidden":
+        known: Sequence[str] = _TABLES
+        if table:
+            model = SweepConfig.model_fields[where[0]].annotation
+            fields = getattr(model, "model_fields", SettingConfig.model_fields)
+            known = [name for name in fields if name != "options"]
+            known = [*known, *options_by_key()] if where[0] == "grid" else known
+        return _unknown_key(table or "a sweep", where[-1], known)
+    if kind in ("model_type", "model_attributes_type"):
+        return f"{where[0]}={error['input']!r} must be a table, [{where[0]}]"
+    if kind == "value_error" and (len(where) < 2 or str(error["ctx"]["error"]).startswith("[")):
+        return str(error["ctx"]["error"])
+    names = [each for each in where[1:] if not each.isdigit() and each not in ("options",)]
+    said = f"{table} {names[0] if names else where[-1]}={error['input']!r}"
+    least = error.get("ctx", {}).get("ge")
+    expected = {
+        "int_type": "must be a whole number",
+        "float_type": "must be a number",
+        "string_type": "must be a text in quotes",
+        "string_too_short": "must be a text in quotes",
+        "greater_than_equal": f"must be a whole number, at least {least}",
+        "value_error": str(error.get("ctx", {}).get("error", "")),
+    }.get(kind, f"cannot be used: {error['msg']}")
+    return f"{said} {expected}"

@@ -17,7 +17,7 @@ from stepsal.generation.generate import Decoding
 from stepsal.generation.questions import Question, read_questions, task_questions, task_room
 from stepsal.models.host import BUNDLED
 from stepsal.sweeps.config import SweepConfig
-from stepsal.sweeps.places import Size, chosen_bands
+from stepsal.sweeps.layers_and_heads import Size, chosen_bands
 from stepsal.sweeps.settings import Setting
 from stepsal.sweeps.worker import versions
 

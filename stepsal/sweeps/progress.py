@@ -21,7 +21,7 @@ class Scores:
         self._parts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
 
     def add(self, setting: Setting, rows: Iterable[Mapping[str, Any]]) -> None:
-        sums = self._parts[setting.part]
+        sums = self._parts[setting.kind]
         for row in rows:
             sums[0] += bool(row["correct"])
             sums[1] += 1

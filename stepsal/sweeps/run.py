@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 from stepsal.errors import InputError
 from stepsal.sweeps.config import SweepConfig, read_config
 from stepsal.sweeps.engines import InProcess, Processes, Resources, Say, local_resources
+from stepsal.sweeps.grid import next_round
 from stepsal.sweeps.plan import Plan, make_plan
 from stepsal.sweeps.progress import COLUMNS, Progress, Scores
 from stepsal.sweeps.ray import Ray
-from stepsal.sweeps.settings import Setting, next_round
+from stepsal.sweeps.settings import Setting
 from stepsal.sweeps.store import SweepFolder
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def run_sweep(
         stack.callback(crew.close)
         plan, rounds = crew.plan, list[list[Setting]]()
         keys: dict[Setting, list[str]] = {}
-        while settings := next_round(given.grid, plan.size, given.folder, scores.right, rounds):
+        while settings := next_round(given.grid, plan.size, given.folder, scores.right, rounds, given.settings):
             if not rounds:
                 folder.begin(plan.record(settings), resume)
             _run_round(plan, settings, crew, folder, scores, shown)
@@ -140,7 +141,7 @@ def estimate(config: Config, engine: str = "local", workers: int | None = None, 
     crew = _Crew(given, engine, 1 if engine == "local" else workers, address, lambda text: None)
     try:
         plan = crew.plan
-        settings = next_round(given.grid, plan.size, given.folder, lambda setting: 0, [])
+        settings = next_round(given.grid, plan.size, given.folder, lambda setting: 0, [], given.settings)
         items = [item for setting in settings for item in plan.items(setting)]
         batches = [item for item in plan.items(settings[-1]) if item["seed"] == given.decoding.seeds[0]]
         ((_, rows),) = crew.engine().run([batches[len(batches) // 2]])  # the problems are sorted by length

@@ -1,64 +1,75 @@
-"""The settings of a sweep: which parts of StepFlow, in which layers and heads, how strong.
+"""A setting of a sweep: the interventions that act, with every layer and head spelled out.
 
-In: `[grid]` and the model's size. Out: `Setting`s, the baseline first, none twice.
-
-1. A choice of parts, layers, heads and options becomes parts with every layer and head named; an option that a part does not
-   have is left out, so two choices that come to the same are one setting.
-2. `product`: all combinations. `one-at-a-time`: the centre, and the centre with one key changed, for each value of each key.
-   The centre has what `[grid.centre]` says, else the first value given, else the default; of several `parts`, both.
-3. `forward-selection`, in rounds: the chosen heads (at first none) with each other head added. The one with the most right
-   answers stays; it ends at `k` heads, or when no head adds a right answer.
+From a configuration (`stepsal.sweeps.grid`) to the columns of a row (`Setting.columns`), and back from a row to the setting
+(`Setting.from_row`). What configurations call a combination of interventions is its *kind*: the names of the interventions joined by
+`+`, or a name of its own (`none`, `both`, `both-controls`).
 """
 
+import difflib
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby, product
-from pathlib import Path
+from itertools import groupby
 from typing import Any
 
 from stepsal.errors import InputError
-from stepsal.interventions.stepflow import (
-    NoiseMomentum,
-    OddsEqualBridge,
-    Part,
-    RandomBridge,
-    RandomMomentum,
-    StepMomentum,
-    part_record,
-)
-from stepsal.sweeps.config import VARIED, GridConfig
-from stepsal.sweeps.places import Heads, Size, head_choices, layer_choices
+from stepsal.interventions.base import INTERVENTIONS, Intervention, Option, from_record
+from stepsal.interventions.heads import HeadsByLayer, named_heads
+from stepsal.sweeps.store import OPTION_COLUMNS
 
-KINDS: dict[str, tuple[type[Part], ...]] = {
+Kind = tuple[type[Intervention], ...]
+
+_NAMED: dict[str, tuple[str, ...]] = {
     "none": (),
-    "oeb": (OddsEqualBridge,),
-    "smi": (StepMomentum,),
-    "both": (OddsEqualBridge, StepMomentum),
-    "random-bridge": (RandomBridge,),
-    "random-momentum": (RandomMomentum,),
-    "noise-momentum": (NoiseMomentum,),
-    "both-controls": (RandomBridge, RandomMomentum),
+    "both": ("oeb", "smi"),
+    "both-controls": ("random-bridge", "random-momentum"),
 }
-_CLASSES: dict[str, type[Part]] = {kind.__name__: kind for kinds in KINDS.values() for kind in kinds}
+"""Combinations with a name of their own, by the names of their interventions."""
+_LABELS = {"none": "baseline", "both-controls": "random bridge + momentum"}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Parts with explicit layers and heads; none of them is the baseline.
+    """Interventions with explicit layers and heads; without any it is the baseline.
 
+    >>> from stepsal import OddsEqualBridge
     >>> Setting((OddsEqualBridge(layers=(0, 1)),)).name
     'oeb layers 0-1, tau_max 0.15'
     """
 
-    parts: tuple[Part, ...] = ()
+    interventions: tuple[Intervention, ...] = ()
+
+    @classmethod
+    def of(cls, chosen: Sequence[tuple[Intervention, HeadsByLayer]], n_heads: int) -> "Setting":
+        """A setting of interventions in these heads of these layers."""
+        from dataclasses import replace
+
+        made = []
+        for intervention, heads in chosen:
+            every = all(len(those) == n_heads for those in heads.values())
+            known: Any = intervention
+            made.append(replace(known, layers=tuple(heads), heads=None if every else tuple(heads.items())))
+        return cls(tuple(made))
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "Setting":
+        """The setting of a row, from its column `parts`.
+
+        Raises `InputError` for a row whose interventions are not defined here.
+
+        >>> from stepsal import StepMomentum
+        >>> setting = Setting((StepMomentum(layers=(7,), heads={7: (1,)}),))
+        >>> Setting.from_row(setting.columns) == setting
+        True
+        """
+        return cls(tuple(from_record(record) for record in json.loads(row["parts"])))
 
     @cached_property
     def records(self) -> list[dict[str, Any]]:
-        """The parts as plain data, as JSON has it."""
-        records: list[dict[str, Any]] = json.loads(json.dumps([part_record(part) for part in self.parts]))
+        """The interventions as plain data, as JSON has it."""
+        records: list[dict[str, Any]] = json.loads(json.dumps([each.record for each in self.interventions]))
         return records
 
     @cached_property
@@ -67,194 +78,159 @@ class Setting:
         return hashlib.sha256(json.dumps(self.records, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
-    def part(self) -> str:
-        """The name of its parts in the configuration; `none` is the baseline."""
-        kinds = tuple(map(type, self.parts))
-        return next(name for name, known in KINDS.items() if known == kinds)
+    def kind(self) -> str:
+        """What configurations call its interventions; `none` is the baseline."""
+        return kind_name(tuple(map(type, self.interventions)))
+
+    @property
+    def controls_for(self) -> str | None:
+        """The kind of setting that this one is a negative control of; None where it is none."""
+        return controlled_kind(self.kind)
 
     @property
     def name(self) -> str:
-        """Readable, and another one for each setting of a sweep."""
-        if not self.parts:
+        """A readable name, another one for each setting of a sweep."""
+        if not self.interventions:
             return "baseline"
-        said = [_describe(part) for part in self.parts]
-        return f"{self.part} " + " + ".join(said)
+        return f"{self.kind} " + " + ".join(map(_describe, self.interventions))
 
     @cached_property
     def columns(self) -> dict[str, Any]:
         """What a row says of the setting; None where it does not apply.
 
-        `layers`: of all parts. `heads`: None where each part acts on all heads of its layers, else pairs (layer, head).
+        `layers`: of all interventions. `heads`: None where each acts on all heads of its layers, else pairs (layer, head).
+        `parts`: the interventions with all of their options, as JSON; `from_row` reads it.
         """
-        places = [_places(part) for part in self.parts]
-        options: dict[str, Any] = dict.fromkeys(("tau_max", "alpha", "window", "scope", "control_seed"))
-        for part in self.parts:
-            options |= {name: value for name, value in asdict(part).items() if name in options}
-            options["control_seed"] = getattr(part, "seed", None)
-        named = any(heads is not None for each in places for heads in each.values())
-        pairs = {(layer, head) for each in places for layer, heads in each.items() for head in heads or ()}
+        heads = [heads_named(each) for each in self.interventions]
+        options: dict[str, Any] = dict.fromkeys(OPTION_COLUMNS)
+        for intervention in self.interventions:
+            own = {option.key: getattr(intervention, field) for field, option in intervention.options().items()}
+            options |= {key: value for key, value in own.items() if key in options}
+        named = any(those is not None for each in heads for those in each.values())
+        pairs = {(layer, head) for each in heads for layer, those in each.items() for head in those or ()}
         return {
             "setting_id": self.id,
             "setting": self.name,
-            "part": self.part,
-            "layers": sorted({layer for each in places for layer in each}) if self.parts else None,
+            "part": self.kind,
+            "layers": sorted({layer for each in heads for layer in each}) if self.interventions else None,
             "heads": [list(pair) for pair in sorted(pairs)] if named else None,
             **options,
             "parts": json.dumps(self.records),
         }
 
 
-def parts_from_records(records: Sequence[Mapping[str, Any]]) -> tuple[Part, ...]:
-    """The inverse of `Setting.records`.
+# --- kinds: combinations of interventions by name ---------------------------------------------------------------------
+def kinds() -> dict[str, Kind]:
+    """Every kind that has a name of its own, in the order in which the interventions are defined.
 
-    >>> parts_from_records(Setting((StepMomentum(layers=(7,), heads={7: (1,)}),)).records)[0].heads
-    ((7, (1,)),)
+    >>> list(kinds())[:5]
+    ['none', 'oeb', 'smi', 'both', 'random-bridge']
     """
-    parts = []
-    for record in records:
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
-        }
-        kind, heads = _CLASSES[values.pop("part")], values["heads"]
-        if heads and isinstance(heads[0], list):
-            values["heads"] = {layer: tuple(those) for layer, those in heads}
-        parts.append(kind(**values))
-    return tuple(parts)
-
-
-def next_round(
-    grid: GridConfig, size: Size, folder: Path, right: Callable[[Setting], int], done: Sequence[Sequence[Setting]]
-) -> list[Setting]:
-    """The settings to run after those of the rounds that are `done`; none is the end.
-
-    `right` says how many answers were right under a setting of a round that is done. The baseline opens the first round.
-
-    >>> grid = GridConfig(parts=("oeb",), tau_max=(0.1, 0.2))
-    >>> [each.name for each in next_round(grid, Size(8, 4), Path(), lambda setting: 0, [])]
-    ['baseline', 'oeb layers 0-1, tau_max 0.1', 'oeb layers 0-1, tau_max 0.2']
-    """
-    if grid.shape == "forward-selection":
-        found = _select(grid, size, folder, right, done)
-    elif done:
-        found = []
-    elif grid.shape == "one-at-a-time":
-        found = _around(grid, size, folder)
-    else:
-        choices = [
-            dict(zip(VARIED, values, strict=True)) for values in product(*(getattr(grid, key) for key in VARIED))
-        ]
-        found = [setting for choice in choices for setting in _resolve(choice, size, grid, folder)]
-    return list(dict.fromkeys(found if done else [Setting(), *found]))
-
-
-def _around(grid: GridConfig, size: Size, folder: Path) -> list[Setting]:
-    centre: dict[str, Any] = {key: getattr(grid if key in grid.given else GridConfig(), key)[0] for key in VARIED}
-    if len(grid.parts) > 1:
-        centre["parts"] = "both"
-    centre |= grid.centre
-    found = _resolve(centre, size, grid, folder)
-    if len(found) != 1:
-        raise InputError(
-            f"the centre of one-at-a-time must be one setting; layers={centre['layers']!r} with heads={centre['heads']!r} are "
-            f"{len(found)}: say in [grid.centre] which, such as layers='default', heads='all'"
-        )
-    (middle,) = found
-    for key in grid.given:
-        values = [value for value in getattr(grid, key) if value != centre[key]]
-        others = [setting for value in values for setting in _resolve(centre | {key: value}, size, grid, folder)]
-        if values and not set(others) - {middle, Setting()}:
-            raise InputError(
-                f"[grid] {key}={values} changes nothing about the centre ({middle.name}): leave it out, or give another "
-                "[grid.centre]"
-            )
-        found += others
+    found: dict[str, Kind] = {}
+    for name, kind in [("none", None), *INTERVENTIONS.items()]:
+        if kind is not None:
+            found[name] = (kind,)
+        for combination, names in _NAMED.items():
+            if combination not in found and all(each in found for each in names):
+                found[combination] = tuple(INTERVENTIONS[each] for each in names)
     return found
 
 
-def _resolve(choice: Mapping[str, Any], size: Size, grid: GridConfig, folder: Path) -> list[Setting]:
-    """A choice of one value for each key; `each` and `windows` make several settings of it."""
-    kinds = KINDS[choice["parts"]]
-    if not kinds:
-        return [Setting()]
-    options = {
-        "tau_max": choice["tau_max"],
-        "alpha": choice["alpha"],
-        "window": choice["window"],
-        "scope": choice["scope"],
-        "seed": choice["control_seed"],
-    }
-    return [
-        Setting(tuple(_part(*each, options, size) for each in zip(kinds, heads, strict=True)))
-        for layers in layer_choices(choice["layers"], kinds, size, grid, folder)
-        for heads in head_choices(choice["heads"], layers, size, grid, folder)
-    ]
+def kind_classes(name: str) -> Kind:
+    """The classes of the interventions of a kind. Raises `InputError` for a name that is not known.
 
-
-def _part(kind: type[Part], heads: Heads, options: Mapping[str, Any], size: Size) -> Part:
-    known = kind.__dataclass_fields__
-    given: Any = {name: value for name, value in options.items() if name in known}
-    every = all(len(those) == size.heads for those in heads.values())
-    return kind(layers=tuple(heads), heads=None if every else tuple(heads.items()), **given)
-
-
-def _select(
-    grid: GridConfig, size: Size, folder: Path, right: Callable[[Setting], int], done: Sequence[Sequence[Setting]]
-) -> list[Setting]:
-    single = {key: getattr(grid, key) for key in VARIED if key != "layers"}
-    for key, values in single.items():
-        if len(values) > 1 or (key == "parts" and len(KINDS[values[0]]) != 1):
+    >>> [each.__name__ for each in kind_classes("starvation+oeb")]
+    ['Starvation', 'OddsEqualBridge']
+    """
+    known = kinds()
+    if name in known:
+        return known[name]
+    found: list[type[Intervention]] = []
+    for single in name.split("+"):
+        if single not in INTERVENTIONS:
+            near = difflib.get_close_matches(single, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
             raise InputError(
-                f"[grid] {key}={list(values)}: forward selection takes one, such as parts='oeb', tau_max=0.15"
+                f"the intervention {single!r} is unknown: expected one of {', '.join(map(repr, known))}, or several joined by '+'.{hint}"
             )
-    choice = {key: values[0] for key, values in single.items()} | {"heads": "all"}
-    alone = [setting for layers in grid.layers for setting in _resolve(choice | {"layers": layers}, size, grid, folder)]
-    template = alone[0].parts[0]
-    candidates = sorted(
-        {(layer, head) for each in alone for layer in _places(each.parts[0]) for head in range(size.heads)}
-    )
-
-    def with_heads(chosen: Sequence[tuple[int, int]]) -> Setting:
-        heads = {
-            layer: tuple(head for _, head in those) for layer, those in groupby(sorted(chosen), lambda pair: pair[0])
-        }
-        every = all(len(those) == size.heads for those in heads.values())
-        return Setting((replace(template, layers=tuple(heads), heads=None if every else tuple(heads.items())),))
-
-    chosen: list[tuple[int, int]] = []
-    best = right(Setting()) if done else 0
-    for _ in done:
-        scores = {pair: right(with_heads([*chosen, pair])) for pair in candidates if pair not in chosen}
-        winner = max(scores, key=lambda pair: scores[pair])
-        if scores[winner] <= best:
-            return []
-        best = scores[winner]
-        chosen.append(winner)
-    if len(chosen) >= min(grid.k, len(candidates)):
-        return []
-    return [with_heads([*chosen, pair]) for pair in candidates if pair not in chosen]
+        found.append(INTERVENTIONS[single])
+    return tuple(found)
 
 
-def _places(part: Part) -> dict[int, tuple[int, ...] | None]:
-    """Layer -> its heads, None where all."""
-    layers: Any = part.layers
-    heads: Any = part.heads
-    return dict.fromkeys(layers) | dict(heads or ())
+def kind_name(classes: Kind) -> str:
+    """The name of a kind; the inverse of `kind_classes`."""
+    names = tuple(each.name for each in classes)
+    return next((name for name, those in _NAMED.items() if those == names), "+".join(names))
 
 
-def _describe(part: Part) -> str:
-    layers: Any = part.layers
-    said = f"layer{'s' * (len(layers) > 1)} {ranges(layers)}"
-    if part.heads is not None:
-        heads: Any = part.heads
-        said += " heads " + " ".join(f"{layer}.{head}" for layer, those in heads for head in those)
-    if isinstance(part, OddsEqualBridge):
-        said += f", tau_max {part.tau_max:g}" + (f", scope {part.scope}" if part.scope != "segment" else "")
-    elif isinstance(part, StepMomentum):
-        said += f", alpha {part.alpha:g}" + (f", window {part.window}" if part.window is not None else "")
-    return said + (f", seed {seed}" if (seed := getattr(part, "seed", 0)) else "")
+def kind_label(name: str) -> str:
+    """What tables and figures call a kind; a name that is not known stands for itself.
+
+    >>> kind_label("both"), kind_label("starvation+oeb")
+    ('OEB + SMI', 'starvation + OEB')
+    """
+    if name in _LABELS:
+        return _LABELS[name]
+    try:
+        return " + ".join(each.label for each in kind_classes(name))
+    except InputError:
+        return name
+
+
+def controlled_kind(name: str) -> str | None:
+    """The kind of which a kind is a negative control; None where it is none.
+
+    >>> controlled_kind("both-controls"), controlled_kind("starvation+random-bridge"), controlled_kind("oeb")
+    ('both', 'starvation+oeb', None)
+    """
+    try:
+        classes = kind_classes(name)
+    except InputError:
+        return None
+    if not any(each.control_of for each in classes):
+        return None
+    return kind_name(tuple(each.control_of or each for each in classes))
+
+
+# --- options and their words ------------------------------------------------------------------------------------------
+def options_by_key() -> dict[str, list[tuple[type[Intervention], Option]]]:
+    """The keys of a configuration for all options of all interventions, with whose options they are.
+
+    Options that have a column of their own come first, in the order of the columns.
+    """
+    found: dict[str, list[tuple[type[Intervention], Option]]] = {key: [] for key in OPTION_COLUMNS}
+    for kind in INTERVENTIONS.values():
+        for option in kind.options().values():
+            found.setdefault(option.key, []).append((kind, option))
+    return found
+
+
+def heads_named(intervention: Intervention) -> dict[int, tuple[int, ...] | None]:
+    """Layer -> its heads, None where all, of an intervention whose layers are indices."""
+    layers: Any = intervention.layers
+    return named_heads(layers, intervention.heads)
 
 
 def ranges(numbers: Sequence[int]) -> str:
+    """Ascending whole numbers, neighbours put together.
+
+    >>> ranges([0, 1, 2, 5])
+    '0-2,5'
+    """
     runs = groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
     ends = [(run[0][1], run[-1][1]) for run in (list(each) for _, each in runs)]
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ends)
+
+
+def _describe(intervention: Intervention) -> str:
+    """Layers, heads, the strength, and the options that are not at their default."""
+    layers: Any = intervention.layers
+    words = f"layer{'s' * (len(layers) > 1)} {ranges(layers)}"
+    pairs = [(layer, head) for layer, those in heads_named(intervention).items() for head in those or ()]
+    if intervention.heads is not None:
+        words += " heads " + " ".join(f"{layer}.{head}" for layer, head in pairs)
+    for field, option in intervention.options().items():
+        value = getattr(intervention, field)
+        if field == intervention.strength or option.required or value != option.default:
+            words += f", {field} {f'{value:g}' if isinstance(value, float) else value}"
+    return words

@@ -19,6 +19,9 @@ from typing import Any
 from stepsal.errors import FileError
 from stepsal.files import atomic_path
 
+OPTION_COLUMNS = ("tau_max", "alpha", "window", "scope", "control_seed")
+"""The options of interventions that have a column of their own; all options are in the column `parts`."""
+
 
 def schema() -> Any:
     """The columns of every shard and of the results.

@@ -80,12 +80,12 @@ class Worker:
 
     def _rows(self, item: Mapping[str, Any]) -> list[Row]:
         from stepsal.generation.generate import Decoding
+        from stepsal.interventions.base import from_record
         from stepsal.models import host
-        from stepsal.sweeps.settings import parts_from_records
 
         model, decoding = self._model, Decoding(**self._job["decoding"] | {"seed": item["seed"]})
         questions = self._questions[item["start"] : item["stop"]]
-        parts = parts_from_records(item["parts"])
+        parts = tuple(map(from_record, item["parts"]))
         prompts = [self._tokens(question) for question in questions]
         self._warm_up(parts, prompts[0])
         begin, begin_cpu = time.perf_counter(), time.process_time()

@@ -20,14 +20,14 @@ from stepsal.ablation.votes import majority_chance, self_consistency
 from stepsal.cli import _MAP_FIGURES, _SWEEP_FIGURES, main
 from stepsal.figures.maps import FIGURES, save_figure
 from stepsal.figures.sweeps import SWEEP_FIGURES, ablation_tables, before_after, compute, draw_before_after, effects
-from stepsal.interventions.stepflow import NoiseMomentum
+from stepsal.interventions import NoiseMomentum
 from stepsal.saliency.folder import map_path
 from stepsal.statistics.paired import holm, paired
 from stepsal.sweeps.settings import Setting
 
 USEFUL = Setting((OddsEqualBridge(layers=(0, 1)),))
 USELESS = Setting((StepMomentum(layers=(6, 7)),))
-BOTH = Setting((*USEFUL.parts, *USELESS.parts))
+BOTH = Setting((*USEFUL.interventions, *USELESS.interventions))
 CONTROL = Setting((RandomBridge(layers=(0, 1)),))
 STRONGER = Setting((OddsEqualBridge(layers=(0, 1), tau_max=0.3),))
 PLANTED = {USEFUL: 0.5, USELESS: 0.0, BOTH: 0.5, CONTROL: 0.01, STRONGER: -0.5}
@@ -103,7 +103,7 @@ def test_the_order_of_rows_does_not_matter(results):
 
 
 def test_the_baseline_comes_first_and_controls_last_and_marked(results):
-    assert [arm.part for arm in results.arms] == ["none", "oeb", "smi", "both", "oeb", "random-bridge"]
+    assert [setting.kind for setting in results.settings] == ["none", "oeb", "smi", "both", "oeb", "random-bridge"]
     table = ablation(results)[0]
     assert [row[0] for row in table.rows][-1] == "random bridge (control), layers 0–1, τ_max 0.15"
     assert table.rules == (1, 5)
@@ -121,7 +121,7 @@ def test_a_setting_is_compared_with_the_controls_of_its_place_and_strength():
         ["SMI, layers 6–7, α 0.06", "noise momentum (control), layers 6–7, α 0.06"],
         ["SMI, layers 6–7, α 0.06", "random momentum (control), layers 6–7, α 0.06, seed 3"],
     ]
-    arms = {arm.name: results.right(arm) for arm in results.arms}
+    arms = {setting.name: results.right(setting) for setting in results.settings}
     assert found["p"][0] == paired(arms[CONTROL.name], arms[USEFUL.name]).p
     assert found["difference"][1] < 0
 
@@ -129,7 +129,7 @@ def test_a_setting_is_compared_with_the_controls_of_its_place_and_strength():
 def test_cells_by_length_are_paired_within_the_length_and_corrected_over_all(results):
     table = by_length(results)
     assert list(dict.fromkeys(table["column"])) == ["length 2", "length 3", "length 5"]
-    (useful,) = [arm for arm in results.arms if arm.name == USEFUL.name]
+    (useful,) = [setting for setting in results.settings if setting.name == USEFUL.name]
     chosen = results.of_length(3)
     expected = paired(results.right(results.baseline)[chosen], results.right(useful)[chosen])
     row = table[(table["id"] == USEFUL.id) & (table["column"] == "length 3")].iloc[0]
@@ -140,7 +140,7 @@ def test_cells_by_length_are_paired_within_the_length_and_corrected_over_all(res
 
 def test_kinds_of_error_are_parts_of_all_answers(results):
     table = by_error(results).set_index(["id", "column"])["accuracy"]
-    for arm in results.arms:
+    for arm in results.settings:
         assert table[arm.id].sum() == pytest.approx(1 - results.right(arm).mean())
 
 
@@ -305,7 +305,7 @@ def test_head_maps_hold_each_head_and_layer_alone_and_outline_what_is_significan
     assert first.alone[1] == effects["difference"][bad.id]
     assert np.isnan(first.difference).sum() == 1
     assert np.isnan(first.difference[2, 2])
-    mine = [each.id for each in settings if each.part == "oeb"]
+    mine = [each.id for each in settings if each.kind == "oeb"]
     assert first.p[0, 1] == holm(effects["p"][mine].to_numpy())[mine.index(good.id)]  # over its panel alone
     ax = plot.sweep_heads(first)
     heads, strip = ax.images
@@ -349,8 +349,8 @@ def test_a_strength_is_varied_with_the_other_part_as_it_is():
 
 
 def test_accuracy_by_length_is_drawn_at_its_length(results):
-    table = by_length(results, results.arms[:3])
-    ax = plot.sweep_lengths(table, by_length(results, results.arms[3:]))
+    table = by_length(results, results.settings[:3])
+    ax = plot.sweep_lengths(table, by_length(results, results.settings[3:]))
     named = [line for line in ax.lines if not line.get_label().startswith("_")]
     assert named[0].get_label() == "baseline"
     for line, (_, group) in zip(named, table.groupby("id", sort=False), strict=True):

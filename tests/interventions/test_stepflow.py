@@ -18,18 +18,19 @@ from torch.nn.functional import cross_entropy
 
 import stepsal
 from stepsal import InputError, Trace, UnsupportedModelError, step_saliency
-from stepsal.interventions.edits import bridge_pattern, make_groups, random_groups, starve_pattern
-from stepsal.interventions.intervene import intervene
-from stepsal.interventions.stepflow import (
+from stepsal.interventions import (
     NoiseMomentum,
     OddsEqualBridge,
     RandomBridge,
     RandomMomentum,
     Starvation,
     StepMomentum,
-    resolve_heads,
-    stepflow,
 )
+from stepsal.interventions.bridge import bridge_pattern, make_groups
+from stepsal.interventions.intervene import intervene
+from stepsal.interventions.random_bridge import random_groups
+from stepsal.interventions.starvation import starve_pattern
+from stepsal.interventions.stepflow import stepflow
 from stepsal.models import host, support
 from stepsal.traces.segment import Segmenter
 
@@ -723,7 +724,7 @@ def test_parts_are_values(qwen2):
     assert one == other
     assert len({one, other, stepflow()[0], OddsEqualBridge()}) == 2
     assert eval(repr(one)) == one
-    assert resolve_heads(one, 3, 4) == {0: (0, 1, 2, 3), 1: (2, 3)}
+    assert one.heads_by_layer(3, 4) == {0: (0, 1, 2, 3), 1: (2, 3)}
     assert stepflow() == (OddsEqualBridge(), StepMomentum())
     assert stepflow(smi_heads=[1], scope="step") == (OddsEqualBridge(scope="step"), StepMomentum(heads=[1]))
 

@@ -9,7 +9,7 @@ from families import FAMILIES, REFUSED
 
 import stepsal
 from stepsal import UnsupportedModelError
-from stepsal.interventions.stepflow import OddsEqualBridge
+from stepsal.interventions import OddsEqualBridge
 from stepsal.models import host
 from stepsal.models.support import check_supported
 

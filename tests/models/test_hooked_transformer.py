@@ -13,7 +13,8 @@ from reference import influence_by_separate_passes, logits_with_interventions
 
 import stepsal
 from stepsal import InputError, Trace, UnsupportedModelError, intervene, step_saliency, token_influence
-from stepsal.interventions.stepflow import OddsEqualBridge, stepflow
+from stepsal.interventions import OddsEqualBridge
+from stepsal.interventions.stepflow import stepflow
 from stepsal.models import host
 
 pytestmark = pytest.mark.skipif(not TL3, reason="needs TransformerLens 3.9: make test-tl3")

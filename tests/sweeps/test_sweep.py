@@ -23,17 +23,19 @@ from stepsal.ablation.results import Results
 from stepsal.cli import main
 from stepsal.errors import FileError, InputError, StepsalError
 from stepsal.generation.questions import final_answer
+from stepsal.interventions.base import from_record
 from stepsal.reasoner.problems import make_problem
 from stepsal.saliency.folder import group_maps, load_step_maps, map_path
 from stepsal.statistics.paired import paired
 from stepsal.sweeps import engines
 from stepsal.sweeps.config import read_config
 from stepsal.sweeps.engines import Resources
-from stepsal.sweeps.places import Size
+from stepsal.sweeps.grid import next_round
+from stepsal.sweeps.layers_and_heads import Size
 from stepsal.sweeps.plan import load_questions, make_plan
 from stepsal.sweeps.ray import Ray
 from stepsal.sweeps.run import _Crew, default_workers, estimate, run_sweep, sweep
-from stepsal.sweeps.settings import Setting, next_round, parts_from_records
+from stepsal.sweeps.settings import Setting
 from stepsal.sweeps.store import SweepFolder
 
 COUNT = 4
@@ -114,7 +116,7 @@ def test_names_and_ids_are_unique_and_stable():
 
 def test_records_give_the_parts_back():
     for setting in settings(parts=["both", "both-controls"], layers=[[1, 4]], heads=["all", "each", [0, 2]]):
-        assert parts_from_records(json.loads(json.dumps(setting.records))) == setting.parts
+        assert tuple(map(from_record, json.loads(json.dumps(setting.records)))) == setting.interventions
 
 
 def test_each_head_alone_is_each_layer_and_head_once():
@@ -487,7 +489,7 @@ def test_two_workers_of_which_one_is_killed_give_the_rows_of_one(tmp_path, undis
     def kill():
         while not list((tmp_path / "rows").glob("*.parquet")):
             time.sleep(0.01)
-        children = [child for child in psutil.Process().children() if "sweep_worker" in " ".join(child.cmdline())]
+        children = [child for child in psutil.Process().children() if "sweeps.worker" in " ".join(child.cmdline())]
         children[0].kill()
         killed.append(children[0].pid)
 

@@ -1,18 +1,19 @@
 """Which layers and heads a sweep's names stand for: `each`, `windows:3`, `chosen`, `top-4:lock_in`, ...
 
-In: a name, an index or several; the parts it is for; the model's size. Out: every choice that it stands for: layers for each
-part, then heads of each layer for each part.
+In: a name, an index or several; the interventions that it is for; the model's size. Out: every choice that it stands for: layers
+for each intervention, then heads of each layer for each intervention.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepsal.errors import FileError, InputError
-from stepsal.interventions.stepflow import OddsEqualBridge, Part, resolve_heads
+from stepsal.interventions.base import Intervention
+from stepsal.interventions.heads import HeadsByLayer, resolve_heads
 from stepsal.models.layers import band, resolve_layers
 from stepsal.sweeps.config import GridConfig
 
@@ -22,9 +23,7 @@ else:  # imported where used: it takes a while
     Bands = Any
 
 Layers = tuple[tuple[int, ...], ...]
-"""Layers for each part."""
-Heads = dict[int, tuple[int, ...]]
-"""For one part: layer -> heads."""
+"""Layers for each intervention."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,12 @@ class Size:
     heads: int
 
 
-def layer_choices(spec: Any, kinds: Sequence[type[Part]], size: Size, grid: GridConfig, folder: Path) -> list[Layers]:
-    """Every choice of layers that a name stands for, each with layers for each kind of part.
+def layer_choices(
+    spec: Any, kinds: Sequence[type[Intervention]], size: Size, grid: GridConfig, folder: Path
+) -> list[Layers]:
+    """Every choice of layers that a name stands for, each with layers for each intervention.
 
+    >>> from stepsal import OddsEqualBridge
     >>> layer_choices("windows:7", [OddsEqualBridge], Size(8, 4), GridConfig(), Path())
     [((0, 1, 2, 3, 4, 5, 6),), ((1, 2, 3, 4, 5, 6, 7),)]
     """
@@ -48,11 +50,8 @@ def layer_choices(spec: Any, kinds: Sequence[type[Part]], size: Size, grid: Grid
     if not isinstance(spec, str):
         return same(resolve_layers(spec, size.layers))
     if spec in ("default", "chosen"):
-        shallow, deep = band("shallow", size.layers), band("deep", size.layers)
-        if spec == "chosen":
-            bands = chosen_bands(grid, size, folder)
-            shallow, deep = bands.shallow, bands.deep
-        return [tuple(shallow if issubclass(kind, OddsEqualBridge) else deep for kind in kinds)]
+        bands = chosen_bands(grid, size, folder) if spec == "chosen" else None
+        return [tuple(_own_layers(kind, size, bands) for kind in kinds)]
     if spec == "each":
         return same(*((layer,) for layer in range(size.layers)))
     if match := re.fullmatch(r"windows:(\d+)", spec):
@@ -68,22 +67,35 @@ def layer_choices(spec: Any, kinds: Sequence[type[Part]], size: Size, grid: Grid
     )
 
 
-def head_choices(spec: Any, layers: Layers, size: Size, grid: GridConfig, folder: Path) -> list[tuple[Heads, ...]]:
-    """Every choice of heads that a name stands for, in the given layers of each part.
+def _own_layers(kind: type[Intervention], size: Size, bands: Bands | None) -> tuple[int, ...]:
+    """The layers that an intervention acts on by default, or the chosen ones in the place of its band."""
+    default: Any = next(each.default for each in fields(kind) if each.name == "layers")  # type: ignore[arg-type]
+    if default is MISSING:
+        raise InputError(f"{kind.name!r} has no layers of its own: name them, such as layers = [[0, 1]]")
+    if bands is not None and default in ("shallow", "deep"):
+        chosen: tuple[int, ...] = getattr(bands, default)
+        return chosen
+    return resolve_layers(default, size.layers)
+
+
+def head_choices(
+    spec: Any, layers: Layers, size: Size, grid: GridConfig, folder: Path
+) -> list[tuple[HeadsByLayer, ...]]:
+    """Every choice of heads that a name stands for, in the given layers of each intervention.
 
     >>> head_choices("each", ((0, 1),), Size(8, 2), GridConfig(), Path())
     [({0: (0,)},), ({0: (1,)},), ({1: (0,)},), ({1: (1,)},)]
     """
     if not isinstance(spec, str) or spec == "all":
         given = None if isinstance(spec, str) else spec
-        return [tuple(resolve_heads(OddsEqualBridge(each, given), size.layers, size.heads) for each in layers)]
+        return [tuple(resolve_heads(each, given, size.layers, size.heads) for each in layers)]
     if spec == "each":
         if len(set(layers)) > 1:
             raise InputError(
-                f"heads='each' of two parts in other layers ({' and '.join(str(list(each)) for each in layers)}) would be all "
-                "pairs: give one part, the same layers for both, or lists of heads"
+                f"heads='each' of two interventions in other layers ({' and '.join(str(list(each)) for each in layers)}) would be all "
+                "pairs: give one intervention, the same layers for both, or lists of heads"
             )
-        alone: list[Heads] = [{layer: (head,)} for layer in layers[0] for head in range(size.heads)]
+        alone: list[HeadsByLayer] = [{layer: (head,)} for layer in layers[0] for head in range(size.heads)]
         return [(each,) * len(layers) for each in alone]
     if match := re.fullmatch(r"(top|bottom)-(\d+):(\w+)", spec):
         maps = _path("maps", grid.maps, f"heads={spec!r}", folder)
@@ -126,7 +138,7 @@ def _chosen(path: Path, written: int) -> tuple[Bands, int]:
     return choose_layers(comparison), comparison.meta["model_layers"]
 
 
-def _ranked(sign: int, count: int, metric: str, layers: Sequence[int], size: Size, maps: Path) -> Heads:
+def _ranked(sign: int, count: int, metric: str, layers: Sequence[int], size: Size, maps: Path) -> HeadsByLayer:
     """The heads with the highest (or lowest) mean of a metric over the maps; of equals, the lower layer and head."""
     values = _metric(metric, maps, _written(maps / "maps"))
     missing = [layer for layer in layers if layer not in values]
@@ -141,7 +153,7 @@ def _ranked(sign: int, count: int, metric: str, layers: Sequence[int], size: Siz
             f"{count} heads by {metric!r} were asked for: there are 1 to {len(known)} in layers {list(layers)}"
         )
     best = sorted(sorted(known, key=lambda pair: -sign * values[pair[0]][pair[1]])[:count])
-    heads: Heads = {}
+    heads: HeadsByLayer = {}
     for layer, head in best:
         heads[layer] = (*heads.get(layer, ()), head)
     return heads

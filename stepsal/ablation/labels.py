@@ -1,0 +1,120 @@
+"""What tables and figures call the settings of a sweep.
+
+In: `Setting`s. Out: for each setting a title that says all of it, and a label that says what tells it from the others of its kind.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from stepsal.interventions.base import Intervention
+from stepsal.sweeps.settings import Setting, heads_named, kind_label, ranges
+
+_WHERE = ("layers", "heads")
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a setting is called beside the others.
+
+    text: what tells it from the others of its kind. common: what it has in common with all of them.
+    """
+
+    text: str
+    common: str
+
+
+def label_settings(settings: Sequence[Setting]) -> dict[Setting, Label]:
+    """A label for each setting: what varies within its kind is in `text`, what does not in `common`."""
+    varied = varied_fields(settings)
+    labels = {}
+    for setting in settings:
+        pairs = list(zip(setting.interventions, varied[setting.kind], strict=True))
+        words = [describe(each, names) for each, names in pairs if names]
+        fixed = [describe(each, [name for name in shown_fields(each) if name not in names]) for each, names in pairs]
+        text = ", ".join([kind_label(setting.kind), *(["; ".join(words)] if words else [])])
+        labels[setting] = Label(text, "; ".join(each for each in fixed if each))
+    return labels
+
+
+def title(setting: Setting) -> str:
+    """The setting in full.
+
+    >>> from stepsal import OddsEqualBridge
+    >>> title(Setting((OddsEqualBridge(layers=(0, 1)),)))
+    'OEB, layers 0–1, τ_max 0.15'
+    """
+    words = "; ".join(describe(each, shown_fields(each)) for each in setting.interventions)
+    name = kind_label(setting.kind) + (" (control)" if setting.controls_for else "")
+    return f"{name}, {words}" if words else name
+
+
+def varied_fields(settings: Sequence[Setting], without: str | None = None) -> dict[str, list[list[str]]]:
+    """For each kind, for each of its interventions, the fields that differ among the settings of that kind, but for one field."""
+    groups: dict[str, list[Setting]] = defaultdict(list)
+    for setting in settings:
+        groups[setting.kind].append(setting)
+    return {
+        kind: [
+            [name for name in _fields(same[0]) if name != without and len({_written(each, name) for each in same}) > 1]
+            for same in zip(*(each.interventions for each in group), strict=True)
+        ]
+        for kind, group in groups.items()
+    }
+
+
+def shown_fields(intervention: Intervention) -> list[str]:
+    """The fields worth saying: where it acts, its strength, and the options that are not at their default."""
+    options = intervention.options()
+    return [
+        name
+        for name in _fields(intervention)
+        if name in _WHERE
+        or name == intervention.strength
+        or options[name].required
+        or getattr(intervention, name) != options[name].default
+    ]
+
+
+def describe(intervention: Intervention, names: Sequence[str]) -> str:
+    """Some of the fields in words, such as `layers 0–1, τ_max 0.15`. A single head says its layer itself."""
+    words = []
+    layers: Any = intervention.layers
+    for name in names:
+        if name == "layers":
+            if intervention.heads is None or "heads" not in names:
+                words.append(f"layer{'s' * (len(layers) > 1)} {ranges(layers).replace('-', '–')}")
+        elif name == "heads":
+            if intervention.heads is not None:
+                pairs = head_pairs(intervention)
+                words.append(f"head{'s' * (len(pairs) > 1)} " + " ".join(f"{layer}.{head}" for layer, head in pairs))
+        else:
+            option = intervention.options()[name]
+            symbol = option.symbol if option.symbol != option.field else option.field
+            words.append(f"{symbol} {option.shown(getattr(intervention, name))}")
+    return ", ".join(words)
+
+
+def head_pairs(intervention: Intervention) -> list[tuple[int, int]]:
+    """The pairs (layer, head) of the heads that are named."""
+    return [(layer, head) for layer, those in heads_named(intervention).items() for head in those or ()]
+
+
+def shared_with_control(setting: Setting) -> str:
+    """All that a setting and its control have in common: the options that both have."""
+    return json.dumps(
+        [{name: each[name] for name in sorted(each) if name not in ("part", "seed")} for each in setting.records]
+    )
+
+
+def _fields(intervention: Intervention) -> list[str]:
+    """Layers, heads, the strength, then the other options."""
+    strength = [intervention.strength] if intervention.strength else []
+    return [*_WHERE, *strength, *(name for name in intervention.options() if name != intervention.strength)]
+
+
+def _written(intervention: Intervention, name: str) -> str:
+    own: Any = intervention
+    return json.dumps(asdict(own)[name])

@@ -1,0 +1,292 @@
+"""What an intervention is: frozen parameters, a name, and what it does to attention patterns or head outputs.
+
+An intervention is one frozen dataclass that derives from `Intervention`. Defining it registers it: `intervene`, `generate`,
+sweeps, the command line, ablation tables and figures know it from then on by its `name`.
+
+    @dataclass(frozen=True)
+    class Recall(stepsal.Intervention):
+        name: ClassVar[str] = "recall"          # in configurations and on the command line
+        label: ClassVar[str] = "recall"         # in tables and figures
+        strength: ClassVar[str] = "factor"      # the field that says how strong it is ...
+        neutral: ClassVar[float] = 1.0          # ... and the value at which it does nothing
+        layers: LayerSpec = "all"
+        heads: HeadSpec = None
+        factor: float = 2.0
+
+        def edit_pattern(self, pattern, at):    # batch head query key
+            raised = torch.where(at.queries_in("thinking") & at.keys_in("question"), pattern * self.factor, pattern)
+            return raised * pattern.sum(-1, keepdim=True) / raised.sum(-1, keepdim=True)
+
+Parameters never change. What an intervention must remember while a model reads on lives in an object that `at.memory` keeps.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
+from numbers import Real
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from stepsal.errors import InputError
+from stepsal.interventions.heads import HeadsByLayer, HeadSpec, freeze_heads, freeze_layers, resolve_heads
+from stepsal.interventions.layer_pass import LayerPass
+from stepsal.models.layers import LayerSpec
+
+INTERVENTIONS: dict[str, "type[Intervention]"] = {}
+"""Every intervention that is defined, by its name, in the order of definition."""
+
+
+class PatternEdit(NamedTuple):
+    """An edited attention pattern and what was done, for the report.
+
+    pattern: the new pattern, in the precision of the old one.
+    opportunity: the rows that could have been edited. active: the rows that were.
+    measures: for each of the class's `measures` a number per row; the report shows its mean over the opportunities.
+    """
+
+    pattern: Float[Tensor, "batch head query key"]
+    opportunity: Bool[Tensor, "batch _ query"]
+    active: Bool[Tensor, "batch head query"]
+    measures: Mapping[str, Float[Tensor, "batch head query"]]
+
+
+class HeadOutputEdit(NamedTuple):
+    """Edited head outputs and what was done, for the report.
+
+    outputs: the new head outputs, or None where this pass leaves them as they are.
+    opportunities, activations: at how many tokens something could have been done, and was.
+    measures: for each of the class's `measures` a number per edited token and head; the report shows its mean over them.
+    """
+
+    outputs: Float[Tensor, "batch pos head d_head"] | None
+    opportunities: int
+    activations: int
+    measures: Mapping[str, Float[Tensor, "event head"]]
+
+
+def option(default: Any = MISSING, *, symbol: str = "", key: str = "", none: str = "") -> Any:
+    """A dataclass field with what configurations, tables and figures call it.
+
+    Args:
+        default: the field's default.
+        symbol: what tables and figures call the field, where that is not its name (`τ_max`).
+        key: what a sweep's configuration calls the field, where that is not its name (`control_seed`).
+        none: what the value None is called, in words (`the step`) and by its last word in a configuration (`step`).
+    """
+    return field(default=default, metadata={"symbol": symbol, "key": key, "none": none})
+
+
+@dataclass(frozen=True)
+class Option:
+    """One of the parameters of an intervention besides its layers and heads, as configurations, tables and figures need it."""
+
+    field: str
+    key: str
+    symbol: str
+    none: str
+    default: Any
+
+    @classmethod
+    def of(cls, field: Field[Any]) -> "Option":
+        about = field.metadata
+        return cls(
+            field.name,
+            about.get("key") or field.name,
+            about.get("symbol") or field.name,
+            about.get("none", ""),
+            field.default,
+        )
+
+    @property
+    def required(self) -> bool:
+        """Whether the parameter has no default."""
+        return self.default is MISSING
+
+    def read(self, value: Any) -> Any:
+        """The parameter's value for a value in a configuration: a list is a tuple, and None may have a name."""
+        if self.none and isinstance(value, str) and value == self.none.split()[-1]:
+            return None
+        return tuple(value) if isinstance(value, list) else value
+
+    def shown(self, value: Any) -> str:
+        """The value in words.
+
+        >>> Option("window", "window", "window", "the step", None).shown(None)
+        'the step'
+        """
+        if value is None and self.none:
+            return self.none
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+class Intervention:
+    """What all interventions have in common. Derive a frozen dataclass from it, with the fields `layers` and `heads`.
+
+    Class attributes:
+        name: what configurations and the command line call the intervention. It must be unique.
+        label: what tables and figures call it.
+        strength: the field that says how strong it is; None where no field does.
+        neutral: the strength at which it does nothing at all.
+        control_of: for a negative control, the intervention that it controls for.
+        measures: the columns of `live.report()` in which it reports, beside opportunities and activations.
+
+    A class overrides `edit_pattern`, `edit_head_outputs` or both. Both must return new tensors and leave what they are given
+    alone. Heads that are not chosen stay as they are whatever an edit returns as a plain tensor.
+    """
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+    strength: ClassVar[str | None] = None
+    neutral: ClassVar[float] = 0.0
+    control_of: ClassVar["type[Intervention] | None"] = None
+    measures: ClassVar[tuple[str, ...]] = ()
+
+    if TYPE_CHECKING:  # fields of the dataclasses, whose order and defaults are theirs
+        layers: LayerSpec
+        heads: HeadSpec
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        name, label = cls.__dict__.get("name"), cls.__dict__.get("label")
+        if (
+            not isinstance(name, str)
+            or not name
+            or not set(name.lower()) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_")
+        ):
+            raise InputError(
+                f"the intervention {cls.__name__} has name={name!r}: give it a name of its own, of letters, digits, - and _, such as "
+                "name: ClassVar[str] = 'recall'"
+            )
+        if not isinstance(label, str) or not label:
+            raise InputError(
+                f"the intervention {cls.__name__} has label={label!r}: say what tables and figures are to call it"
+            )
+        there = INTERVENTIONS.get(name)
+        if there is not None and (there.__module__, there.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise InputError(
+                f"{there.__qualname__} of {there.__module__} is already called {name!r}: choose another name for {cls.__name__}"
+            )
+        INTERVENTIONS[name] = cls
+
+    def __post_init__(self) -> None:
+        """Make layers and heads tuples of Python's integers. Override it to check other fields, and call `super().__post_init__()`."""
+        own: Any = self
+        known = {each.name for each in fields(own)} if is_dataclass(own) else set[str]()
+        if not {"layers", "heads"} <= known:
+            raise InputError(
+                f"{type(self).__name__} has the fields {sorted(known)}: an intervention is a frozen dataclass with the fields `layers` and "
+                "`heads`, such as layers: LayerSpec = 'all' and heads: HeadSpec = None"
+            )
+        object.__setattr__(self, "layers", freeze_layers(self.layers))
+        object.__setattr__(self, "heads", freeze_heads(self.heads))
+
+    # --- what it does ------------------------------------------------------------------------------------------------
+    def edit_pattern(
+        self, pattern: Float[Tensor, "batch head query key"], at: LayerPass
+    ) -> PatternEdit | Tensor | None:
+        """The attention pattern as it is to be; None leaves it alone. `at` says what is known of the pass and its text."""
+        raise NotImplementedError
+
+    def edit_head_outputs(
+        self, outputs: Float[Tensor, "batch pos head d_head"], at: LayerPass
+    ) -> HeadOutputEdit | Tensor | None:
+        """The head outputs, before the output projection, as they are to be; None leaves them alone. `at.values` are the values."""
+        raise NotImplementedError
+
+    def idle_reason(self) -> str:
+        """Why it may never have done anything although there was an answer to act on: the end of a warning."""
+        return "it changed nothing"
+
+    # --- what it says of itself --------------------------------------------------------------------------------------
+    @classmethod
+    def options(cls) -> dict[str, Option]:
+        """The parameters besides layers and heads, by field, in order."""
+        every: Any = cls
+        return {each.name: Option.of(each) for each in fields(every) if each.name not in ("layers", "heads")}
+
+    @property
+    def does_nothing(self) -> bool:
+        """Whether its strength is the neutral one."""
+        return self.strength is not None and bool(getattr(self, self.strength) == self.neutral)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The intervention as plain data, for results and files; `from_record` is the inverse.
+
+        >>> from stepsal import StepMomentum
+        >>> StepMomentum(alpha=0.1).record["part"]
+        'StepMomentum'
+        """
+        own: Any = self
+        return {"part": type(self).__name__, **asdict(own)}
+
+    def heads_by_layer(self, n_layers: int, n_heads: int) -> HeadsByLayer:
+        """The chosen layers of a model, ascending, each with its chosen heads. Raises `InputError` for what the model lacks."""
+        return resolve_heads(self.layers, self.heads, n_layers, n_heads)
+
+
+def overrides(intervention: Intervention, method: Callable[..., Any]) -> bool:
+    """Whether the intervention's class has its own `edit_pattern` or `edit_head_outputs`."""
+    return getattr(type(intervention), method.__name__) is not method
+
+
+def from_record(record: Mapping[str, Any]) -> Intervention:
+    """The intervention that `record` describes, also where it was read from JSON.
+
+    Raises `InputError` for a class that is not defined, or options that the class does not have.
+
+    >>> from stepsal import StepMomentum
+    >>> from_record(StepMomentum(layers=(7,), heads={7: (1,)}).record).heads
+    ((7, (1,)),)
+    """
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
+    kind = values.pop("part", None)
+    found = next((each for each in INTERVENTIONS.values() if each.__name__ == kind), None)
+    if found is None:
+        raise InputError(
+            f"the intervention {kind!r} is not defined here: import the module that defines it, or name that module with --plugin. "
+            f"Defined are {', '.join(each.__name__ for each in INTERVENTIONS.values())}."
+        )
+    if (heads := values.get("heads")) and isinstance(heads[0], list | tuple):
+        values["heads"] = {layer: tuple(those) for layer, those in heads}
+    try:
+        return found(**values)
+    except TypeError as error:
+        raise InputError(f"{kind} does not take these options ({error}): {sorted(values)}") from error
+
+
+def as_interventions(given: Any) -> tuple[Intervention, ...]:
+    """One or several interventions as a tuple. Raises `InputError` for what is none."""
+    several = (given,) if isinstance(given, Intervention) else tuple(given)
+    for each in several:
+        if not isinstance(each, Intervention):
+            raise InputError(
+                f"{each!r} is no intervention: expected OddsEqualBridge, StepMomentum, one of their controls, or a class of your own that "
+                "derives from stepsal.Intervention"
+            )
+    return several
+
+
+# --- checks of fields, for __post_init__ -----------------------------------------------------------------------------
+def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
+    """Raise `InputError` unless the value is one of those known."""
+    if value not in known:
+        raise InputError(f"unknown {name} {value!r}: expected {' or '.join(map(repr, known))}")
+
+
+def check_seed(seed: object) -> None:
+    """Raise `InputError` unless the seed is a whole number, at least 0."""
+    if not is_whole(seed) or int(seed) < 0:  # type: ignore[call-overload]
+        raise InputError(f"seed={seed!r} must be a whole number, at least 0")
+
+
+def is_whole(value: object) -> bool:
+    """Whether the value is a whole number; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether the value is a number and no NaN; True and False are none."""
+    return not isinstance(value, bool) and isinstance(value, Real) and not math.isnan(value)

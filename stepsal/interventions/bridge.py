@@ -1,0 +1,265 @@
+"""The odds-equal bridge: StepFlow's first half, which acts on attention patterns.
+
+For a query in the current group `S` with bridge group `B` and the rest `O`, which have the attention p_S + p_B + p_O = 1, and
+`|S|`, `|B|` keys that the query can see:
+
+1. share  r = sqrt(|B| / (|B| + |S|)),     target  tau_B = min(r, tau_max)
+2. cap = (1 - p_O) * r  (`feasible="share"`; it leaves `S` its count share) or 1 - p_O - 1e-6  (`"clamp"`, the official code)
+3. where 0 < p_B < min(tau_B, cap) and p_S > 0: scale `B` to that mass and `S` to what is left of 1 - p_O; `O` stays as it is.
+
+The result is the KL-closest row with those group masses. What a row's probabilities lack to 1 (an attention sink) belongs to `O`.
+All of it is differentiable in the pattern. Source: method.md section 5; the paper's equations 5 to 8.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from stepsal.errors import InputError
+from stepsal.interventions.base import Intervention, PatternEdit, check_choice, is_number, option
+from stepsal.interventions.heads import HeadSpec
+from stepsal.interventions.layer_pass import LayerPass
+from stepsal.interventions.text_state import THINKING
+from stepsal.models.layers import LayerSpec
+
+SCOPES, FEASIBLE = ("segment", "step"), ("share", "clamp")
+EPSILON = 1e-6  # the official code's
+TINY = torch.finfo(torch.float32).tiny  # a mass below it cannot be scaled up exactly: it counts as zero
+_NO_SEGMENT = -9  # no token is of this segment
+
+GroupMasks = tuple[Bool[Tensor, "batch query key"], Bool[Tensor, "batch query key"]]
+"""The bridge group and the current group of each query, among the keys that it can see."""
+
+
+@dataclass(frozen=True)
+class OddsEqualBridge(Intervention):
+    """Give the bridge group, `B`, at least its target mass in the chosen attention rows (odds-equal bridge).
+
+    Thinking rows: the bridge is the question, the current group the thinking; summary rows: thinking and summary. With
+    `scope="step"`: everything before the current step, and the step. Question rows are never touched.
+
+    Attributes:
+        layers: `"shallow"` (the bottom quarter), `"deep"`, `"all"`, an index or several.
+        heads: None selects all heads. A sequence selects the same heads in every chosen layer. A mapping selects heads layer by
+            layer; chosen layers that it does not mention keep all their heads. Kept as tuples.
+        tau_max: the most that the target can be, in [0, 1). 0 does nothing at all.
+        scope: `segment` (the paper) or `step`.
+        feasible: `share` or `clamp` (the official code); see the equations above.
+        bos_in_bridge: whether the first token, an attention sink in most models, counts as bridge.
+
+    Raises `InputError`. Source: the paper's equations 5 to 8.
+
+    >>> OddsEqualBridge(layers=[0, 1], heads={0: [3]}, tau_max=0.2).heads
+    ((0, (3,)),)
+    """
+
+    name: ClassVar[str] = "oeb"
+    label: ClassVar[str] = "OEB"
+    strength: ClassVar[str | None] = "tau_max"
+    measures: ClassVar[tuple[str, ...]] = ("mean_bridge_before", "mean_bridge_after")
+
+    layers: LayerSpec = "shallow"
+    heads: HeadSpec = None
+    tau_max: float | int = option(0.15, symbol="τ_max")
+    scope: str = "segment"
+    feasible: str = "share"
+    bos_in_bridge: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not is_number(self.tau_max) or not 0 <= self.tau_max < 1:
+            raise InputError(f"tau_max={self.tau_max!r} must be a number in [0, 1): it is a share of the attention")
+        object.__setattr__(self, "tau_max", float(self.tau_max))
+        check_choice("scope", self.scope, SCOPES)
+        check_choice("feasible", self.feasible, FEASIBLE)
+        if not isinstance(self.bos_in_bridge, bool):
+            raise InputError(f"bos_in_bridge={self.bos_in_bridge!r} must be True or False")
+
+    def edit_pattern(self, pattern: Float[Tensor, "batch head query key"], at: LayerPass) -> PatternEdit | None:
+        """Lift the bridge group of the rows that have less than their target."""
+        if not at.text.answering:
+            return None
+        groups = self._groups(at, pattern.device)
+        heads = None if at.heads is None else at.heads.to(pattern.device)
+        edited = bridge_pattern(pattern, groups, self.tau_max, self.feasible, heads)
+        after = torch.where(edited.active, edited.target, edited.before)
+        measures = {"mean_bridge_before": edited.before, "mean_bridge_after": after}
+        return PatternEdit(edited.pattern, groups.opportunity, edited.active, measures)
+
+    def idle_reason(self) -> str:
+        """Why the bridge may never have acted."""
+        return "no row had both groups and less bridge mass than its target"
+
+    def _groups(self, at: LayerPass, device: torch.device) -> "Groups":
+        """The groups of this pass's queries: found once for all layers of a kind, from those of the pass before where that can be."""
+        name = ("bridge", at.kind, device, self._group_options())
+        if name not in at.shared:
+            text, series = at.text, at.shared_before.get(name)
+            goes_on = text.grows and (text.goes_on or (self.scope == "segment" and text.segments_go_on))
+            if series is not None and goes_on and at.kind == "full_attention" and self._groups_grow():
+                series.advance()
+            else:
+                series = GroupSeries(make_groups(*self._masks(at, at.visible.to(device))))
+            at.shared[name] = series
+        found: GroupSeries = at.shared[name]
+        return found.now
+
+    def _group_options(self) -> tuple[Any, ...]:
+        """What the groups depend on, besides the text."""
+        return (self.scope, self.bos_in_bridge)
+
+    def _groups_grow(self) -> bool:
+        """Whether a token that opens no group only adds its own key to the current group."""
+        return True
+
+    def _masks(self, at: LayerPass, visible: Bool[Tensor, "batch query key"]) -> GroupMasks:
+        both = ("bridge masks", visible.shape[2], self.scope, self.bos_in_bridge)
+        if both not in at.shared:
+            at.shared[both] = self._masks_of_text(at, visible.shape[2])
+        bridge, current = at.shared[both]
+        return bridge.to(visible.device) & visible, current.to(visible.device) & visible
+
+    def _masks_of_text(self, at: LayerPass, keys: int) -> GroupMasks:
+        """The groups among the last `keys` columns, later ones not left out."""
+        text = at.text
+        columns, queries = slice(text.end - keys, text.end), slice(text.end - text.length, text.end)
+        segments, own = text.segments[:, None, columns], text.segments[:, queries, None]
+        answer = own >= THINKING
+        if self.scope == "segment":
+            own = own.where(answer, _NO_SEGMENT)
+            bridge, current = segments == own - 1, segments == own
+        else:
+            steps, own = text.steps[:, None, columns], text.steps[:, queries, None]
+            bridge, current = (steps < own) & (steps >= 0) & answer, (steps == own) & answer
+        if not self.bos_in_bridge:
+            bridge = bridge & (text.positions(keys) != 0)[:, None]
+        return bridge, current
+
+
+class Groups(NamedTuple):
+    """Which visible keys are the bridge group of each query, its current group, and neither; the same for all heads.
+
+    bridge, current, rest: 1 in one of them, 0 in the others: numbers multiply several times faster than truths choose.
+    opportunity: rows with some of both. bridge_keys, both: |B| and |B| + |S|. share: sqrt(|B| / (|B| + |S|)).
+    """
+
+    bridge: Float[Tensor, "batch 1 query key"]
+    current: Float[Tensor, "batch 1 query key"]
+    rest: Float[Tensor, "batch 1 query key"]
+    opportunity: Bool[Tensor, "batch 1 query"]
+    bridge_keys: Int[Tensor, "batch 1 query"]
+    both: Int[Tensor, "batch 1 query"]
+    share: Float[Tensor, "batch 1 query"]
+
+
+def make_groups(bridge: Bool[Tensor, "batch query key"], current: Bool[Tensor, "batch query key"]) -> Groups:
+    """Count the groups of each query.
+
+    >>> make_groups(torch.tensor([[[True, False, False, False]]]), torch.tensor([[[False, True, True, True]]])).share
+    tensor([[[0.5000]]])
+    """
+    count = bridge.sum(-1)[:, None]
+    both = current.sum(-1)[:, None] + count
+    share = (count / both.clamp(min=1)).sqrt()
+    rest = ~(bridge | current)
+    of_bridge, of_current, of_rest = (each[:, None].to(torch.float32) for each in (bridge, current, rest))
+    return Groups(of_bridge, of_current, of_rest, (count > 0) & (both > count), count, both, share)
+
+
+class GroupSeries:
+    """The groups of a pass (`now`), and of the decoding passes after it for as long as each row's groups go on.
+
+    Each such pass sees one key more, its own, which belongs to the current group. What the next passes need is made for
+    many of them at once: then a pass costs a few views.
+
+    >>> series = GroupSeries(make_groups(torch.tensor([[[True, False]]]), torch.tensor([[[False, True]]])))
+    >>> series.advance()
+    >>> series.now.current, series.now.both
+    (tensor([[[[0., 1., 1.]]]]), tensor([[[3]]]))
+    """
+
+    _AHEAD = 64
+
+    def __init__(self, groups: Groups) -> None:
+        self.now = groups
+        self._ahead = groups
+        self._made = self._AHEAD  # passes of those made ahead that are over
+
+    def advance(self) -> None:
+        """On to the next pass."""
+        if self._made == self._AHEAD:
+            self._ahead, self._made = self._next(), 0
+        ahead, at = self._ahead, self._made
+        self._made += 1
+        keys = ahead.bridge.shape[3] - self._AHEAD + self._made
+        self.now = Groups(
+            ahead.bridge.narrow(3, 0, keys),
+            ahead.current.narrow(3, 0, keys),
+            ahead.rest.narrow(3, 0, keys),
+            ahead.opportunity,
+            ahead.bridge_keys,
+            ahead.both.narrow(2, at, 1),
+            ahead.share.narrow(2, at, 1),
+        )
+
+    def _next(self) -> Groups:
+        """Keys and counts of the passes to come, in the places of keys and queries."""
+        bridge, current, rest, opportunity, count, both = (each[:, :, -1:] for each in self.now[:6])
+        own = (both > count).to(torch.float32)  # not in rows that are still in their question
+        more = own[..., None].expand(-1, -1, -1, self._AHEAD)
+        both = both + own.long() * torch.arange(1, self._AHEAD + 1, device=own.device)
+        return Groups(
+            torch.cat([bridge, torch.zeros_like(more)], 3),
+            torch.cat([current, more], 3),
+            torch.cat([rest, 1 - more], 3),
+            opportunity,
+            count,
+            both,
+            (count / both.clamp(min=1)).sqrt(),
+        )
+
+
+class Bridged(NamedTuple):
+    """A pattern after an edit, and what was done to it: the bridge group's mass was `before`; in active rows it is `target`."""
+
+    pattern: Float[Tensor, "batch head query key"]
+    active: Bool[Tensor, "batch head query"]
+    before: Float[Tensor, "batch head query"]
+    target: Float[Tensor, "batch head query"]
+
+
+def bridge_pattern(
+    pattern: Float[Tensor, "batch head query key"],
+    groups: Groups,
+    tau_max: float,
+    feasible: str = "share",
+    heads: Bool[Tensor, " head"] | None = None,
+) -> Bridged:
+    """The odds-equal bridge on attention rows, in some of the heads.
+
+    >>> pattern, group = torch.tensor([0.02, 0.08, 0.9]), torch.tensor([0, 1, 2])
+    >>> groups = make_groups((group == 0)[None, None], (group == 1)[None, None])
+    >>> [round(mass, 4) for mass in bridge_pattern(pattern[None, None, None], groups, 0.5).pattern.flatten().tolist()]
+    [0.0707, 0.0293, 0.9]
+    """
+    wide = torch.promote_types(pattern.dtype, torch.float32)
+    before = (pattern * groups.bridge).sum(-1, dtype=wide)
+    own = (pattern * groups.current).sum(-1, dtype=wide)
+    reach = before + own  # 1 - p_O
+    cap = reach * groups.share if feasible == "share" else torch.minimum(reach - EPSILON, groups.share)
+    target = cap.clamp(max=tau_max)
+    active = (before < target) & (torch.minimum(before, own) >= TINY)
+    if heads is not None:
+        active = active & heads[:, None]
+    from_before, from_own = before, own
+    if pattern.requires_grad:  # divide by 1 where nothing is done: a division by zero there would spoil the gradient
+        from_before, from_own = torch.where(active, before, 1.0), torch.where(active, own, 1.0)
+    lift = torch.where(active, target / from_before, 1.0)
+    lower = torch.where(active, (reach - target) / from_own, 1.0)
+    # Of each three products two are zero: the sum is exact, and 1 outside both groups.
+    factor = torch.addcmul(groups.rest.to(wide), lift[..., None], groups.bridge.to(wide))
+    factor = torch.addcmul(factor, lower[..., None], groups.current.to(wide))
+    return Bridged((pattern * factor).to(pattern.dtype), active, before.detach(), target.detach())

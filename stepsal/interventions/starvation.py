@@ -1,0 +1,118 @@
+"""A positive control: it plants a failure for other interventions to mend, so that "no effect" can be believed."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from stepsal.errors import InputError
+from stepsal.interventions.base import Intervention, PatternEdit, check_choice, is_number
+from stepsal.interventions.bridge import TINY, Bridged
+from stepsal.interventions.heads import HeadSpec
+from stepsal.interventions.layer_pass import LayerPass
+from stepsal.interventions.text_state import CODES, QUESTION, THINKING
+from stepsal.models.layers import LayerSpec
+
+ROWS = ("steps", "thinking", "summary", "openings")
+
+
+@dataclass(frozen=True)
+class Starvation(Intervention):
+    """Positive control: plants a failure, by multiplying the odds of some keys by `odds` (adding log odds to their scores).
+
+    The rest of the row grows in proportion: its total stays. Put it before the intervention that is to mend it.
+
+    Attributes:
+        rows: `steps`: thinking rows lose everything before their step (Shallow Lock-in). `thinking`: thinking rows lose the
+            question. `summary`: summary rows lose the thinking (Deep Decay). `openings`: the first token of each thinking
+            step loses the thinking before it.
+        layers, heads: as for `OddsEqualBridge`; the layers have no default.
+        odds: in [0, 1]. 1 does nothing at all, 0 hides the keys.
+
+    Raises `InputError`. Source: none; ours.
+
+    >>> Starvation("summary", layers="deep").odds
+    0.0
+    """
+
+    name: ClassVar[str] = "starvation"
+    label: ClassVar[str] = "starvation"
+    strength: ClassVar[str | None] = "odds"
+    neutral: ClassVar[float] = 1.0
+    measures: ClassVar[tuple[str, ...]] = ("mean_bridge_before", "mean_bridge_after")
+
+    rows: str
+    layers: LayerSpec
+    heads: HeadSpec = None
+    odds: float | int = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("rows", self.rows, ROWS)
+        if not is_number(self.odds) or not 0 <= self.odds <= 1:
+            raise InputError(
+                f"odds={self.odds!r} must be a number in [0, 1]: what the odds of the starved keys are multiplied by"
+            )
+        object.__setattr__(self, "odds", float(self.odds))
+
+    def edit_pattern(self, pattern: Float[Tensor, "batch head query key"], at: LayerPass) -> PatternEdit | None:
+        """Take the starved keys' attention away."""
+        if not at.text.answering:
+            return None
+        visible = at.visible.to(pattern.device)
+        name = ("starved", visible.shape[2], self.rows)
+        if name not in at.shared:
+            at.shared[name] = self._starved(at, visible.shape[2])
+        starved = at.shared[name].to(pattern.device) & visible
+        heads = None if at.heads is None else at.heads.to(pattern.device)
+        edited = starve_pattern(pattern, starved[:, None], self.odds, heads)
+        after = torch.where(edited.active, edited.target, edited.before)
+        measures = {"mean_bridge_before": edited.before, "mean_bridge_after": after}
+        return PatternEdit(edited.pattern, starved.any(-1)[:, None], edited.active, measures)
+
+    def idle_reason(self) -> str:
+        """Why nothing may have been starved."""
+        return f"no {self.rows} row gave any attention to what is starved"
+
+    def _starved(self, at: LayerPass, keys: int) -> Bool[Tensor, "batch query key"]:
+        """The keys, among the last `keys` columns, that each query loses."""
+        text = at.text
+        columns, queries = slice(text.end - keys, text.end), slice(text.end - text.length, text.end)
+        segments, own = text.segments[:, None, columns], text.segments[:, queries, None]
+        if self.rows in ("thinking", "summary"):
+            return (segments == own - 1) & (own == CODES[self.rows])
+        earlier = text.steps[:, None, columns] < text.steps[:, queries, None]
+        if self.rows == "steps":
+            return (segments >= QUESTION) & earlier & (own == THINKING)
+        opens = torch.zeros_like(text.steps[:, queries], dtype=torch.bool)
+        for opening in text.openings:
+            opens[opening.row, opening.query] = opening.segment == THINKING
+        return (segments == THINKING) & earlier & opens[..., None]
+
+
+def starve_pattern(
+    pattern: Float[Tensor, "batch head query key"],
+    starved: Bool[Tensor, "batch 1 query key"],
+    odds: float,
+    heads: Bool[Tensor, " head"] | None = None,
+) -> Bridged:
+    """The odds of the starved keys times `odds`, in some of the heads; `before` and `target` are their mass.
+
+    A row with nothing else to read stays as it is.
+
+    >>> row, starved = torch.tensor([0.5, 0.5]), torch.tensor([True, False])
+    >>> starve_pattern(row[None, None, None], starved[None, None, None], 0.25).pattern.flatten()
+    tensor([0.2000, 0.8000])
+    """
+    wide = torch.promote_types(pattern.dtype, torch.float32)
+    total = pattern.sum(-1, dtype=wide)
+    before = torch.where(starved, pattern, 0.0).sum(-1, dtype=wide)
+    left = torch.where(starved, pattern * odds, pattern).sum(-1, dtype=wide)  # exact where little is left
+    active = (before > 0) & (left >= TINY)
+    if heads is not None:
+        active = active & heads[:, None]
+    scale = torch.where(active, total / torch.where(active, left, 1.0), 1.0)
+    factor = torch.where(starved & active[..., None], odds * scale[..., None], scale[..., None])
+    return Bridged((pattern * factor).to(pattern.dtype), active, before.detach(), (odds * scale * before).detach())
