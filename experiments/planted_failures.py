@@ -1,145 +1,100 @@
-"""Plant a failure in the bundled reasoner, and see who mends it: `python -m experiments.planted_failures --out build/mend`.
+"""Plant a failure in the bundled reasoner, and see who mends it: `python -m experiments.planted_failures --out build/planted`.
 
 The positive control of StepFlow (about 12 minutes on 2 CPU cores), and whether the loop closes from map to intervention to map.
 
-1. A `Starvation` is put into the model. Its layers and heads are those where reading that segment turned out to matter.
-2. The strength of the part that is to mend it is the one with the most right answers on validation problems.
-3. On test problems: the intact model, the planted failure, the failure with the part, and with the part's controls. What is won
-   back is the part's difference to the planted failure, over what the failure lost.
-4. Step maps of right answers of the intact model, read again under each setting: does the diagnosis name the failure (against
-   maps of other right answers of the intact model), and does the part move the metric back?
+1. `planted_failures.toml` puts a `Starvation` into the model, with what is to mend it in several strengths. The layers and heads are
+   those where reading that segment turned out to matter. A sweep over validation problems chooses the strength with the most right
+   answers.
+2. A sweep over test problems: the intact model, the planted failure, the failure with what is to mend it, and with the negative
+   controls of that. What is won back is the difference to the planted failure, over what the failure lost.
+3. Step maps of right answers of the intact model, read again under each setting: does the diagnosis name the failure (against
+   maps of other right answers of the intact model), and does the intervention move the metric back?
    The first such answer's maps, planted and mended, are kept: OUT/planted.safetensors and OUT/mended.safetensors.
-5. The loop: lock-in of the shallow layers with and without the bridge, thinking -> summary share of the deep layers with and
+4. The loop: lock-in of the shallow layers with and without the bridge, thinking -> summary share of the deep layers with and
    without the momentum, of the same answers, nothing planted.
 
-Answers are kept in OUT, a file for each setting, so an interrupted run goes on.
+Both sweeps can be interrupted and go on.
 """
 
 import argparse
-import hashlib
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from stepsal.diagnosis.diagnosis import Diagnosis, diagnose
+import stepsal
+from stepsal import Diagnosis, Intervention, OddsEqualBridge, StepMap, StepMomentum, Trace, diagnose
+from stepsal.ablation.results import Results
 from stepsal.diagnosis.metrics import LABELS
 from stepsal.files import atomic_path
-from stepsal.generation.files import generate_file
-from stepsal.generation.generate import Decoding
-from stepsal.generation.questions import task_questions, task_room
-from stepsal.interventions.intervene import intervene
-from stepsal.interventions.stepflow import (
-    Intervention,
-    NoiseMomentum,
-    OddsEqualBridge,
-    RandomBridge,
-    RandomMomentum,
-    Starvation,
-    StepMomentum,
-)
+from stepsal.interventions.base import INTERVENTIONS
 from stepsal.models.host import Model
 from stepsal.models.layers import band
-from stepsal.models.loading import load_model
-from stepsal.reasoner.problems import DEFAULT_LENGTH
-from stepsal.saliency.influence import step_saliency
-from stepsal.saliency.stepmap import StepMap
 from stepsal.statistics.paired import paired
-from stepsal.traces.files import read_traces
-from stepsal.traces.trace import Trace
+from stepsal.sweeps.config import SettingConfig, read_config
+from stepsal.sweeps.settings import Setting, kind_label
+
+CONFIG = Path(__file__).with_suffix(".toml")
 
 
 @dataclass(frozen=True)
 class Plant:
-    """A failure, what is to mend it (in several strengths), and what the diagnosis should call it, if anything."""
+    """What a planted failure is called, what the diagnosis should call it, if anything, and where its metric is read."""
 
     name: str
-    starvation: Starvation
-    candidates: tuple[OddsEqualBridge | StepMomentum, ...]
     verdict: str | None
     metric: str
     layers: tuple[int, ...]
 
-    def controls(self, part: OddsEqualBridge | StepMomentum) -> dict[str, Intervention]:
-        """As strong, in the same places, on the wrong target."""
-        same = {name: getattr(part, name) for name in part.__dataclass_fields__}
-        if isinstance(part, OddsEqualBridge):
-            return {"random bridge": RandomBridge(**same)}
-        return {"random momentum": RandomMomentum(**same), "noise": NoiseMomentum(**same)}
-
 
 PLANTS = (
-    Plant(
-        "shallow layer locked in its step",
-        Starvation("steps", [1], [0, 1], odds=0.001),
-        tuple(OddsEqualBridge([1], [0, 1], tau, scope="step") for tau in (0.2, 0.3, 0.4, 0.5)),
-        "shallow lock-in",
-        "lock_in",
-        (1,),
-    ),
-    Plant(
-        "shallow attention starved of the question",
-        Starvation("thinking", [1], [0, 1], odds=0.001),
-        tuple(OddsEqualBridge([1], [0, 1], tau) for tau in (0.2, 0.3, 0.4, 0.5)),
-        "shallow lock-in",
-        "question_share",
-        (1,),
-    ),
-    Plant(
-        "steps begun without sight of the thinking",
-        Starvation("openings", [0, 1]),
-        tuple(StepMomentum([0, 1], alpha=alpha, window=window) for alpha in (0.5, 1.0) for window in (2, 4)),
-        None,
-        "context_share",
-        (0, 1),
-    ),
-    Plant(
-        "deep summary starved of the thinking",
-        Starvation("summary", [6, 7], odds=0.001),
-        tuple(StepMomentum([6, 7], alpha=alpha, window=window) for alpha in (0.06, 1.0) for window in (None, 4)),
-        "deep decay",
-        "thinking_to_summary",
-        (6, 7),
-    ),
-    Plant(
-        "deep summary starved of the thinking, bridged",
-        Starvation("summary", [6, 7], odds=0.001),
-        tuple(OddsEqualBridge([6, 7], None, tau) for tau in (0.15, 0.3, 0.5)),
-        "deep decay",
-        "thinking_to_summary",
-        (6, 7),
-    ),
+    Plant("shallow layer locked in its step", "shallow lock-in", "lock_in", (1,)),
+    Plant("shallow attention starved of the question", "shallow lock-in", "question_share", (1,)),
+    Plant("steps begun without sight of the thinking", None, "context_share", (0, 1)),
+    Plant("deep summary starved of the thinking", "deep decay", "thinking_to_summary", (6, 7)),
+    Plant("deep summary starved of the thinking, bridged", "deep decay", "thinking_to_summary", (6, 7)),
 )
+"""In the order of `planted_failures.toml`."""
 
 
-def answers(model: Model, out: Path, split: str, n: int, parts: Sequence[Intervention]) -> list[Trace]:
-    """Greedy answers to `n` problems of a split, graded; from the file where it is there."""
-    path = out / f"{split}-{n}-{hashlib.sha256(repr(tuple(parts)).encode()).hexdigest()[:12]}.jsonl"
-    if path.exists():
-        return read_traces(path, model.tokenizer)
-    decoding = Decoding(task_room([DEFAULT_LENGTH]), batch_size=64)
-    questions = task_questions(split, [DEFAULT_LENGTH], n)
-    return generate_file(model, questions, path, decoding, parts, progress=sys.stderr.isatty())
+def candidates(settings: Sequence[Setting]) -> list[list[Setting]]:
+    """The settings of each plant: neighbours with the same starvation, mended by the same kind of intervention."""
+    alike = groupby(settings, lambda setting: (setting.interventions[0], type(setting.interventions[1])))
+    return [list(group) for _, group in alike]
 
 
-def right(traces: Sequence[Trace]) -> list[bool]:
-    return [bool(trace.correct) for trace in traces]
+def controls(setting: Setting) -> Iterator[Setting]:
+    """The same failure with each negative control of what is to mend it, as strong and in the same heads."""
+    starvation, mending = setting.interventions
+    for kind in INTERVENTIONS.values():
+        if kind.control_of is type(mending):
+            options: Any = {name: getattr(mending, name) for name in asdict(mending)}  # type: ignore[call-overload]
+            yield Setting((starvation, kind(**options)))
 
 
-def read(model: Model, trace: Trace, parts: Sequence[Intervention]) -> StepMap:
-    """The step map of a trace as the model reads it with the parts at work."""
-    with intervene(model, parts) as live:
+def read(model: Model, trace: Trace, interventions: Sequence[Intervention]) -> StepMap:
+    """The step map of a trace as the model reads it with the interventions at work."""
+    with stepsal.intervene(model, interventions) as live:
         live.question_tokens = [trace.steps[0].stop]
-        return step_saliency(model, trace)
+        return stepsal.step_saliency(model, trace)
 
 
-def maps(
-    model: Model, traces: Sequence[Trace], parts: Sequence[Intervention], reference: Sequence[Diagnosis] | None = None
-) -> list[Diagnosis]:
-    """The diagnosis of each of these maps."""
-    return [diagnose(read(model, trace, parts), reference=reference) for trace in traces]
+def right_answers(model: Model, rows: pd.DataFrame, count: int) -> list[Trace]:
+    """The first right answers of the intact model, as traces."""
+    chosen = rows[(rows["part"] == "none") & rows["correct"]].head(count)
+    return [
+        Trace.from_tokens(model.tokenizer, row["trace"].tolist(), prompt_tokens=int(row["prompt_tokens"]))
+        for _, row in chosen.iterrows()
+    ]
+
+
+def level(diagnosis: Diagnosis, metric: str, layers: Sequence[int]) -> float:
+    """The metric's mean over the layers."""
+    return float(diagnosis.profile[metric][list(layers)].mean())
 
 
 def interval(differences: Sequence[float]) -> str:
@@ -153,108 +108,117 @@ def interval(differences: Sequence[float]) -> str:
     return f"{values.mean():+.3f} ({found.confidence_interval.low:+.3f} to {found.confidence_interval.high:+.3f})"
 
 
-def level(diagnosis: Diagnosis, metric: str, layers: Sequence[int]) -> float:
-    """The metric's mean over the layers."""
-    return float(diagnosis.profile[metric][list(layers)].mean())
-
-
-def mend(
-    model: Model,
+def plant_rows(
     plant: Plant,
-    out: Path,
-    problems: tuple[int, int],
-    reference: Sequence[Diagnosis],
-    judged: Sequence[Trace],
-) -> list[str]:
-    """Rows of the table of one planted failure; `problems`: how many on test and on validation."""
-    test, validation = problems
-    scores = {
-        part: sum(right(answers(model, out, "validation", validation, (plant.starvation, part))))
-        for part in plant.candidates
-    }
-    part = max(scores, key=lambda each: scores[each])  # the first of the best
-    settings: dict[str, tuple[Intervention, ...]] = {"intact": (), "planted": (plant.starvation,)}
-    settings["+ " + short(part)] = (plant.starvation, part)
-    settings |= {f"+ {name}": (plant.starvation, control) for name, control in plant.controls(part).items()}
-    outcomes = {name: right(answers(model, out, "test", test, parts)) for name, parts in settings.items()}
-    lost = sum(outcomes["intact"]) - sum(outcomes["planted"])
-    for name, parts in {"planted": settings["planted"], "mended": (plant.starvation, part)}.items():
-        read(model, judged[0], parts).save(out / f"{name}.safetensors")  # those of the last failure stay
+    settings: dict[str, Setting],
+    results: Results,
+    diagnoses: dict[Setting, list[Diagnosis]],
+) -> list[list[str]]:
+    """Rows of the first table: one planted failure under each setting."""
+    right = {name: results.right(setting)[:, 0] for name, setting in settings.items()}
+    lost = int(right["intact"].sum() - right["planted"].sum())
     rows = []
-    for name, parts in settings.items():
-        found = paired(outcomes["planted"], outcomes[name])
+    for name, setting in settings.items():
+        found = paired(right["planted"], right[name])
         cells = [plant.name if name == "intact" else "", name, f"{found.treated:.1%}"]
         if name == "planted":
             cells += ["", "", ""]
         else:
-            back = "" if name == "intact" else f"{(sum(outcomes[name]) - sum(outcomes['planted'])) / max(1, lost):.0%}"
+            back = "" if name == "intact" else f"{(right[name].sum() - right['planted'].sum()) / max(1, lost):.0%}"
             cells += [f"{found.difference:+.1%} ({found.low:+.1%} to {found.high:+.1%})", f"{found.p:.2g}", back]
-        diagnoses = maps(model, judged, parts, reference)
-        cells.append(
-            LABELS[plant.metric]
-            + " "
-            + f"{np.mean([level(each, plant.metric, plant.layers) for each in diagnoses]):.3f}"
-        )
-        verdicts = [verdict for each in diagnoses for verdict in each.verdicts if verdict.failure == plant.verdict]
+        mean = np.mean([level(each, plant.metric, plant.layers) for each in diagnoses[setting]])
+        cells.append(f"{LABELS[plant.metric]} {mean:.3f}")
+        verdicts = [
+            verdict for each in diagnoses[setting] for verdict in each.verdicts if verdict.failure == plant.verdict
+        ]
         cells.append(f"{sum(bool(verdict.found) for verdict in verdicts)} of {len(verdicts)}" if verdicts else "")
-        rows.append("| " + " | ".join(cells) + " |")
+        rows.append(cells)
     return rows
 
 
-def short(part: OddsEqualBridge | StepMomentum) -> str:
-    """
-    >>> short(OddsEqualBridge([2]))
-    'bridge, τ_max 0.15'
-    """
-    if isinstance(part, OddsEqualBridge):
-        return f"bridge, τ_max {part.tau_max:g}"
-    return f"momentum, α {part.alpha:g}, window {part.window or 'step'}"
-
-
-def loop(model: Model, traces: Sequence[Trace]) -> list[str]:
-    """Rows of the second table: what each part moves in the maps of unharmed answers."""
+def loop(model: Model, traces: Sequence[Trace]) -> list[list[str]]:
+    """Rows of the second table: what bridge and momentum move in the maps of unharmed answers."""
     n_layers = model.cfg.n_layers
-    shallow, deep = band("shallow", n_layers), band("deep", n_layers)
-    intact = maps(model, traces, ())
+    intact = [diagnose(read(model, trace, ())) for trace in traces]
     rows = []
-    for part in (OddsEqualBridge(), OddsEqualBridge(tau_max=0.3), StepMomentum(), StepMomentum(alpha=1.0)):
-        bridge = isinstance(part, OddsEqualBridge)
-        metric, layers = ("lock_in", shallow) if bridge else ("thinking_to_summary", deep)
-        after = maps(model, traces, (part,))
+    for mending in (OddsEqualBridge(), OddsEqualBridge(tau_max=0.3), StepMomentum(), StepMomentum(alpha=1.0)):
+        bridge = isinstance(mending, OddsEqualBridge)
+        metric, layers = (
+            ("lock_in", band("shallow", n_layers)) if bridge else ("thinking_to_summary", band("deep", n_layers))
+        )
+        after = [diagnose(read(model, trace, (mending,))) for trace in traces]
         pairs = [(level(a, metric, layers), level(b, metric, layers)) for a, b in zip(intact, after, strict=True)]
         pairs = [pair for pair in pairs if not np.isnan(pair).any()]
-        before = np.mean([a for a, _ in pairs])
-        change = interval([b - a for a, b in pairs])
         where = f"{LABELS[metric]}, layers {layers[0]}-{layers[-1]}"
-        rows.append(f"| {short(part)}, {part.layers} | {where} | {len(pairs)} | {before:.3f} | {change} |")
+        before, change = np.mean([a for a, _ in pairs]), interval([b - a for a, b in pairs])
+        rows.append([f"{short(mending)}, {mending.layers}", where, str(len(pairs)), f"{before:.3f}", change])
     return rows
+
+
+def short(intervention: Intervention) -> str:
+    """The intervention's label and strength.
+
+    >>> short(OddsEqualBridge([2]))
+    'OEB, τ_max 0.15'
+    """
+    strength = intervention.strength
+    option = intervention.options()[str(strength)]
+    return f"{intervention.label}, {option.symbol} {option.shown(getattr(intervention, option.field))}"
+
+
+def measure(
+    model: Model, out: Path, problems: int, validation: int, maps: int
+) -> tuple[list[list[str]], list[list[str]]]:
+    """Both tables."""
+    config = read_config(CONFIG)
+    chosen_on = config.problems.model_copy(update={"count": validation})
+    first = stepsal.sweep(config.model_copy(update={"problems": chosen_on}), out=out / "validation")
+    scores = Results(first)
+    groups = candidates(scores.treated)
+    best = [max(group, key=lambda setting: int(scores.right(setting).sum())) for group in groups]
+    plants: list[dict[str, Setting]] = []
+    for setting in best:
+        starvation, mending = setting.interventions
+        named = {"intact": Setting(), "planted": Setting((starvation,)), f"+ {short(mending)}": setting}
+        plants.append(named | {f"+ {kind_label(each.interventions[1].name)}": each for each in controls(setting)})
+    every = dict.fromkeys(setting for named in plants for setting in named.values() if setting.interventions)
+    tested = {
+        "problems": {"split": "test", "count": problems},
+        "decoding": {"batch_size": 64},
+        "settings": [SettingConfig.of(setting.interventions).model_dump() for setting in every],
+    }
+    second = stepsal.sweep(tested, out=out / "test")
+    results = Results(second)
+    reference = [diagnose(read(model, trace, ())) for trace in right_answers(model, first, maps)]
+    judged = right_answers(model, second, maps)
+    read_maps = {
+        setting: [read(model, trace, setting.interventions) for trace in judged] for setting in (Setting(), *every)
+    }
+    for name, setting in zip(("planted", "mended"), list(plants[-1].values())[1:3], strict=True):
+        read_maps[setting][0].save(out / f"{name}.safetensors")
+    diagnoses = {
+        setting: [diagnose(each, reference=reference) for each in found] for setting, found in read_maps.items()
+    }
+    rows = [
+        row for plant, named in zip(PLANTS, plants, strict=True) for row in plant_rows(plant, named, results, diagnoses)
+    ]
+    return rows, loop(model, judged)
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Run both sweeps, read the maps, write and print the tables."""
     parser = argparse.ArgumentParser(prog="python -m experiments.planted_failures", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for answers and tables")
+    parser.add_argument("--out", type=Path, required=True, help="folder for sweeps and tables")
     parser.add_argument("--problems", type=int, default=200, help="test problems for each setting")
     parser.add_argument("--validation", type=int, default=48, help="validation problems for each strength")
     parser.add_argument("--maps", type=int, default=24, help="answers whose step maps are read under each setting")
     given = parser.parse_args(arguments)
-    model = load_model()
-    intact = {
-        "validation": answers(model, given.out, "validation", given.validation, ()),
-        "test": answers(model, given.out, "test", given.problems, ()),
-    }
-    chosen = {name: [trace for trace in traces if trace.correct][: given.maps] for name, traces in intact.items()}
-    reference = maps(model, chosen["validation"], ())
-    lines = [
-        "| planted failure | setting | right | difference to planted (95 %) | p | won back | metric | diagnosis names it |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for plant in PLANTS:
-        lines += mend(model, plant, given.out, (given.problems, given.validation), reference, chosen["test"])
-        print(plant.name, "done", file=sys.stderr)
-    lines += ["", "| part, layers | metric | answers | before | change (95 %) |", "|---|---|---|---|---|"]
-    lines += loop(model, intact["test"][: given.maps])
-    text = "\n".join(lines) + "\n"
-    with atomic_path(given.out / "mend.md") as part:
+    planted, moved = measure(stepsal.load_model(), given.out, given.problems, given.validation, given.maps)
+    heads = ["planted failure", "setting", "right", "difference to planted (95 %)", "p", "won back", "metric"]
+    heads += ["diagnosis names it"]
+    text = markdown_table(heads, planted) + "\n\n"
+    text += markdown_table(["intervention, layers", "metric", "answers", "before", "change (95 %)"], moved) + "\n"
+    with atomic_path(given.out / "planted_failures.md") as part:
         part.write_text(text, encoding="utf-8")
     print(text)
 

@@ -96,6 +96,9 @@ class Interventions:
     ) -> None:
         if getattr(model, "tokenizer", None) is None:
             raise InputError("the model has no tokenizer, so its text cannot be followed: set model.tokenizer")
+        methods = (Intervention.edit_pattern, Intervention.edit_head_outputs)
+        if idle := [each for each in interventions if not any(overrides(each, method) for method in methods)]:
+            raise InputError(f"{type(idle[0]).__name__} edits nothing: give it edit_pattern, edit_head_outputs or both")
         self._host = host_of(model)
         size = self._host.shape
         self._n_heads = size.heads
@@ -135,7 +138,7 @@ class Interventions:
             edits = [index for index in mine if overrides(self.interventions[index], Intervention.edit_pattern)]
             outputs = [index for index in mine if overrides(self.interventions[index], Intervention.edit_head_outputs)]
             kind = host.attention_kind(layer)
-            if layer == layers[0] or (edits and kind not in seen):
+            if kind not in seen:
                 seen.add(kind)
                 hooks.append(host.at_scores(layer, self._see(kind)))
             views = {index: LayerPass(self._running, layer, kind, self._chosen(index, layer)) for index in mine}

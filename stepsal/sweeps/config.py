@@ -202,6 +202,25 @@ class SettingConfig(_Table):
             raise ValueError(str(error)) from error
         return self
 
+    @classmethod
+    def of(cls, interventions: Sequence[Intervention]) -> "SettingConfig":
+        """The configuration that makes these interventions.
+
+        >>> from stepsal import StepMomentum
+        >>> SettingConfig.of([StepMomentum(layers=(7,))]).interventions[0]["window"]
+        'step'
+        """
+        written = []
+        for each in interventions:
+            heads: Any = each.heads
+            table: dict[str, Any] = {"name": each.name, "layers": each.layers}
+            table["heads"] = "all" if heads is None else dict(heads) if heads and isinstance(heads[0], tuple) else heads
+            for field, option in each.options().items():
+                value = getattr(each, field)
+                table[option.key] = option.none.split()[-1] if value is None and option.none else value
+            written.append(table)
+        return cls(interventions=tuple(written))
+
     def made(self) -> tuple[Intervention, ...]:
         """The interventions. Raises `InputError` for what cannot be one."""
         return tuple(map(_make, self.interventions))
