@@ -2,9 +2,9 @@
 
 The positive control of StepFlow (about 12 minutes on 2 CPU cores), and whether the loop closes from map to intervention to map.
 
-1. `planted_failures.toml` puts a `Starvation` into the model, with what is to mend it in several strengths. The layers and heads are
-   those where reading that segment turned out to matter. A sweep over validation problems chooses the strength with the most right
-   answers.
+1. `planted_failures.toml` puts a `Starvation` into the model, with what is to mend it in several strengths. The layers and
+   heads are those where reading that segment turned out to matter. A sweep over validation problems chooses the strength with
+   the most right answers.
 2. A sweep over test problems: the intact model, the planted failure, the failure with what is to mend it, and with the negative
    controls of that. What is won back is the difference to the planted failure, over what the failure lost.
 3. Step maps of right answers of the intact model, read again under each setting: does the diagnosis name the failure (against

@@ -1,6 +1,7 @@
 """What tables and figures call the settings of a sweep.
 
-In: `Setting`s. Out: for each setting a title that says all of it, and a label that says what tells it from the others of its kind.
+In: `Setting`s. Out: for each setting a title that says all of it, and a label that says what tells it from the others of its
+kind.
 """
 
 import json
@@ -52,7 +53,9 @@ def title(setting: Setting) -> str:
 
 
 def varied_fields(settings: Sequence[Setting], without: str | None = None) -> dict[str, list[list[str]]]:
-    """For each kind, for each of its interventions, the fields that differ among the settings of that kind, but for one field."""
+    """For each kind, for each of its interventions, the fields that differ among the settings of that kind, but for one
+    field.
+    """
     groups: dict[str, list[Setting]] = defaultdict(list)
     for setting in settings:
         groups[setting.kind].append(setting)

@@ -1,7 +1,7 @@
 """The ablation tables of a sweep, as Markdown and as LaTeX (booktabs).
 
-In: `stepsal.ablation.results` and `stepsal.ablation.effects`. Out: `Table`s of plain text cells, and their source. A cell is written
-once, in plain Unicode (`−0.4`, `τ_max`); each format escapes it.
+In: `stepsal.ablation.results` and `stepsal.ablation.effects`. Out: `Table`s of plain text cells, and their source. A cell is
+written once, in plain Unicode (`−0.4`, `τ_max`); each format escapes it.
 """
 
 import math

@@ -1,8 +1,8 @@
 """Self-consistency: what the baseline gains when several of its samples vote, the alternative to any setting.
 
-In: `stepsal.ablation.results.Results` with samples. Out: the accuracy by number of votes. An answer that was cut off, or is empty,
-has no vote; of equally many votes, the answer that was given first wins. The accuracy with k votes is the mean over all ordered
-choices of k of the samples, counted, not drawn:
+In: `stepsal.ablation.results.Results` with samples. Out: the accuracy by number of votes. An answer that was cut off, or is
+empty, has no vote; of equally many votes, the answer that was given first wins. The accuracy with k votes is the mean over
+all ordered choices of k of the samples, counted, not drawn:
 
     P(right wins) = sum_i C(c, i) sum_t W(i, t) / ((t + 1) C(m, k))
 

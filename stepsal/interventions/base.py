@@ -156,8 +156,8 @@ class Intervention:
             or not set(name.lower()) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_")
         ):
             raise InputError(
-                f"the intervention {cls.__name__} has name={name!r}: give it a name of its own, of letters, digits, - and _, such as "
-                "name: ClassVar[str] = 'recall'"
+                f"the intervention {cls.__name__} has name={name!r}: give it a name of its own, of letters, digits, - and _, "
+                "such as name: ClassVar[str] = 'recall'"
             )
         if not isinstance(label, str) or not label:
             raise InputError(
@@ -171,13 +171,15 @@ class Intervention:
         INTERVENTIONS[name] = cls
 
     def __post_init__(self) -> None:
-        """Make layers and heads tuples of Python's integers. Override it to check other fields, and call `super().__post_init__()`."""
+        """Make layers and heads tuples of Python's integers. Override it to check other fields, and call
+        `super().__post_init__()`.
+        """
         own: Any = self
         known = {each.name for each in fields(own)} if is_dataclass(own) else set[str]()
         if not {"layers", "heads"} <= known:
             raise InputError(
-                f"{type(self).__name__} has the fields {sorted(known)}: an intervention is a frozen dataclass with the fields `layers` and "
-                "`heads`, such as layers: LayerSpec = 'all' and heads: HeadSpec = None"
+                f"{type(self).__name__} has the fields {sorted(known)}: an intervention is a frozen dataclass with the fields "
+                "`layers` and `heads`, such as layers: LayerSpec = 'all' and heads: HeadSpec = None"
             )
         object.__setattr__(self, "layers", freeze_layers(self.layers))
         object.__setattr__(self, "heads", freeze_heads(self.heads))
@@ -192,7 +194,9 @@ class Intervention:
     def edit_head_outputs(
         self, outputs: Float[Tensor, "batch pos head d_head"], at: LayerPass
     ) -> HeadOutputEdit | Tensor | None:
-        """The head outputs, before the output projection, as they are to be; None leaves them alone. `at.values` are the values."""
+        """The head outputs, before the output projection, as they are to be; None leaves them alone. `at.values` are the
+        values.
+        """
         raise NotImplementedError
 
     def idle_reason(self) -> str:
@@ -246,8 +250,8 @@ def from_record(record: Mapping[str, Any]) -> Intervention:
     found = next((each for each in INTERVENTIONS.values() if each.__name__ == kind), None)
     if found is None:
         raise InputError(
-            f"the intervention {kind!r} is not defined here: import the module that defines it, or name that module with --plugin. "
-            f"Defined are {', '.join(each.__name__ for each in INTERVENTIONS.values())}."
+            f"the intervention {kind!r} is not defined here: import the module that defines it, or name that module with "
+            f"--plugin. Defined are {', '.join(each.__name__ for each in INTERVENTIONS.values())}."
         )
     if (heads := values.get("heads")) and isinstance(heads[0], list | tuple):
         values["heads"] = {layer: tuple(those) for layer, those in heads}
@@ -263,8 +267,8 @@ def as_interventions(given: Any) -> tuple[Intervention, ...]:
     for each in several:
         if not isinstance(each, Intervention):
             raise InputError(
-                f"{each!r} is no intervention: expected OddsEqualBridge, StepMomentum, one of their controls, or a class of your own that "
-                "derives from stepsal.Intervention"
+                f"{each!r} is no intervention: expected OddsEqualBridge, StepMomentum, one of their controls, or a class of your "
+                "own that derives from stepsal.Intervention"
             )
     return several
 

@@ -7,8 +7,8 @@ For a query in the current group `S` with bridge group `B` and the rest `O`, whi
 2. cap = (1 - p_O) * r  (`feasible="share"`; it leaves `S` its count share) or 1 - p_O - 1e-6  (`"clamp"`, the official code)
 3. where 0 < p_B < min(tau_B, cap) and p_S > 0: scale `B` to that mass and `S` to what is left of 1 - p_O; `O` stays as it is.
 
-The result is the KL-closest row with those group masses. What a row's probabilities lack to 1 (an attention sink) belongs to `O`.
-All of it is differentiable in the pattern. Source: method.md section 5; the paper's equations 5 to 8.
+The result is the KL-closest row with those group masses. What a row's probabilities lack to 1 (an attention sink) belongs to
+`O`. All of it is differentiable in the pattern. Source: method.md section 5; the paper's equations 5 to 8.
 """
 
 from dataclasses import dataclass
@@ -94,7 +94,9 @@ class OddsEqualBridge(Intervention):
         return "no row had both groups and less bridge mass than its target"
 
     def _groups(self, at: LayerPass, device: torch.device) -> "Groups":
-        """The groups of this pass's queries: found once for all layers of a kind, from those of the pass before where that can be."""
+        """The groups of this pass's queries: found once for all layers of a kind, from those of the pass before where that
+        can be.
+        """
         name = ("bridge", at.kind, device, self._group_options())
         if name not in at.shared:
             text, series = at.text, at.shared_before.get(name)

@@ -1,7 +1,8 @@
 """Which heads of which layers: from what a user writes to the one canonical form, a mapping from layers to heads.
 
-In: `layers` and `heads` of an intervention, as a user or a file gives them. Out: `resolve_heads`, layer -> its heads, all indices
-spelled out. An intervention keeps what it was given as tuples (`freeze_layers`, `freeze_heads`), so that it can be compared and hashed.
+In: `layers` and `heads` of an intervention, as a user or a file gives them. Out: `resolve_heads`, layer -> its heads, all
+indices spelled out. An intervention keeps what it was given as tuples (`freeze_layers`, `freeze_heads`), so that it can be
+compared and hashed.
 """
 
 import operator
@@ -16,8 +17,8 @@ HeadsByLayer = dict[int, tuple[int, ...]]
 
 FrozenHeads = tuple[tuple[int, tuple[int, ...]], ...]
 HeadSpec = None | Sequence[int] | Mapping[int, Sequence[int]] | FrozenHeads
-"""None selects all heads. A sequence selects the same heads in every chosen layer. A mapping selects heads layer by layer; chosen
-layers that it does not mention keep all their heads."""
+"""None selects all heads. A sequence selects the same heads in every chosen layer. A mapping selects heads layer by layer;
+chosen layers that it does not mention keep all their heads."""
 
 
 def resolve_heads(layers: LayerSpec, heads: HeadSpec, n_layers: int, n_heads: int) -> HeadsByLayer:
@@ -38,8 +39,8 @@ def resolve_heads(layers: LayerSpec, heads: HeadSpec, n_layers: int, n_heads: in
         (layer,) = resolve_layers(written, n_layers)
         if layer not in chosen or layer in named:
             raise InputError(
-                f"heads={dict(frozen)} names layer {written}, but the chosen layers are {list(chosen_layers)}: name only those, "
-                "each once"
+                f"heads={dict(frozen)} names layer {written}, but the chosen layers are {list(chosen_layers)}: name only "
+                "those, each once"
             )
         named.add(layer)
         chosen[layer] = _indices_of(those, n_heads)
@@ -59,7 +60,9 @@ def named_heads(layers: Sequence[int], heads: HeadSpec) -> dict[int, tuple[int, 
 
 
 def freeze_layers(layers: Any) -> LayerSpec:
-    """The same choice of layers, a sequence of them as a tuple of Python's integers. Raises `InputError` for no choice of layers."""
+    """The same choice of layers, a sequence of them as a tuple of Python's integers. Raises `InputError` for no choice of
+    layers.
+    """
     if isinstance(layers, str):
         band(layers, 1)
         return layers

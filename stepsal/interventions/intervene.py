@@ -4,9 +4,9 @@ In: a model and interventions (`stepsal.interventions.base`). Out: the same mode
 report.
 
 1. A hook in front of the embedding keeps the token ids of the forward pass.
-2. The attention scores of the lowest chosen layer say how many keys there are and what is padding: `stepsal.interventions.text_state` then
-   knows the segment and step of every token. The scores of one bridged layer of each kind of attention say which keys each
-   query can see: causal, no padding, inside the window.
+2. The attention scores of the lowest chosen layer say how many keys there are and what is padding:
+   `stepsal.interventions.text_state` then knows the segment and step of every token. The scores of one bridged layer of each
+   kind of attention say which keys each query can see: causal, no padding, inside the window.
 3. Bridges edit the pattern; momentum reads the values and edits the head outputs (`stepsal.interventions.momentum`).
 4. After the highest chosen layer: forget what belongs to this pass.
 

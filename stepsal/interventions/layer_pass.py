@@ -1,7 +1,7 @@
 """What an intervention is shown of one layer in the forward pass that is running.
 
-`stepsal.interventions.intervene` makes one `LayerPass` for each intervention in each of its layers and keeps it for as long as the
-context lasts; its properties speak of the pass that is running.
+`stepsal.interventions.intervene` makes one `LayerPass` for each intervention in each of its layers and keeps it for as long
+as the context lasts; its properties speak of the pass that is running.
 """
 
 from collections.abc import Callable
@@ -23,8 +23,8 @@ class RunningPass:
         text: the segments and steps of all tokens so far; None before they are known.
         visible: for each kind of attention, which keys each query can see.
         values: the values of the layer that is running.
-        shared: what interventions share between layers in this pass, under keys of their own; `shared_before` is that of the pass
-            before, so that decoding can go on from there.
+        shared: what interventions share between layers in this pass, under keys of their own; `shared_before` is that of the
+            pass before, so that decoding can go on from there.
     """
 
     def __init__(self, refuse: Callable[[str], Exception]) -> None:

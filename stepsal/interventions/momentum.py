@@ -13,7 +13,8 @@ In one layer:
 3. A step of `into` that follows a thinking step receives `alpha` times its momentum, in the chosen heads: the closed step's
    mean. Controls replace it (`stepsal.interventions.random_momentum`, `stepsal.interventions.noise_momentum`).
 
-The values take part in no gradient: see `stepsal.interventions.intervene`. Source: method.md section 5; the paper's section 4.2.
+The values take part in no gradient: see `stepsal.interventions.intervene`. Source: method.md section 5; the paper's section
+4.2.
 """
 
 import math
@@ -123,7 +124,9 @@ class StepMomentum(Intervention):
 
 
 class ClosedSteps:
-    """What one `StepMomentum` remembers of a layer's values in the current sequences: the carry, and for a control all means."""
+    """What one `StepMomentum` remembers of a layer's values in the current sequences: the carry, and for a control all
+    means.
+    """
 
     def __init__(self) -> None:
         self._carry: Tensor | None = None  # batch carried kv_head d_head
@@ -188,8 +191,8 @@ class ClosedSteps:
 class ValueWeights:
     """What becomes of `columns`, the carried values followed by those of this pass: linear maps of them.
 
-    weights: the first `carried` results are the next carry: the open step's sum (no window) or its last values. The others are the
-    means of the steps that this pass closes, `event` counting within each row.
+    weights: the first `carried` results are the next carry: the open step's sum (no window) or its last values. The others
+    are the means of the steps that this pass closes, `event` counting within each row.
     """
 
     weights: Float[Tensor, "batch result column"]
@@ -241,8 +244,8 @@ def _value_weights(text: PassState, window: int | None) -> ValueWeights:
 def open_steps(
     text: PassState, window: int | None, shared: dict[object, object]
 ) -> tuple[Float[Tensor, "batch 1 1 1"], Float[Tensor, "batch 1 1 1"]]:
-    """In a pass of one token a row: how many of its values the carry of each row's open step holds (at least 1), and 1 where the
-    step goes on, 0 where it is closed."""
+    """In a pass of one token a row: how many of its values the carry of each row's open step holds (at least 1), and 1 where
+    the step goes on, 0 where it is closed."""
     name = ("open steps", window)
     if name not in shared:
         closed = text.closings()

@@ -18,7 +18,8 @@ from stepsal.interventions.layer_pass import LayerPass
 class RandomBridge(OddsEqualBridge):
     """Negative control of `OddsEqualBridge`: the same, but the bridge is as many random earlier tokens of `B` and `S`.
 
-    Which tokens these are depends on `seed` and the tokens' positions only, so they are the same in every layer, head and batch.
+    Which tokens these are depends on `seed` and the tokens' positions only, so they are the same in every layer, head and
+    batch.
 
     >>> RandomBridge(seed=1).tau_max
     0.15

@@ -1,7 +1,7 @@
 """What one intervention did in one layer: counts and means, kept on the device until somebody asks.
 
-In: what each forward pass did (`PatternEdit`, `HeadOutputEdit`). Out: the numbers of a row of `live.report()`. Decoding steps are
-put together and summed up every 64th time: summing each by itself would cost a good part of the intervention.
+In: what each forward pass did (`PatternEdit`, `HeadOutputEdit`). Out: the numbers of a row of `live.report()`. Decoding steps
+are put together and summed up every 64th time: summing each by itself would cost a good part of the intervention.
 """
 
 from collections.abc import Mapping
@@ -24,8 +24,8 @@ def report_columns() -> list[str]:
 class Activity:
     """Opportunities, activations and means of an intervention in a layer.
 
-    Rows of attention and head outputs are counted alike: a measure of rows is a mean over the opportunities, one of head outputs a
-    mean over the activations.
+    Rows of attention and head outputs are counted alike: a measure of rows is a mean over the opportunities, one of head
+    outputs a mean over the activations.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,6 @@
-"""Pictures of a sweep: effects of settings, heads, strengths, compute, chain lengths. The numbers: `stepsal.ablation.effects`."""
+"""Pictures of a sweep: effects of settings, heads, strengths, compute, chain lengths. The numbers:
+`stepsal.ablation.effects`.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any

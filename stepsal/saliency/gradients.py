@@ -1,7 +1,7 @@
 """Hooks that read attention patterns and the gradients that reach them, for one forward and one backward pass.
 
-In: a model, which layers, and what to do with each block of influence. Out: calls of `receive`. `stepsal.saliency.influence` says what
-is computed and why it is exact; `cut` is its steps 1 and 2.
+In: a model, which layers, and what to do with each block of influence. Out: calls of `receive`. `stepsal.saliency.influence`
+says what is computed and why it is exact; `cut` is its steps 1 and 2.
 """
 
 from collections.abc import Callable

@@ -15,8 +15,8 @@ Every row `t` has its own loss, so the definition asks for one backward pass per
 4. Since past keys and values are detached anyway, the trace runs through the model in chunks of queries over a growing
    key-value cache, forward and backward per chunk. Memory grows with `chunk * T`, not with `T^2 * layers * heads`.
 
-Steps 1 and 2 and the hooks of step 3 are in `stepsal.saliency.gradients`. The last token has no target and nothing else reads it, so
-it never enters the model. Source: method.md section 2.
+Steps 1 and 2 and the hooks of step 3 are in `stepsal.saliency.gradients`. The last token has no target and nothing else reads
+it, so it never enters the model. Source: method.md section 2.
 """
 
 import time

@@ -1,7 +1,8 @@
 """What a sweep is to do, read from a TOML file or a dictionary and checked: `docs/sweeps.md` explains every key.
 
-In: `[model]`, `[problems]`, `[decoding]`, `[grid]` and `[[settings]]`, each with defaults. Out: frozen objects. All that is wrong is
-said at once: a key that is not known with the nearest one, a value of the wrong type or out of range with what was expected.
+In: `[model]`, `[problems]`, `[decoding]`, `[grid]` and `[[settings]]`, each with defaults. Out: frozen objects. All that is
+wrong is said at once: a key that is not known with the nearest one, a value of the wrong type or out of range with what was
+expected.
 
 Which keys `[grid]` knows depends on which interventions are defined: each of their options is one.
 """

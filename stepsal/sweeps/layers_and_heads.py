@@ -1,7 +1,7 @@
 """Which layers and heads a sweep's names stand for: `each`, `windows:3`, `chosen`, `top-4:lock_in`, ...
 
-In: a name, an index or several; the interventions that it is for; the model's size. Out: every choice that it stands for: layers
-for each intervention, then heads of each layer for each intervention.
+In: a name, an index or several; the interventions that it is for; the model's size. Out: every choice that it stands for:
+layers for each intervention, then heads of each layer for each intervention.
 """
 
 import re
@@ -92,8 +92,8 @@ def head_choices(
     if spec == "each":
         if len(set(layers)) > 1:
             raise InputError(
-                f"heads='each' of two interventions in other layers ({' and '.join(str(list(each)) for each in layers)}) would be all "
-                "pairs: give one intervention, the same layers for both, or lists of heads"
+                f"heads='each' of two interventions in other layers ({' and '.join(str(list(each)) for each in layers)}) would "
+                "be all pairs: give one intervention, the same layers for both, or lists of heads"
             )
         alone: list[HeadsByLayer] = [{layer: (head,)} for layer in layers[0] for head in range(size.heads)]
         return [(each,) * len(layers) for each in alone]

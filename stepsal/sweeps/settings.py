@@ -1,8 +1,8 @@
 """A setting of a sweep: the interventions that act, with every layer and head spelled out.
 
 From a configuration (`stepsal.sweeps.grid`) to the columns of a row (`Setting.columns`), and back from a row to the setting
-(`Setting.from_row`). What configurations call a combination of interventions is its *kind*: the names of the interventions joined by
-`+`, or a name of its own (`none`, `both`, `both-controls`).
+(`Setting.from_row`). What configurations call a combination of interventions is its *kind*: the names of the interventions
+joined by `+`, or a name of its own (`none`, `both`, `both-controls`).
 """
 
 import difflib
@@ -151,7 +151,8 @@ def kind_classes(name: str) -> Kind:
             near = difflib.get_close_matches(single, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise InputError(
-                f"the intervention {single!r} is unknown: expected one of {', '.join(map(repr, known))}, or several joined by '+'.{hint}"
+                f"the intervention {single!r} is unknown: expected one of {', '.join(map(repr, known))}, or several joined by "
+                f"'+'.{hint}"
             )
         found.append(INTERVENTIONS[single])
     return tuple(found)
