@@ -53,7 +53,9 @@ def _load(name: str, point: EntryPoint | None = None) -> None:
         else:
             point.load()
     except Exception as error:  # whatever a user's module may raise
-        raise InputError(f"plugin {name!r} cannot be imported: {type(error).__name__}: {error}. {_fix(name, point, error)}") from error
+        raise InputError(
+            f"plugin {name!r} cannot be imported: {type(error).__name__}: {error}. {_fix(name, point, error)}"
+        ) from error
     _loaded[name] = None
 
 

@@ -236,7 +236,9 @@ def _judge(
         values = by_layer.mean(1)
         source = f"{len(values)} reference traces"
     if len(values) < SMALLEST_REFERENCE:
-        return verdict(None, (), value, nan, f"the reference has {len(values)} values, of at least {SMALLEST_REFERENCE}")
+        return verdict(
+            None, (), value, nan, f"the reference has {len(values)} values, of at least {SMALLEST_REFERENCE}"
+        )
     threshold, thresholds = float(_quantile(values, high)), _quantile(by_layer, high)
     source = f"{QUANTILE if high else 1 - QUANTILE:.0%} quantile of {source}"
     if high:
@@ -276,8 +278,8 @@ def write_diagnoses(path: str | Path, diagnoses: Sequence[Diagnosis]) -> None:
             ],
         }
         lines.append(json.dumps(line, ensure_ascii=False))
-    with atomic_path(path) as part:
-        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def summarise(diagnoses: Sequence[Diagnosis]) -> str:

@@ -100,7 +100,9 @@ def metric(*, label: str, reference: float | None = None) -> Callable[[_Function
                 "defined with `def`."
             )
         if name in (*DECAYS, *_OTHER_COLUMNS):
-            raise InputError(f"a metric cannot be named {name!r}: tables have a column of that name already. Rename it.")
+            raise InputError(
+                f"a metric cannot be named {name!r}: tables have a column of that name already. Rename it."
+            )
         known = METRICS.get(name)
         if known is not None and _origin(known.function) != _origin(function):
             raise InputError(

@@ -8,7 +8,8 @@ from helpers import random_map
 
 from stepsal import Comparison, FileError, InputError
 from stepsal.cli import main
-from stepsal.figures.maps import FIGURES, save_example, save_figure
+from stepsal.figures.maps import MAP_FIGURES, save_example
+from stepsal.figures.save import FIGURES, save_figure
 from stepsal.saliency.folder import group_maps, load_step_maps, map_path
 
 
@@ -65,7 +66,7 @@ def test_diagnose_can_judge_against_another_folders_correct_traces(folder, tmp_p
     assert f"there are no step maps in {tmp_path / 'maps'}" in err
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", MAP_FIGURES)
 def test_every_figure_is_drawn_one_column_wide_with_its_caption_and_command(folder, tmp_path, run, name):
     from PIL import Image
 
@@ -76,7 +77,7 @@ def test_every_figure_is_drawn_one_column_wide_with_its_caption_and_command(fold
     assert [line.rsplit(".", 1)[1] for line in out.splitlines()] == ["png", "pdf", "md"]
     with Image.open(tmp_path / f"{name}.png") as image:
         assert image.width <= 3.65 * 200
-    assert FIGURES[name].caption in (tmp_path / f"{name}.md").read_text()
+    assert FIGURES[name](folder, None).caption in (tmp_path / f"{name}.md").read_text()
     assert f"Made by `stepsal figure {name} {folder}" in (tmp_path / f"{name}.md").read_text()
 
 
