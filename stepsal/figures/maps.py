@@ -40,9 +40,9 @@ def tokens(folder: Path) -> tuple[Figure, str]:
     plot.token_map(influence, stepmap.steps, colorbar=False, ax=left)
     plot.step_map(stepmap, colorbar=False, ax=right)
     return figure, (
-        "Token-level influence of one trace (left; a line at each step's end) and the step map that pools it (right), question "
-        "(Q), thinking (T), summary (S): mean over layers and heads, logarithmic colour, each on a scale of three decades at "
-        "most."
+        "Token-level influence of one trace (left; a line at each step's end) and the step map that pools it (right), "
+        "question (Q), thinking (T), summary (S): mean over layers and heads, logarithmic colour, each on a scale of three "
+        "decades at most."
     )
 
 
@@ -95,9 +95,9 @@ def profiles(folder: Path) -> tuple[Figure, str]:
     own = [METRICS[metric] for metric in shown[len(_SHOWN) :]]
     dashed = [f" In {each.label}: {each.reference:g}." for each in own if each.reference is not None]
     return figure, (
-        f"{'Four' if len(shown) == 4 else len(shown)} metrics by depth, over correct and over wrong traces: mean over heads and "
-        "traces, and its 95 % interval over traces (normal). Dashed: lock-in of 1/2, where a pair of tokens in the current step "
-        f"weighs what an earlier pair does.{''.join(dashed)}"
+        f"{'Four' if len(shown) == 4 else len(shown)} metrics by depth, over correct and over wrong traces: mean over heads "
+        "and traces, and its 95 % interval over traces (normal). Dashed: lock-in of 1/2, where a pair of tokens in the current "
+        f"step weighs what an earlier pair does.{''.join(dashed)}"
     )
 
 

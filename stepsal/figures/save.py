@@ -1,7 +1,7 @@
 """Every figure by name, drawn from a folder of results and written with its caption.
 
-In: a name in `FIGURES`, and the folder that the figure is of. Out: files. `stepsal.figures.maps` draws the figures of step maps,
-`stepsal.figures.sweeps` the figures and tables of sweeps.
+In: a name in `FIGURES`, and the folder that the figure is of. Out: files. `stepsal.figures.maps` draws the figures of step
+maps, `stepsal.figures.sweeps` the figures and tables of sweeps.
 """
 
 from collections.abc import Callable
@@ -67,7 +67,9 @@ def save_figure(
         if made.figure is not None:
             for suffix in ("png", "pdf"):
                 paths.append(out.with_suffix(f".{suffix}"))
-                metadata: Any = {"CreationDate": None} if suffix == "pdf" else None  # the same results give the same file
+                metadata: Any = (
+                    {"CreationDate": None} if suffix == "pdf" else None
+                )  # the same results give the same file
                 with atomic_path(paths[-1]) as temporary:
                     made.figure.savefig(temporary, format=suffix, metadata=metadata)
     folders = f"{folder} {second}" if second else f"{folder}"

@@ -1,7 +1,7 @@
 """The tables and figures of a sweep, and step maps before and after: what `stepsal figure NAME DIR` makes of a sweep's folder.
 
-In: the folder of a sweep that is finished (`results.parquet`). Out: `FigureOrTables`, a figure or tables with their caption. No model is
-loaded. A sweep that lacks the settings a figure is of is refused, with what to put into its configuration.
+In: the folder of a sweep that is finished (`results.parquet`). Out: `FigureOrTables`, a figure or tables with their caption.
+No model is loaded. A sweep that lacks the settings a figure is of is refused, with what to put into its configuration.
 """
 
 from collections.abc import Callable, Sequence

@@ -81,6 +81,46 @@ def test_every_figure_is_drawn_one_column_wide_with_its_caption_and_command(fold
     assert f"Made by `stepsal figure {name} {folder}" in (tmp_path / f"{name}.md").read_text()
 
 
+def test_figures_of_metrics_have_a_panel_more_for_ones_own_metric(tmp_path, run, own_metric):
+    folder = make_folder(tmp_path, traces=12)
+    run("compare", folder, "--resamples", 99)
+    for name in ("profiles", "forest"):
+        drawn = FIGURES[name](folder, None)
+        *others, last = drawn.figure.axes
+        assert len(others) == 4
+        assert "largest share" in (last.get_title("left"), last.get_ylabel())
+        lowest = [ax.get_xlabel() for ax in drawn.figure.axes]
+        assert lowest == ["", "", "", *["layer" if name == "profiles" else "AUC"] * 2]
+        # nothing is below the fourth panel, so it has the numbers of its axis
+        shown = [ax.xaxis.get_tick_params()["labelbottom"] for ax in drawn.figure.axes]
+        assert shown == [False, False, False, True, True]
+        assert save_figure(name, folder, tmp_path / name)
+    caption = FIGURES["profiles"](folder, None).caption
+    assert caption.startswith("5 metrics by depth")
+    assert caption.endswith(" In largest share: 0.25.")
+
+
+def test_a_forest_plot_of_an_older_comparison_leaves_ones_own_metric_out(tmp_path, run, request):
+    folder = make_folder(tmp_path, traces=12)
+    run("compare", folder, "--resamples", 99)
+    request.getfixturevalue("own_metric")
+    assert len(FIGURES["forest"](folder, None).figure.axes) == 4
+
+
+def test_diagnose_and_report_show_ones_own_metric(folder, tmp_path, run, own_metric):
+    status, out, _ = run("diagnose", folder)
+    assert status == 0
+    assert "| last 3 steps' part | largest share |" in out
+    assert f'"{own_metric}": ' in (folder / "diagnosis.jsonl").read_text()
+    assert run("report", folder, "--out", tmp_path / "r.html", "--traces", "t-1")[0] == 0
+    assert '"label":"largest share","line":0.25' in (tmp_path / "r.html").read_text("utf-8")
+
+
+def test_a_second_folder_is_refused_for_a_figure_that_takes_one(folder, tmp_path):
+    with pytest.raises(InputError, match="figure 'heads' takes one folder; given a second one"):
+        save_figure("heads", folder, tmp_path / "x.png", second=folder)
+
+
 def test_the_same_results_give_the_same_file(folder, tmp_path):
     for suffix in ("png", "pdf"):
         files = [save_figure("heads", folder, tmp_path / f"{i}.png")[0].with_suffix(f".{suffix}") for i in range(2)]
