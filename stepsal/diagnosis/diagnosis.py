@@ -1,15 +1,15 @@
 """Step map -> diagnosis: every metric per layer and head, and a verdict on the paper's two failures with its evidence.
 
-1. Each metric of `stepsal.diagnosis.metrics` per layer and head; per layer, the mean over heads; the decays, per trace.
-2. The same for the map as it would be if influence depended on distance alone (`metrics.position_only`), as a control.
-3. Two verdicts, each a comparison of a band's mean with a reference distribution, named in the verdict:
+1. Every metric of `METRICS` per layer and head; per layer, its mean over heads; the decays, one number per trace.
+2. The same metrics of the map as it would be if influence depended on distance alone (`metrics.position_only`), as a control.
+3. Two verdicts. Each compares a band's mean with a quantile of a reference distribution, which the verdict names:
 
        shallow lock-in: mean lock_in of the shallow band             > its 95 % quantile, and > 1/2
        deep decay:      mean thinking_to_summary of the deep band    < its 5 % quantile, and < the middle half's mean
 
-   By default the reference is the trace's own middle half of the layers, a value per head: it says that these layers differ
-   from their neighbours, on this trace. With `reference=` (other traces of the same model, best those known to be right) it
-   is the same band's mean in each of those.
+   By default the reference is the trace's own middle half of the layers, a value per head: the verdict then says that the
+   band's layers differ from their neighbours, on this trace. With `reference=` (other traces of the same model, best traces
+   known to be right) the reference is the same band's mean in each of those traces.
 
 Source: Xu et al. (arXiv 2604.06695), whose diagnosis is by eye; method.md section 4.
 """
@@ -47,15 +47,16 @@ _SUMMARISED = ("lock_in", "context_share", "question_share", "thinking_to_summar
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a failure shows, and why one says so.
+    """Whether a trace shows one of the paper's two failures, with the evidence.
 
     Attributes:
         failure: `shallow lock-in` or `deep decay`.
-        found: yes or no; None where it cannot be judged, and `reference` says why.
+        found: whether the failure shows; None where that cannot be judged, and `reference` says why.
         layers: the layers of the band that lie beyond the threshold.
-        metric, value: what was judged, averaged over the band and its heads.
-        threshold: the reference distribution's quantile that `value` was held against.
-        reference: that distribution: what it is of, how many values, where from.
+        metric: the name of the metric that was judged.
+        value: that metric, averaged over the band and its heads.
+        threshold: the quantile of the reference distribution with which `value` was compared.
+        reference: what the reference distribution is of, how many values it has, and where they come from.
     """
 
     failure: str
@@ -82,12 +83,12 @@ class Diagnosis:
     """The statistics of one trace's step map, and the verdicts.
 
     Attributes:
-        values: each metric by name, `layer head`; NaN where the trace cannot have it.
-        position_only: each metric's mean over heads if influence depended on distance alone, `layer`.
+        values: the metrics by name, `layer head`; NaN where the trace cannot have a value.
+        position_only: what the metrics' means over heads would be if influence depended on distance alone, by name, `layer`.
         decay: `decay_slope` and `decay_ratio` of the mean over heads.
         layers: the model layer of each index of the `layer` axis.
         verdicts: on Shallow Lock-in and Deep Decay.
-        meta: the step map's, with the numbers of steps.
+        meta: the step map's `meta`, with the numbers of layers of the model, of steps, and of tokens.
     """
 
     values: dict[str, Float[Tensor, "layer head"]]
@@ -102,12 +103,12 @@ class Diagnosis:
 
     @cached_property
     def profile(self) -> dict[str, Float[Tensor, " layer"]]:
-        """The depth profile: each metric's mean over heads, by layer."""
+        """The depth profile: every metric's mean over heads, by layer."""
         return {name: values.nanmean(1) for name, values in self.values.items()}
 
     @property
     def table(self) -> DataFrame:
-        """A row per layer: each metric's mean over heads."""
+        """A row per layer, a column per metric: the mean over heads."""
         import pandas as pd
 
         columns = {name: values.numpy() for name, values in self.profile.items()}
@@ -115,7 +116,7 @@ class Diagnosis:
 
     @property
     def heads(self) -> DataFrame:
-        """A row per layer and head."""
+        """A row per layer and head, a column per metric."""
         import pandas as pd
 
         n = next(iter(self.values.values())).shape[1]
@@ -125,21 +126,22 @@ class Diagnosis:
     def _repr_html_(self) -> str:
         from html import escape
 
-        said = "".join(f"<li>{escape(str(verdict))}</li>" for verdict in self.verdicts)
+        verdicts = "".join(f"<li>{escape(str(verdict))}</li>" for verdict in self.verdicts)
         table = self.table.rename(columns=LABELS).to_html(float_format="{:.3f}".format, na_rep="missing")
-        return f"<b>Diagnosis of {escape(str(self.meta.get('trace') or 'a trace'))}</b><ul>{said}</ul>{table}"
+        return f"<b>Diagnosis of {escape(str(self.meta.get('trace') or 'a trace'))}</b><ul>{verdicts}</ul>{table}"
 
 
 def diagnose(stepmap: StepMap, *, reference: Sequence["StepMap | Diagnosis"] | None = None) -> Diagnosis:
     """Every metric of a step map per layer and head, and the verdicts on Shallow Lock-in and Deep Decay.
 
     Args:
-        stepmap: the map, of a rule without signs.
-        reference: other maps (or diagnoses) of the same model, best of traces known to be right, to judge this one against;
-            by default it is judged against its own middle half of the layers.
+        stepmap: the map, made by a rule without signs.
+        reference: other maps (or diagnoses) of the same model against which this one is judged, best of traces known to be
+            right. None judges the map against its own middle half of the layers.
 
     Raises:
-        InputError: a map with signed influence; a reference of other layers or another rule or objective.
+        InputError: a map with signed influence; a reference of other layers or of another model, rule or objective; a metric
+            of your own that returns something else than floats, `layer head`.
 
     >>> from stepsal import Trace, diagnose, load_model, step_saliency
     >>> model = load_model()
@@ -261,20 +263,20 @@ def write_diagnoses(path: str | Path, diagnoses: Sequence[Diagnosis]) -> None:
         return value if math.isfinite(value) else None
 
     lines = []
-    for each in diagnoses:
+    for diagnosis in diagnoses:
         line = {
-            "trace": each.meta.get("trace"),
-            "correct": each.meta.get("correct"),
-            "steps": each.meta["steps"],
-            "tokens": each.meta["tokens"],
-            **{name: number(value) for name, value in each.decay.items()},
+            "trace": diagnosis.meta.get("trace"),
+            "correct": diagnosis.meta.get("correct"),
+            "steps": diagnosis.meta["steps"],
+            "tokens": diagnosis.meta["tokens"],
+            **{name: number(value) for name, value in diagnosis.decay.items()},
             "verdicts": [
                 asdict(verdict) | {"value": number(verdict.value), "threshold": number(verdict.threshold)}
-                for verdict in each.verdicts
+                for verdict in diagnosis.verdicts
             ],
             "layers": [
-                {"layer": layer} | {name: number(values[i].item()) for name, values in each.profile.items()}
-                for i, layer in enumerate(each.layers)
+                {"layer": layer} | {name: number(values[i].item()) for name, values in diagnosis.profile.items()}
+                for i, layer in enumerate(diagnosis.layers)
             ],
         }
         lines.append(json.dumps(line, ensure_ascii=False))
@@ -283,7 +285,7 @@ def write_diagnoses(path: str | Path, diagnoses: Sequence[Diagnosis]) -> None:
 
 
 def summarise(diagnoses: Sequence[Diagnosis]) -> str:
-    """Markdown: how many traces show each failure, by group, and the metrics by layer."""
+    """Two Markdown tables: how many traces show each failure, by group; and the metrics by layer, means over all traces."""
     import pandas as pd
 
     groups: dict[str, list[Diagnosis]] = {}

@@ -83,7 +83,7 @@ def profiles(folder: Path) -> tuple[Figure, str]:
     """Four metrics, and those of the user's own, by depth, correct against wrong: means and 95 % intervals over traces."""
     groups = _diagnosed(folder)
     shown = shown_metrics(*_SHOWN)
-    figure = new_figure(1.65 * _rows(shown))
+    figure = new_figure(1.65 * _rows(shown) + 0.3 * (len(shown) % 2))  # room for the numbers above an empty place
     panels = _panels(figure, shown)
     for metric, ax in panels.items():
         plot.depth_profile(groups, metric=metric, ax=ax)
