@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from stepsal.figures.maps import save_figure
+from stepsal.figures.save import save_figure
 
 if __name__ == "__main__":
     save_figure("ablation", sys.argv[1], Path(__file__).with_suffix(".md"), command=" ".join(["python", *sys.argv]))

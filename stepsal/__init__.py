@@ -7,7 +7,7 @@ from stepsal._version import __version__ as __version__
 from stepsal.diagnosis.bands import Bands, choose_layers
 from stepsal.diagnosis.comparison import Comparison, compare
 from stepsal.diagnosis.diagnosis import Diagnosis, Verdict, diagnose
-from stepsal.diagnosis.metrics import lock_in, thinking_to_summary
+from stepsal.diagnosis.metrics import lock_in, metric, thinking_to_summary
 from stepsal.errors import FileError, InputError, NumericalError, StepsalError, UnsupportedModelError
 from stepsal.generation.generate import generate
 from stepsal.html_report.report import report
@@ -60,6 +60,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "lock_in",
+    "metric",
     "paired",
     "plot",
     "read_traces",

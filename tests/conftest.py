@@ -67,6 +67,19 @@ def qwen2(tmp_path_factory):
     return load(save_tiny("qwen2", tmp_path_factory.mktemp("tiny")))
 
 
+@pytest.fixture
+def own_metric():
+    """The name of a metric of a user's own, which is known until the test ends."""
+    from stepsal.diagnosis.metrics import METRICS
+
+    @stepsal.metric(label="largest share", reference=0.25)
+    def largest_share(stepmap):
+        return stepmap.share()[:, :, -2].amax(-1)
+
+    yield "largest_share"
+    METRICS.pop("largest_share")
+
+
 @pytest.fixture(scope="session")
 def reasoner():
     """The bundled trained model."""

@@ -145,6 +145,15 @@ def official_metrics(influence, trace):
     }
 
 
+# --- statistics: the closed form -------------------------------------------------------------------------------------
+def wilson_interval(right, n):
+    """Wilson's 95 % score interval of a proportion (1927, equation 5), with z of the normal distribution to all digits."""
+    z = 1.959963984540054
+    centre = (right + z * z / 2) / (n + z * z)
+    margin = z / (n + z * z) * math.sqrt(right * (n - right) / n + z * z / 4)
+    return centre - margin, centre + margin
+
+
 # --- interventions: row by row, over a whole trace whose steps are known -----------------------------------------------
 def bridged_row(row, groups, tau_max, feasible):
     """One attention row; `groups` has "B", "S" or "O" for each key that the query sees, None for the others."""

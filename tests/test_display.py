@@ -1,9 +1,12 @@
 """What objects show of themselves in a notebook; a trace's text is never markup."""
 
+import subprocess
+import sys
+
 import torch
 from helpers import make_map, random_map
 
-from stepsal import Trace, load_tokenizer, plot
+from stepsal import StepMap, Trace, load_tokenizer, plot
 
 EVIL = "<img src=x onerror=alert(1)></script>"
 
@@ -21,6 +24,20 @@ def test_a_step_map_shows_its_picture_or_nothing_where_there_is_none():
     assert random_map("qtts", [3, 3, 3, 3])._repr_png_().startswith(b"\x89PNG")
     assert make_map("qt", [2, 3], torch.zeros(2, 2))._repr_png_() is None
     assert make_map("qt", [2, 3], [[1.0, 0], [-1, 1]])._repr_png_() is None
+
+
+def test_a_step_map_shows_itself_as_text_until_plot_gives_it_a_picture(monkeypatch):
+    from IPython.core.formatters import DisplayFormatter
+
+    stepmap = random_map("qtts", [3, 3, 3, 3])
+    assert set(DisplayFormatter().format(stepmap)[0]) == {"text/plain", "image/png"}
+    monkeypatch.setattr(StepMap, "_repr_png_", None)  # as `stepsal.saliency` defines it
+    assert DisplayFormatter().format(stepmap)[0] == {"text/plain": "StepMap(2 layers, 3 heads, 4 steps)"}
+
+
+def test_importing_stepsal_does_not_import_matplotlib():
+    code = "import sys, stepsal; assert stepsal.StepMap._repr_png_; print('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def test_circuitsvis_gets_steps_as_escaped_text_and_needs_no_network():

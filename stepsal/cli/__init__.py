@@ -323,7 +323,7 @@ def _sweep(given: argparse.Namespace) -> None:
 
 
 def _figure(given: argparse.Namespace) -> None:
-    from stepsal.figures.maps import save_figure
+    from stepsal.figures.save import save_figure
 
     for path in save_figure(given.name, given.folder, given.out, second=given.second):
         print(path)

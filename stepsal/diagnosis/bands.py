@@ -2,19 +2,19 @@
 
 In: a `Comparison`. Out: `Bands`, the layers for the bridge (`shallow`) and for the momentum (`deep`), with the evidence.
 
-1. The bridge is to mend lock-in, the momentum decay. So a layer counts where `lock_in` is higher in wrong traces (the bridge;
-   lower half of the layers), or `thinking_to_summary` is lower in them (the momentum; upper half).
-2. It differs if the 95 % interval of the AUC lies beyond 1/2 on that side, and p, corrected over layers, is below 0.05: in the
-   matched pairs, or in all traces where fewer than 20 pairs have the metric; length may then explain it.
-3. It is beyond distance if, in all traces, the difference's 95 % limit nearer to none is beyond the difference that the same
-   traces would show if influence depended on distance alone (`metrics.position_only`). That is asked only where there are too
-   few pairs: among traces matched in length, reading nearer things is what the two failures are.
-4. Chosen are the layers of that half to which 2 and, where it is asked, 3 apply, and no others: gaps are not filled, neighbours
-   not added.
-5. Where there is none, the part falls back to the paper's quarter (`layers.band`), and a warning says so.
+1. The bridge is to mend lock-in, the momentum decay. So the bridge looks for layers of the lower half in which `lock_in` is
+   higher in wrong traces, the momentum for layers of the upper half in which `thinking_to_summary` is lower in them.
+2. A layer differs if the 95 % interval of the AUC lies beyond 1/2 on that side, and p, corrected over layers, is below 0.05: in
+   the matched pairs, or, where fewer than 20 pairs have the metric, in all traces; length may then explain the difference.
+3. A layer is beyond distance if, in all traces, the limit of the difference's 95 % interval that is nearer to zero lies beyond
+   the difference that the same traces would show if influence depended on distance alone (`metrics.position_only`). That is
+   asked only where there are too few pairs: among traces matched in length, reading nearer things is what the two failures are.
+4. The layers of that half to which rule 2 and, where it is asked, rule 3 apply are chosen, and no others: gaps are not filled,
+   neighbours not added.
+5. Where no layer is chosen, the intervention falls back to the paper's quarter (`layers.band`), and a warning says so.
 
-p is two-sided and over all layers, one direction in half of them is asked for: with healthy traces a part chooses some layer
-once in forty times or less. Being chosen says where correct and wrong traces differ, not that mending it would help.
+p is two-sided and over all layers, but only one direction in half of them counts: with healthy traces an intervention gets some
+layer once in forty times or less. Being chosen says where correct and wrong traces differ, not that mending it would help.
 """
 
 import warnings
@@ -34,7 +34,7 @@ else:  # imported where used: it takes a while
 
 ENOUGH_PAIRS = 20
 LEVEL = 0.05
-_PARTS = {"shallow": ("lock_in", 1), "deep": ("thinking_to_summary", -1)}
+_SOUGHT = {"shallow": ("lock_in", 1), "deep": ("thinking_to_summary", -1)}  # the metric, and its sign in wrong traces
 _KEPT = ["correct", "wrong", "n_correct", "n_wrong", "difference", "low", "high", "auc", "auc_low", "auc_high"]
 
 
@@ -43,13 +43,14 @@ class Bands:
     """Layers for StepFlow: `stepflow(oeb_layers=bands.shallow, smi_layers=bands.deep)`.
 
     Attributes:
-        shallow, deep: the layers for the bridge, for the momentum.
-        fell_back: of these two the names that are the paper's quarter, because no layer qualified.
-        reasons: for each of the two, why these layers.
-        evidence: a row per part and layer. `correct` to `p_corrected` as in `Comparison.table`, of the traces that `traces`
-            names (`matched pairs` or `all`). Of all traces: `all_low`, `all_high` (the difference's limits), and
-            `distance_difference`, `distance_auc` (had distance alone counted). `in_half`, `differs`, `beyond_distance`: steps
-            1 to 3 of the rule; `chosen`: step 4.
+        shallow: the layers for the bridge.
+        deep: the layers for the momentum.
+        fell_back: which of the names `shallow` and `deep` stand for the paper's quarter, because no layer qualified.
+        reasons: for `shallow` and for `deep`, why these layers were taken.
+        evidence: a row per part (`shallow` or `deep`) and layer. The columns `correct` to `p_corrected` are those of
+            `Comparison.table`, of the traces that the column `traces` names (`matched pairs` or `all`). Of all traces come
+            `all_low` and `all_high` (the limits of the difference), and `distance_difference` and `distance_auc` (what they
+            would be if distance alone counted). `in_half`, `differs` and `beyond_distance` are rules 1 to 3, `chosen` rule 4.
     """
 
     shallow: tuple[int, ...]
@@ -59,11 +60,11 @@ class Bands:
     evidence: DataFrame
 
     def __repr__(self) -> str:
-        said = f", fell_back={self.fell_back}" if self.fell_back else ""
-        return f"Bands(shallow={self.shallow}, deep={self.deep}{said})"
+        fell_back = f", fell_back={self.fell_back}" if self.fell_back else ""
+        return f"Bands(shallow={self.shallow}, deep={self.deep}{fell_back})"
 
     def summary(self) -> str:
-        """Markdown: the layers of each part, and why."""
+        """A Markdown list: the layers for the bridge and for the momentum, and why these."""
         return "\n".join(
             f"- {use}: layers {_names(getattr(self, name))}. {self.reasons[name]}"
             for name, use in (("shallow", "odds-equal bridge"), ("deep", "step momentum"))
@@ -71,9 +72,10 @@ class Bands:
 
 
 def choose_layers(comparison: Comparison) -> Bands:
-    """The layers where wrong traces show what StepFlow's two parts mend; the paper's quarter, with a warning, where none does.
+    """The layers where wrong traces show what StepFlow's two interventions mend.
 
-    A comparison of some layers only is judged on those; `reasons` names the missing ones.
+    Where no layer shows it, the paper's quarter is taken, with a warning. A comparison of some of the layers is judged on
+    those; `reasons` names the missing ones.
 
     Raises:
         InputError: the comparison holds no layer of a half, lacks a metric, or does not say how many layers the model has.
@@ -100,20 +102,21 @@ def choose_layers(comparison: Comparison) -> Bands:
     half = max(1, n_layers // 2)
     halves = {"shallow": range(half), "deep": range(n_layers - half, n_layers)}
     chosen, reasons, tables = {}, {}, {}
-    for name, (metric, sign) in _PARTS.items():
+    for name, (metric, sign) in _SOUGHT.items():
         tables[name] = _evidence(comparison, metric, sign, halves[name])
         chosen[name] = tuple(int(layer) for layer in tables[name].loc[tables[name]["chosen"], "layer"])
         reasons[name] = _reason(tables[name], metric, sign, halves[name])
-    fell_back = tuple(name for name in _PARTS if not chosen[name])
+    fell_back = tuple(name for name in _SOUGHT if not chosen[name])
     if fell_back:
-        said = " ".join(f"{name} {list(band(name, n_layers))}: {reasons[name]}" for name in fell_back)
-        warnings.warn(f"choose_layers falls back to the paper's quarter of the layers. {said}", stacklevel=2)
-    layers = {name: chosen[name] or band(name, n_layers) for name in _PARTS}
+        why = " ".join(f"{name} {list(band(name, n_layers))}: {reasons[name]}" for name in fell_back)
+        warnings.warn(f"choose_layers falls back to the paper's quarter of the layers. {why}", stacklevel=2)
+    layers = {name: chosen[name] or band(name, n_layers) for name in _SOUGHT}
     evidence = pd.concat([table.assign(part=name) for name, table in tables.items()], ignore_index=True)
     return Bands(layers["shallow"], layers["deep"], fell_back, reasons, evidence)
 
 
 def _evidence(comparison: Comparison, metric: str, sign: int, half: range) -> DataFrame:
+    """The rows of `Bands.evidence` for one metric, sought with a sign in one half of the layers."""
     everyone, matched, alone = (
         table[table["metric"] == metric].set_index("layer") if len(table) else table
         for table in (comparison.table, comparison.matched, comparison.position_only)
@@ -125,49 +128,50 @@ def _evidence(comparison: Comparison, metric: str, sign: int, half: range) -> Da
         )
     enough = len(matched) and min(matched["n_correct"].min(), matched["n_wrong"].min()) >= ENOUGH_PAIRS
     tested = matched if enough else everyone
-    found = tested[[*_KEPT, "p_corrected"]].copy()
-    found["all_low"], found["all_high"] = everyone["low"], everyone["high"]
-    found["distance_difference"], found["distance_auc"] = alone["difference"], alone["auc"]
+    evidence = tested[[*_KEPT, "p_corrected"]].copy()
+    evidence["all_low"], evidence["all_high"] = everyone["low"], everyone["high"]
+    evidence["distance_difference"], evidence["distance_auc"] = alone["difference"], alone["auc"]
     nearer = {1: ("auc_low", "all_low"), -1: ("auc_high", "all_high")}[sign]
-    found["in_half"] = found.index.isin(half)
-    found["differs"] = (sign * (found[nearer[0]] - 0.5) > 0) & (found["p_corrected"] < LEVEL)
-    found["beyond_distance"] = sign * (found[nearer[1]] - found["distance_difference"]) > 0
-    found["chosen"] = found["in_half"] & found["differs"] & (found["beyond_distance"] | bool(enough))
-    found.insert(0, "metric", metric)
-    found.insert(1, "traces", "matched pairs" if enough else "all")
-    return found.reset_index()
+    evidence["in_half"] = evidence.index.isin(half)
+    evidence["differs"] = (sign * (evidence[nearer[0]] - 0.5) > 0) & (evidence["p_corrected"] < LEVEL)
+    evidence["beyond_distance"] = sign * (evidence[nearer[1]] - evidence["distance_difference"]) > 0
+    evidence["chosen"] = evidence["in_half"] & evidence["differs"] & (evidence["beyond_distance"] | bool(enough))
+    evidence.insert(0, "metric", metric)
+    evidence.insert(1, "traces", "matched pairs" if enough else "all")
+    return evidence.reset_index()
 
 
-def _reason(found: DataFrame, metric: str, sign: int, half: range) -> str:
-    if found["auc"].isna().all():
+def _reason(evidence: DataFrame, metric: str, sign: int, half: range) -> str:
+    """Why these layers were chosen, or why none was, in a sentence."""
+    if evidence["auc"].isna().all():
         return f"No trace, or too few, have a {LABELS[metric]}."
 
     def layers(mask: Any) -> str:
-        return _names(found.loc[mask, "layer"].tolist())
+        return _names(evidence.loc[mask, "layer"].tolist())
 
-    said = f"{LABELS[metric]} {'higher' if sign > 0 else 'lower'} in wrong traces"
-    where = layers(found["chosen"])
+    pattern = f"{LABELS[metric]} {'higher' if sign > 0 else 'lower'} in wrong traces"
+    where = layers(evidence["chosen"])
     source = f"all traces: fewer than {ENOUGH_PAIRS} matched pairs, so length may explain it"
-    if found["traces"].iloc[0] != "all":
-        source = f"{int(found['n_wrong'].min())} matched pairs"
-    told = [
-        f"{said} in layers {where} of {half[0]} to {half[-1]} ({source})"
+    if evidence["traces"].iloc[0] != "all":
+        source = f"{int(evidence['n_wrong'].min())} matched pairs"
+    clauses = [
+        f"{pattern} in layers {where} of {half[0]} to {half[-1]} ({source})"
         if where
-        else f"no layer of {half[0]} to {half[-1]} qualifies by {said} ({source})"
+        else f"no layer of {half[0]} to {half[-1]} qualifies by {pattern} ({source})"
     ]
-    opposite = (found["auc_high"] < 0.5) if sign > 0 else (found["auc_low"] > 0.5)
+    opposite = (evidence["auc_high"] < 0.5) if sign > 0 else (evidence["auc_low"] > 0.5)
     for mask, text in (
         (
-            found["in_half"] & found["differs"] & ~found["beyond_distance"],
+            evidence["in_half"] & evidence["differs"] & ~evidence["beyond_distance"],
             "reading by distance alone would show it too in {}",
         ),
-        (~found["in_half"] & found["differs"] & found["beyond_distance"], "the same in {}, in the other half"),
-        (found["in_half"] & opposite & (found["p_corrected"] < LEVEL), "the opposite in {}"),
+        (~evidence["in_half"] & evidence["differs"] & evidence["beyond_distance"], "the same in {}, in the other half"),
+        (evidence["in_half"] & opposite & (evidence["p_corrected"] < LEVEL), "the opposite in {}"),
     ):
-        told += [text.format(layers(mask))] if mask.any() else []
-    if missing := sorted(set(half) - set(found["layer"])):
-        told.append(f"not compared: {_names(missing)}")
-    text = "; ".join(told) + "."
+        clauses += [text.format(layers(mask))] if mask.any() else []
+    if missing := sorted(set(half) - set(evidence["layer"])):
+        clauses.append(f"not compared: {_names(missing)}")
+    text = "; ".join(clauses) + "."
     return text[0].upper() + text[1:]
 
 

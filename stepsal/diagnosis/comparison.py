@@ -22,9 +22,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from stepsal._version import __version__
 from stepsal.diagnosis.diagnosis import Diagnosis, check_alike, diagnose
 from stepsal.diagnosis.metrics import LABELS
 from stepsal.errors import FileError, InputError
+from stepsal.files import atomic_path
+from stepsal.markdown import markdown_table
 from stepsal.saliency.stepmap import StepMap
 from stepsal.statistics.resampling import Columns, statistics
 
@@ -43,13 +46,15 @@ class Comparison:
     """Two groups of traces, compared.
 
     Attributes:
-        table: a row per metric and layer (no layer for what a trace has one of): `correct`, `wrong` (means),
-            `n_correct`, `n_wrong`, `difference` with `low` and `high` (95 %), `cliffs_delta`, `auc` with `auc_low` and
-            `auc_high`, `p`, `p_corrected`.
-        matched: the same for the traces of `pairs`. Empty where fewer than two could be paired.
-        position_only: the same, had influence depended on distance alone; the decays and lengths are not in it.
-        pairs: indices (correct, wrong) of the matched traces.
-        meta: the numbers of traces, resamples, the seed, the versions, and what the maps have in common.
+        table: a row per metric and layer; the decays and lengths, of which a trace has one each, have no layer. Columns:
+            `correct`, `wrong` (the groups' means), `n_correct`, `n_wrong` (how many traces have a value), `difference`
+            (wrong - correct) with its 95 % interval from `low` to `high`, `cliffs_delta`, `auc` with its interval from
+            `auc_low` to `auc_high`, `p`, `p_corrected`.
+        matched: the same table for the traces of `pairs`. Empty where fewer than two pairs could be matched.
+        position_only: the same table for what the metrics would be if influence depended on distance alone; the decays and
+            lengths are not in it.
+        pairs: the indices (correct, wrong) of the matched traces.
+        meta: the numbers of traces and resamples, the seed, the version of stepsal, and what the maps have in common.
     """
 
     table: DataFrame
@@ -64,7 +69,7 @@ class Comparison:
         )
 
     def to_dataframe(self) -> DataFrame:
-        """All three tables in one; the column `control` says which: `none`, `matched` or `position only`."""
+        """All three tables in one; the column `control` says which table a row is of: `none`, `matched` or `position only`."""
         import pandas as pd
 
         parts = {"none": self.table, "matched": self.matched, "position only": self.position_only}
@@ -72,35 +77,33 @@ class Comparison:
         return pd.concat(frames, ignore_index=True)
 
     def summary(self) -> str:
-        """Markdown: of each metric the layer that tells wrong from correct best, with its controls."""
-        heads = ["metric", "layer", "correct", "wrong", "difference (95 %)", "AUC (95 %)", "p, corrected"]
-        heads += ["AUC matched (95 %)", "p, corrected", "AUC, distance alone"]
-        lines = [
-            f"{self.meta['correct']} correct and {self.meta['wrong']} wrong traces; {len(self.pairs)} pairs matched on "
-            f"{self.meta['matched_on']}",
-            "",
-            "| " + " | ".join(heads) + " |",
-            "|---" * len(heads) + "|",
-        ]
+        """A Markdown table: for each metric the layer that tells wrong from correct traces best, with its controls."""
+        header = ["metric", "layer", "correct", "wrong", "difference (95 %)", "AUC (95 %)", "p, corrected"]
+        header += ["AUC matched (95 %)", "p, corrected", "AUC, distance alone"]
         tables = [self._records(name) for name in _TABLES]
+        lines = []
         for metric in dict.fromkeys(name for name, _ in tables[0]):
             rows = {layer: row for (name, layer), row in tables[0].items() if name == metric and row["auc"] is not None}
             if not rows:
                 continue
             layer, best = max(rows.items(), key=lambda item: abs(item[1]["auc"] - 0.5))
             matched, alone = (table.get((metric, layer)) for table in tables[1:])
-            cells = [
-                LABELS.get(metric, metric),
-                "" if layer is None else str(layer),
-                f"{best['correct']:.3f}",
-                f"{best['wrong']:.3f}",
-                f"{best['difference']:+.3f} ({best['low']:+.3f} to {best['high']:+.3f})",
-                *_auc(best),
-                *_auc(matched),
-                _auc(alone)[0].split(" ")[0],
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
-        return "\n".join(lines)
+            lines.append(
+                [
+                    LABELS.get(metric, metric),
+                    "" if layer is None else str(layer),
+                    f"{best['correct']:.3f}",
+                    f"{best['wrong']:.3f}",
+                    f"{best['difference']:+.3f} ({best['low']:+.3f} to {best['high']:+.3f})",
+                    *_auc(best),
+                    *_auc(matched),
+                    _auc(alone)[0].split(" ")[0],
+                ]
+            )
+        return (
+            f"{self.meta['correct']} correct and {self.meta['wrong']} wrong traces; {len(self.pairs)} pairs matched on "
+            f"{self.meta['matched_on']}\n\n{markdown_table(header, lines)}"
+        )
 
     def _records(self, table: str) -> dict[tuple[str, int | None], dict[str, Any]]:
         """The rows of a table by metric and layer, as JSON has them: None where a value is missing."""
@@ -109,14 +112,12 @@ class Comparison:
 
     def save(self, path: str | Path) -> None:
         """Write the comparison as JSON, atomically."""
-        from stepsal.files import atomic_path
-
         tables = {
             name: json.loads(getattr(self, name).to_json(orient="records", double_precision=12)) for name in _TABLES
         }
         text = json.dumps({"format": _FORMAT, "meta": self.meta, "pairs": self.pairs} | tables, indent=1)
-        with atomic_path(path) as part:
-            part.write_text(text + "\n", encoding="utf-8")
+        with atomic_path(path) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "Comparison":
@@ -124,21 +125,21 @@ class Comparison:
         import pandas as pd
 
         try:
-            found = json.loads(Path(path).read_text(encoding="utf-8"))
-            if found["format"] != _FORMAT:
-                raise ValueError(f"its format is {found['format']!r}, expected {_FORMAT!r}")
-            tables = {name: pd.DataFrame(found[name]) for name in _TABLES}
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            if content["format"] != _FORMAT:
+                raise ValueError(f"its format is {content['format']!r}, expected {_FORMAT!r}")
+            tables = {name: pd.DataFrame(content[name]) for name in _TABLES}
             for table in tables.values():
                 for column in table.columns.drop("metric", errors="ignore"):
                     table[column] = table[column].astype("Int64" if column == "layer" else float)
-            return cls(pairs=tuple((i, j) for i, j in found["pairs"]), meta=found["meta"], **tables)
+            return cls(pairs=tuple((i, j) for i, j in content["pairs"]), meta=content["meta"], **tables)
         except FileNotFoundError as error:
             raise FileError(f"there is no comparison at {path}: make it with `stepsal compare`") from error
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise FileError(f"{path} is not a comparison this version can read ({error}). Make it again.") from error
 
     def _repr_html_(self) -> str:
-        shown = self.table.assign(metric=self.table["metric"].map(LABELS).fillna(self.table["metric"]))
+        shown = self.table.assign(metric=[LABELS.get(name, name) for name in self.table["metric"]])
         table = shown.to_html(float_format="{:.3f}".format, na_rep="", index=False, max_rows=60)
         return f"<b>{self.meta['correct']} correct and {self.meta['wrong']} wrong traces</b>{table}"
 
@@ -153,9 +154,9 @@ def compare(
     """Compare the step maps of correct and of wrong traces, per metric and layer, with controls.
 
     Args:
-        correct, error: maps or diagnoses, made alike (same model, layers, rule and objective).
-        resamples: of the bootstrap, and permutations.
-        seed: of both.
+        correct, error: the step maps or diagnoses of each group, made alike (same model, layers, rule and objective).
+        resamples: how many resamples the bootstrap draws, and how many permutations the test.
+        seed: of the bootstrap and of the permutations.
 
     Raises:
         InputError: fewer than two traces in a group, too few resamples for a 95 % interval, or maps made differently.
@@ -168,16 +169,14 @@ def compare(
     >>> compare(maps[:4], maps[4:], resamples=99)
     Comparison(4 correct, 4 wrong, 4 matched pairs)
     """
-    from stepsal._version import __version__
-
     if resamples < 99:
         raise InputError(f"resamples={resamples} are too few for 95 % intervals: give at least 99, better 2,000")
-    groups = [[each if isinstance(each, Diagnosis) else diagnose(each) for each in group] for group in (correct, error)]
+    groups = [[one if isinstance(one, Diagnosis) else diagnose(one) for one in group] for group in (correct, error)]
     for name, group in zip(("correct", "error"), groups, strict=True):
         if len(group) < 2:
             raise InputError(f"{name} holds {len(group)} trace(s): a comparison needs two in each group, better dozens")
-        for each in group:
-            check_alike(groups[0][0], each)
+        for diagnosis in group:
+            check_alike(groups[0][0], diagnosis)
     columns, values = _values(groups)
     null_columns, null_values = _position_only(groups)
     pairs = _match(*groups)
@@ -198,7 +197,7 @@ def compare(
             "resamples": resamples,
             "seed": seed,
             "matched_on": f"the number of steps, and tokens within {LENGTH_TOLERANCE:.0%}",
-            "traces": [[each.meta.get("trace") for each in group] for group in groups],
+            "traces": [[diagnosis.meta.get("trace") for diagnosis in group] for group in groups],
             "layers": list(groups[0][0].layers),
             "stepsal": __version__,
         }
@@ -207,7 +206,7 @@ def compare(
 
 
 def _auc(row: dict[str, Any] | None) -> tuple[str, str]:
-    """A row's AUC with its interval, and its corrected p; empty where there is none."""
+    """A row's AUC with its interval, and its corrected p; empty texts for a row that has no AUC."""
     if row is None or row["auc"] is None:
         return "", ""
     return f"{row['auc']:.2f} ({row['auc_low']:.2f} to {row['auc_high']:.2f})", f"{row['p_corrected']:.4f}"

@@ -1,15 +1,15 @@
 """Step map -> diagnosis: every metric per layer and head, and a verdict on the paper's two failures with its evidence.
 
-1. Each metric of `stepsal.diagnosis.metrics` per layer and head; per layer, the mean over heads; the decays, per trace.
-2. The same for the map as it would be if influence depended on distance alone (`metrics.position_only`), as a control.
-3. Two verdicts, each a comparison of a band's mean with a reference distribution, named in the verdict:
+1. Every metric of `METRICS` per layer and head; per layer, its mean over heads; the decays, one number per trace.
+2. The same metrics of the map as it would be if influence depended on distance alone (`metrics.position_only`), as a control.
+3. Two verdicts. Each compares a band's mean with a quantile of a reference distribution, which the verdict names:
 
        shallow lock-in: mean lock_in of the shallow band             > its 95 % quantile, and > 1/2
        deep decay:      mean thinking_to_summary of the deep band    < its 5 % quantile, and < the middle half's mean
 
-   By default the reference is the trace's own middle half of the layers, a value per head: it says that these layers differ
-   from their neighbours, on this trace. With `reference=` (other traces of the same model, best those known to be right) it
-   is the same band's mean in each of those.
+   By default the reference is the trace's own middle half of the layers, a value per head: the verdict then says that the
+   band's layers differ from their neighbours, on this trace. With `reference=` (other traces of the same model, best traces
+   known to be right) the reference is the same band's mean in each of those traces.
 
 Source: Xu et al. (arXiv 2604.06695), whose diagnosis is by eye; method.md section 4.
 """
@@ -27,8 +27,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stepsal.diagnosis.metrics import LABELS, METRICS, decay_ratio, decay_slope, middle_half, position_only
+from stepsal.diagnosis.registry import shown_metrics
 from stepsal.errors import InputError
 from stepsal.files import atomic_path
+from stepsal.markdown import markdown_table
 from stepsal.models.layers import band
 from stepsal.saliency.stepmap import StepMap
 
@@ -40,19 +42,21 @@ else:  # imported where used: it takes a while
 QUANTILE = 0.95
 SMALLEST_REFERENCE = 10
 """With fewer values a 5 % quantile is little more than the smallest: no verdict."""
+_SUMMARISED = ("lock_in", "context_share", "question_share", "thinking_to_summary", "summary_self", "last_steps")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a failure shows, and why one says so.
+    """Whether a trace shows one of the paper's two failures, with the evidence.
 
     Attributes:
         failure: `shallow lock-in` or `deep decay`.
-        found: yes or no; None where it cannot be judged, and `reference` says why.
+        found: whether the failure shows; None where that cannot be judged, and `reference` says why.
         layers: the layers of the band that lie beyond the threshold.
-        metric, value: what was judged, averaged over the band and its heads.
-        threshold: the reference distribution's quantile that `value` was held against.
-        reference: that distribution: what it is of, how many values, where from.
+        metric: the name of the metric that was judged.
+        value: that metric, averaged over the band and its heads.
+        threshold: the quantile of the reference distribution with which `value` was compared.
+        reference: what the reference distribution is of, how many values it has, and where they come from.
     """
 
     failure: str
@@ -79,12 +83,12 @@ class Diagnosis:
     """The statistics of one trace's step map, and the verdicts.
 
     Attributes:
-        values: each metric by name, `layer head`; NaN where the trace cannot have it.
-        position_only: each metric's mean over heads if influence depended on distance alone, `layer`.
+        values: the metrics by name, `layer head`; NaN where the trace cannot have a value.
+        position_only: what the metrics' means over heads would be if influence depended on distance alone, by name, `layer`.
         decay: `decay_slope` and `decay_ratio` of the mean over heads.
         layers: the model layer of each index of the `layer` axis.
         verdicts: on Shallow Lock-in and Deep Decay.
-        meta: the step map's, with the numbers of steps.
+        meta: the step map's `meta`, with the numbers of layers of the model, of steps, and of tokens.
     """
 
     values: dict[str, Float[Tensor, "layer head"]]
@@ -99,12 +103,12 @@ class Diagnosis:
 
     @cached_property
     def profile(self) -> dict[str, Float[Tensor, " layer"]]:
-        """The depth profile: each metric's mean over heads, by layer."""
+        """The depth profile: every metric's mean over heads, by layer."""
         return {name: values.nanmean(1) for name, values in self.values.items()}
 
     @property
     def table(self) -> DataFrame:
-        """A row per layer: each metric's mean over heads."""
+        """A row per layer, a column per metric: the mean over heads."""
         import pandas as pd
 
         columns = {name: values.numpy() for name, values in self.profile.items()}
@@ -112,7 +116,7 @@ class Diagnosis:
 
     @property
     def heads(self) -> DataFrame:
-        """A row per layer and head."""
+        """A row per layer and head, a column per metric."""
         import pandas as pd
 
         n = next(iter(self.values.values())).shape[1]
@@ -122,21 +126,22 @@ class Diagnosis:
     def _repr_html_(self) -> str:
         from html import escape
 
-        said = "".join(f"<li>{escape(str(verdict))}</li>" for verdict in self.verdicts)
+        verdicts = "".join(f"<li>{escape(str(verdict))}</li>" for verdict in self.verdicts)
         table = self.table.rename(columns=LABELS).to_html(float_format="{:.3f}".format, na_rep="missing")
-        return f"<b>Diagnosis of {escape(str(self.meta.get('trace') or 'a trace'))}</b><ul>{said}</ul>{table}"
+        return f"<b>Diagnosis of {escape(str(self.meta.get('trace') or 'a trace'))}</b><ul>{verdicts}</ul>{table}"
 
 
 def diagnose(stepmap: StepMap, *, reference: Sequence["StepMap | Diagnosis"] | None = None) -> Diagnosis:
     """Every metric of a step map per layer and head, and the verdicts on Shallow Lock-in and Deep Decay.
 
     Args:
-        stepmap: the map, of a rule without signs.
-        reference: other maps (or diagnoses) of the same model, best of traces known to be right, to judge this one against;
-            by default it is judged against its own middle half of the layers.
+        stepmap: the map, made by a rule without signs.
+        reference: other maps (or diagnoses) of the same model against which this one is judged, best of traces known to be
+            right. None judges the map against its own middle half of the layers.
 
     Raises:
-        InputError: a map with signed influence; a reference of other layers or another rule or objective.
+        InputError: a map with signed influence; a reference of other layers or of another model, rule or objective; a metric
+            of your own that returns something else than floats, `layer head`.
 
     >>> from stepsal import Trace, diagnose, load_model, step_saliency
     >>> model = load_model()
@@ -149,33 +154,35 @@ def diagnose(stepmap: StepMap, *, reference: Sequence["StepMap | Diagnosis"] | N
             f"the map holds negative influence (rule {stepmap.meta.get('rule', 'unknown')!r}), of which shares mean nothing. "
             "Make it with rule='abs'."
         )
-    layers = stepmap.layers
-    n_layers = model_layers(stepmap)
-    values = {name: function(stepmap) for name, function in METRICS.items()}
-    control = position_only(stepmap)
-    share = values["thinking_to_summary"].nanmean(1)
-    decay = {function.__name__: float(function(share, layers, n_layers)) for function in (decay_slope, decay_ratio)}
-    sizes = {segment: len(stepmap.segment(segment)) for segment in ("question", "thinking", "summary")}
-    meta = stepmap.meta | {"model_layers": n_layers, "steps": len(stepmap.steps), "steps_of": sizes}
-    meta.setdefault("tokens", stepmap.steps[-1].stop)
-    unjudged = Diagnosis(
-        values=values,
-        position_only={name: function(control).nanmean(1) for name, function in METRICS.items()},
-        decay=decay,
-        layers=layers,
-        verdicts=(),
-        meta=meta,
-    )
-    others = (
-        None if reference is None else [each if isinstance(each, Diagnosis) else diagnose(each) for each in reference]
-    )
-    for other in others or ():
-        check_alike(unjudged, other)
+    unjudged = _measure(stepmap)
+    others = None
+    if reference is not None:
+        others = [other if isinstance(other, Diagnosis) else diagnose(other) for other in reference]
+        for other in others:
+            check_alike(unjudged, other)
     verdicts = (
         _judge(unjudged, others, "shallow lock-in", "lock_in", "shallow", high=True),
         _judge(unjudged, others, "deep decay", "thinking_to_summary", "deep", high=False),
     )
     return replace(unjudged, verdicts=verdicts)
+
+
+def _measure(stepmap: StepMap) -> Diagnosis:
+    """The diagnosis of a map without its verdicts."""
+    layers, n_layers = stepmap.layers, model_layers(stepmap)
+    control = position_only(stepmap)
+    values = {name: metric(stepmap) for name, metric in METRICS.items()}
+    share = values["thinking_to_summary"].nanmean(1)
+    sizes = {segment: len(stepmap.segment(segment)) for segment in ("question", "thinking", "summary")}
+    counts = {"model_layers": n_layers, "steps": len(stepmap.steps), "steps_of": sizes}
+    return Diagnosis(
+        values=values,
+        position_only={name: metric(control).nanmean(1) for name, metric in METRICS.items()},
+        decay={function.__name__: float(function(share, layers, n_layers)) for function in (decay_slope, decay_ratio)},
+        layers=layers,
+        verdicts=(),
+        meta={"tokens": stepmap.steps[-1].stop} | stepmap.meta | counts,
+    )
 
 
 def model_layers(stepmap: StepMap) -> int:
@@ -185,21 +192,28 @@ def model_layers(stepmap: StepMap) -> int:
 
 def check_alike(one: Diagnosis, other: Diagnosis) -> None:
     """Raise `InputError` unless two diagnoses can be set side by side."""
+    names = [repr(diagnosis.meta.get("trace", "")) for diagnosis in (one, other)]
     for key, a, b in (
         ("layers", one.layers, other.layers),
         *((key, one.meta.get(key), other.meta.get(key)) for key in ("model", "rule", "objective")),
     ):
         if a != b:
-            names = [repr(each.meta.get("trace", "")) for each in (one, other)]
             raise InputError(
                 f"the maps of traces {names[0]} and {names[1]} differ in {key}: {a!r} and {b!r}. Compare maps that were made "
                 "alike."
             )
+    if differing := one.values.keys() ^ other.values.keys():
+        raise InputError(
+            f"of the diagnoses of traces {names[0]} and {names[1]} one lacks the metric {min(differing)!r}: it was made before "
+            "that metric was defined. Diagnose both maps again."
+        )
 
 
 def _judge(
     diagnosis: Diagnosis, others: list[Diagnosis] | None, failure: str, metric: str, name: str, *, high: bool
 ) -> Verdict:
+    """The verdict on a failure that shows in the band `name`, as a `metric` that is too high there, or else too low."""
+
     def verdict(found: bool | None, layers: tuple[int, ...], value: float, threshold: float, source: str) -> Verdict:
         return Verdict(failure, found, layers, metric, value, threshold, source)
 
@@ -209,35 +223,33 @@ def _judge(
     if missing := [layer for layer in (*outer, *inner) if layer not in layers]:
         return verdict(None, (), nan, nan, f"the map lacks layer {missing[0]}")
     profile = diagnosis.profile[metric]
-    here = [layers.index(layer) for layer in outer]
-    value = float(profile[here].mean())
-    if torch.isnan(profile[here]).any():
+    inside, outside = ([layers.index(layer) for layer in part] for part in (inner, outer))
+    value = float(profile[outside].mean())
+    if torch.isnan(profile[outside]).any():
         return verdict(None, (), nan, nan, f"the trace has no {LABELS[metric]}")
     if others is None:
-        rows = diagnosis.values[metric][[layers.index(layer) for layer in inner]].flatten()
-        rows = rows[torch.isfinite(rows)]
-        source = f"{len(rows)} heads of the middle layers of this trace"
-        thresholds = _quantile(rows, high).expand(len(outer)) if len(rows) else rows
-        threshold = float(_quantile(rows, high)) if len(rows) else nan
+        values = diagnosis.values[metric][inside].flatten()
+        values = values[torch.isfinite(values)]
+        by_layer = values.unsqueeze(1).expand(-1, len(outer))  # the same reference for every layer of the band
+        source = f"{len(values)} heads of the middle layers of this trace"
     else:
-        each = [other.profile[metric][here] for other in others]
-        stack = torch.stack([row for row in each if torch.isfinite(row).all()]) if each else torch.empty(0, len(here))
-        rows = stack.mean(1)
-        source = f"{len(rows)} reference traces"
-        thresholds = _quantile(stack, high) if len(rows) else rows
-        threshold = float(_quantile(rows, high)) if len(rows) else nan
-    if len(rows) < SMALLEST_REFERENCE:
-        return verdict(None, (), value, nan, f"the reference has {len(rows)} values, of at least {SMALLEST_REFERENCE}")
-    quantile = QUANTILE if high else 1 - QUANTILE
-    source = f"{quantile:.0%} quantile of {source}"
+        rows = [row for row in (other.profile[metric][outside] for other in others) if torch.isfinite(row).all()]
+        by_layer = torch.stack(rows) if rows else torch.empty(0, len(outer))
+        values = by_layer.mean(1)
+        source = f"{len(values)} reference traces"
+    if len(values) < SMALLEST_REFERENCE:
+        return verdict(
+            None, (), value, nan, f"the reference has {len(values)} values, of at least {SMALLEST_REFERENCE}"
+        )
+    threshold, thresholds = float(_quantile(values, high)), _quantile(by_layer, high)
+    source = f"{QUANTILE if high else 1 - QUANTILE:.0%} quantile of {source}"
     if high:
-        found = value > threshold and value > 0.5
-        beyond = [layer for layer, row, bound in zip(outer, profile[here], thresholds, strict=True) if row > bound]
+        found, is_beyond = value > threshold and value > 0.5, profile[outside] > thresholds
     else:
-        middle = profile[[layers.index(layer) for layer in inner]].nanmean() if inner else torch.tensor(torch.inf)
-        found = value < threshold and value < float(middle)
-        beyond = [layer for layer, row, bound in zip(outer, profile[here], thresholds, strict=True) if row < bound]
-    return verdict(found, tuple(beyond) if found else (), value, threshold, source)
+        middle = float(profile[inside].nanmean()) if inside else math.inf
+        found, is_beyond = value < threshold and value < middle, profile[outside] < thresholds
+    beyond = tuple(layer for layer, it_is in zip(outer, is_beyond.tolist(), strict=True) if it_is)
+    return verdict(found, beyond if found else (), value, threshold, source)
 
 
 def _quantile(values: Float[Tensor, "value *layer"], high: bool) -> Float[Tensor, "*layer"]:
@@ -251,45 +263,46 @@ def write_diagnoses(path: str | Path, diagnoses: Sequence[Diagnosis]) -> None:
         return value if math.isfinite(value) else None
 
     lines = []
-    for each in diagnoses:
+    for diagnosis in diagnoses:
         line = {
-            "trace": each.meta.get("trace"),
-            "correct": each.meta.get("correct"),
-            "steps": each.meta["steps"],
-            "tokens": each.meta["tokens"],
-            **{name: number(value) for name, value in each.decay.items()},
+            "trace": diagnosis.meta.get("trace"),
+            "correct": diagnosis.meta.get("correct"),
+            "steps": diagnosis.meta["steps"],
+            "tokens": diagnosis.meta["tokens"],
+            **{name: number(value) for name, value in diagnosis.decay.items()},
             "verdicts": [
                 asdict(verdict) | {"value": number(verdict.value), "threshold": number(verdict.threshold)}
-                for verdict in each.verdicts
+                for verdict in diagnosis.verdicts
             ],
             "layers": [
-                {"layer": layer} | {name: number(values[i].item()) for name, values in each.profile.items()}
-                for i, layer in enumerate(each.layers)
+                {"layer": layer} | {name: number(values[i].item()) for name, values in diagnosis.profile.items()}
+                for i, layer in enumerate(diagnosis.layers)
             ],
         }
         lines.append(json.dumps(line, ensure_ascii=False))
-    with atomic_path(path) as part:
-        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def summarise(diagnoses: Sequence[Diagnosis]) -> str:
-    """Markdown: how many traces show each failure, by group, and the metrics by layer."""
+    """Two Markdown tables: how many traces show each failure, by group; and the metrics by layer, means over all traces."""
     import pandas as pd
 
     groups: dict[str, list[Diagnosis]] = {}
-    for each in diagnoses:
-        name = {True: "correct", False: "wrong", None: "all"}[each.meta.get("correct")]
-        groups.setdefault(name, []).append(each)
-    lines = ["| failure | traces | yes | no | cannot be judged |", "|---|---|---|---|---|"]
+    for diagnosis in diagnoses:
+        name = {True: "correct", False: "wrong", None: "all"}[diagnosis.meta.get("correct")]
+        groups.setdefault(name, []).append(diagnosis)
+    counts = []
     for index, verdict in enumerate(diagnoses[0].verdicts if diagnoses else ()):
         for name, group in sorted(groups.items()):
-            found = [each.verdicts[index].found for each in group]
-            counts = " | ".join(str(found.count(answer)) for answer in (True, False, None))
-            lines.append(f"| {verdict.failure} | {name} ({len(group)}) | {counts} |")
-    shown = ("lock_in", "context_share", "question_share", "thinking_to_summary", "summary_self", "last_steps")
-    means = pd.concat([each.table for each in diagnoses]).groupby("layer").mean()
-    lines += ["", "| layer | " + " | ".join(LABELS[name] for name in shown) + " |", "|---" * (len(shown) + 1) + "|"]
-    for layer, row in zip(means.index, means[list(shown)].to_numpy().tolist(), strict=True):
-        cells = ("" if math.isnan(value) else f"{value:.3f}" for value in row)
-        lines.append(f"| {layer} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            found = [diagnosis.verdicts[index].found for diagnosis in group]
+            numbers = (str(found.count(answer)) for answer in (True, False, None))
+            counts.append([verdict.failure, f"{name} ({len(group)})", *numbers])
+    means = pd.concat([diagnosis.table for diagnosis in diagnoses]).groupby("layer").mean()
+    shown = [name for name in shown_metrics(*_SUMMARISED) if name in means]
+    rows = [
+        [str(layer), *("" if math.isnan(value) else f"{value:.3f}" for value in values)]
+        for layer, values in zip(means.index, means[shown].to_numpy().tolist(), strict=True)
+    ]
+    verdicts = markdown_table(["failure", "traces", "yes", "no", "cannot be judged"], counts)
+    return f"{verdicts}\n\n{markdown_table(['layer', *(LABELS[name] for name in shown)], rows)}"

@@ -6,13 +6,17 @@ target (the last token, alone in its step) are left out. Source: method.md secti
 measurable: Shallow Lock-in (`lock_in` near 1 in shallow layers) and Deep Decay (`thinking_to_summary` falling in deep ones).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from einops import einsum, rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from stepsal.diagnosis.registry import LABELS as LABELS
+from stepsal.diagnosis.registry import METRICS as METRICS
+from stepsal.diagnosis.registry import metric as metric
 from stepsal.models.layers import band
 from stepsal.saliency.stepmap import StepMap
 
@@ -20,6 +24,7 @@ LAST_STEPS = 3
 _SMALLEST_SHARE = 1e-6  # what a share of exactly zero counts as where its logarithm is needed
 
 
+@metric(label="lock-in", reference=0.5)
 def lock_in(stepmap: StepMap) -> Float[Tensor, "layer head"]:
     """Mean over thinking steps `i` with two or more earlier steps of `d_ii / (d_ii + mean_{j<i} d_ij)`.
 
@@ -36,6 +41,7 @@ def lock_in(stepmap: StepMap) -> Float[Tensor, "layer head"]:
     return _mean(rows, stepmap)
 
 
+@metric(label="share from earlier steps")
 def context_share(stepmap: StepMap) -> Float[Tensor, "layer head"]:
     """Mean over thinking steps `i` of `sum_{j<i} s_ij`: what all earlier steps, the question included, give to a step."""
     rows = _rows(stepmap, "thinking")
@@ -43,11 +49,13 @@ def context_share(stepmap: StepMap) -> Float[Tensor, "layer head"]:
     return 1 - _mean(own, stepmap)
 
 
+@metric(label="share from the question")
 def question_share(stepmap: StepMap) -> Float[Tensor, "layer head"]:
     """Mean over thinking steps `i` of `sum_{j in question} s_ij`."""
     return _share_of(stepmap, "thinking", stepmap.segment("question"))
 
 
+@metric(label="thinking → summary share")
 def thinking_to_summary(stepmap: StepMap) -> Float[Tensor, "layer head"]:
     """Mean over summary steps `i` of `sum_{j in thinking} s_ij`: the share of its influence that comes from the thinking.
 
@@ -56,11 +64,13 @@ def thinking_to_summary(stepmap: StepMap) -> Float[Tensor, "layer head"]:
     return _share_of(stepmap, "summary", stepmap.segment("thinking"))
 
 
+@metric(label="summary's share from itself")
 def summary_self(stepmap: StepMap) -> Float[Tensor, "layer head"]:
     """Mean over summary steps `i` of `sum_{j in summary} s_ij`: the share that the summary takes from itself."""
     return _share_of(stepmap, "summary", stepmap.segment("summary"))
 
 
+@metric(label="last 3 steps' part")
 def last_steps(stepmap: StepMap) -> Float[Tensor, "layer head"]:
     """Mean over summary steps `i` of `sum_{j in last 3 of thinking} s_ij / sum_{j in thinking} s_ij`.
 
@@ -78,52 +88,23 @@ def last_steps(stepmap: StepMap) -> Float[Tensor, "layer head"]:
     return _mean(rows, stepmap)
 
 
+@metric(label="final block intensity (official)")
 def final_block_intensity(stepmap: StepMap) -> Float[Tensor, "layer head"]:
     """The official code's mean of the summary x summary block, the non-causal half averaged in as zeros."""
     return _block(stepmap, "summary")
 
 
+@metric(label="analysis block intensity (official)")
 def analysis_block_intensity(stepmap: StepMap) -> Float[Tensor, "layer head"]:
     """The official code's mean of the thinking x thinking block, the non-causal half averaged in as zeros."""
     return _block(stepmap, "thinking")
 
 
+@metric(label="final heat anomaly (official)")
 def final_heat_anomaly(stepmap: StepMap) -> Float[Tensor, "layer head"]:
     """The official code's `final_block_intensity / analysis_block_intensity`. (It averages heads first: `mean_heads()`.)"""
     analysis = analysis_block_intensity(stepmap)
     return final_block_intensity(stepmap) / torch.where(analysis > 0, analysis, torch.nan)
-
-
-METRICS: dict[str, Callable[[StepMap], Float[Tensor, "layer head"]]] = {
-    function.__name__: function
-    for function in (
-        lock_in,
-        context_share,
-        question_share,
-        thinking_to_summary,
-        summary_self,
-        last_steps,
-        final_block_intensity,
-        analysis_block_intensity,
-        final_heat_anomaly,
-    )
-}
-"""Every metric that has a value per layer and head, by name."""
-
-LABELS = {
-    "lock_in": "lock-in",
-    "context_share": "share from earlier steps",
-    "question_share": "share from the question",
-    "thinking_to_summary": "thinking → summary share",
-    "summary_self": "summary's share from itself",
-    "last_steps": "last 3 steps' part",
-    "final_block_intensity": "final block intensity (official)",
-    "analysis_block_intensity": "analysis block intensity (official)",
-    "final_heat_anomaly": "final heat anomaly (official)",
-    "decay_slope": "decay: slope of log share",
-    "decay_ratio": "decay: deep / middle share",
-}
-"""What the metrics are called in tables and pictures."""
 
 
 def decay_slope(values: Float[Tensor, "layer *head"], layers: Sequence[int], n_layers: int) -> Float[Tensor, "*head"]:
@@ -179,8 +160,6 @@ def position_only(stepmap: StepMap) -> StepMap:
             [4., 3., 0.],
             [1., 4., 0.]])
     """
-    from dataclasses import replace
-
     starts = torch.tensor([step.start for step in stepmap.steps], dtype=torch.float64)
     stops = torch.tensor([step.stop for step in stepmap.steps], dtype=torch.float64)
     middles = (starts + stops - 1) / 2

@@ -1,7 +1,7 @@
 """The tables and figures of a sweep, and step maps before and after: what `stepsal figure NAME DIR` makes of a sweep's folder.
 
-In: the folder of a sweep that is finished (`results.parquet`). Out: `Made`, a figure or tables with their caption. No model is
-loaded. A sweep that lacks the settings a figure is of is refused, with what to put into its configuration.
+In: the folder of a sweep that is finished (`results.parquet`). Out: `FigureOrTables`, a figure or tables with their caption.
+No model is loaded. A sweep that lacks the settings a figure is of is refused, with what to put into its configuration.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from stepsal.ablation.results import Results
 from stepsal.ablation.tables import ADAPTIVE_LINE, CONTROL_LINE, Table, ablation, interval_kind, percent
 from stepsal.ablation.votes import self_consistency
 from stepsal.errors import FileError, InputError
-from stepsal.figures.maps import new_figure
+from stepsal.plot.canvas import new_figure
 from stepsal.saliency.stepmap import StepMap
 from stepsal.sweeps.settings import Setting, kind_label
 
@@ -38,7 +38,7 @@ _COST = {
 
 
 @dataclass(frozen=True)
-class Made:
+class FigureOrTables:
     """A figure with its caption, or tables (each has its own)."""
 
     caption: str = ""
@@ -57,12 +57,12 @@ class Made:
         }
 
 
-def ablation_tables(folder: Path) -> Made:
+def ablation_tables(folder: Path) -> FigureOrTables:
     """The ablation table; against the controls, by chain length and by kind of error."""
-    return Made(tables=tuple(ablation(_treated(folder))))
+    return FigureOrTables(tables=tuple(ablation(_treated(folder))))
 
 
-def effects(folder: Path) -> Made:
+def effects(folder: Path) -> FigureOrTables:
     """The paired difference of every setting, as a forest plot."""
     results = _treated(folder)
     if len(results.treated) > _MOST_EFFECTS:
@@ -79,10 +79,10 @@ def effects(folder: Path) -> Made:
         + _controls_line(results)
         + _common(results)
     )
-    return Made(caption.strip(), figure)
+    return FigureOrTables(caption.strip(), figure)
 
 
-def grid(folder: Path) -> Made:
+def grid(folder: Path) -> FigureOrTables:
     """Layer × head heat maps of the difference that a head alone makes, and each layer alone."""
     results = Results.read(folder)
     panels = head_panels(results)
@@ -116,10 +116,10 @@ def grid(folder: Path) -> Made:
         f"of its panel ({_either(tests)}); {sure or 'none'} of all {sum(tests)} {'is' if sure < 2 else 'are'}. "
         "Grey: not in the sweep."
     )
-    return Made(caption, figure)
+    return FigureOrTables(caption, figure)
 
 
-def strength(folder: Path) -> Made:
+def strength(folder: Path) -> FigureOrTables:
     """The accuracy difference against τ_max and α."""
     results = _treated(folder)
     panels = [lines for name in strength_fields(results) if (lines := strength_lines(results, name))]
@@ -151,10 +151,10 @@ def strength(folder: Path) -> Made:
         "Filled: p < 0.05, corrected by Holm over the points of a panel. Markers are moved sideways to show all. "
         + _controls_line(results)
     )
-    return Made(caption.strip(), figure)
+    return FigureOrTables(caption.strip(), figure)
 
 
-def compute(folder: Path, sampled: Path | None = None) -> Made:
+def compute(folder: Path, sampled: Path | None = None) -> FigureOrTables:
     """Accuracy against compute, with self-consistency as the alternative. `sampled`: a sweep whose baseline has samples."""
     results = _treated(folder)
     voting = results if sampled is None else Results.read(sampled)
@@ -189,7 +189,7 @@ def compute(folder: Path, sampled: Path | None = None) -> Made:
     )
     if sampled is not None:
         caption += f"Samples: another sweep of the same problems, {_decoding(voting)}; settings: {_decoding(results)}."
-    return Made(caption.strip(), figure)
+    return FigureOrTables(caption.strip(), figure)
 
 
 def _token_costs(table: DataFrame) -> str:
@@ -215,7 +215,7 @@ def _same_model(folder: Path, results: Results, sampled: Path, voting: Results) 
         )
 
 
-def difficulty(folder: Path) -> Made:
+def difficulty(folder: Path) -> FigureOrTables:
     """Accuracy by chain length, of the baseline and the settings."""
     results = Results.read(folder)
     by_length(results, [results.baseline])  # is there a length?
@@ -238,10 +238,10 @@ def difficulty(folder: Path) -> Made:
             f"Of each part the setting of highest accuracy on these same problems, chosen among {len(results.treated)} in all, "
             "which flatters it and its p; the others are the thin grey lines. "
         )
-    return Made((caption + _controls_line(results)).strip(), figure)
+    return FigureOrTables((caption + _controls_line(results)).strip(), figure)
 
 
-def before_after(before: Path, after: Path | None) -> Made:
+def before_after(before: Path, after: Path | None) -> FigureOrTables:
     """Step maps of a trace before and after, side by side. Files of one map each, or folders of maps."""
     if after is None:
         raise InputError(
@@ -257,7 +257,7 @@ def before_after(before: Path, after: Path | None) -> Made:
         "quarter) layers: what part of a step's influence comes from where, on one logarithmic colour scale. (The influence "
         "itself follows the gradient, which is small where the model is sure.) One trace: an illustration, no evidence."
     )
-    return Made(caption, figure)
+    return FigureOrTables(caption, figure)
 
 
 def draw_before_after(figure: Any, before: StepMap, after: StepMap) -> None:
@@ -290,8 +290,8 @@ def draw_before_after(figure: Any, before: StepMap, after: StepMap) -> None:
     )
 
 
-def _one(make: Callable[[Path], Made], name: str) -> Callable[[Path, Path | None], Made]:
-    def checked(folder: Path, second: Path | None) -> Made:
+def _one(make: Callable[[Path], FigureOrTables], name: str) -> Callable[[Path, Path | None], FigureOrTables]:
+    def checked(folder: Path, second: Path | None) -> FigureOrTables:
         if second is not None:
             raise InputError(f"figure {name!r} takes one folder; given a second one, {second}")
         return make(folder)
@@ -299,7 +299,7 @@ def _one(make: Callable[[Path], Made], name: str) -> Callable[[Path, Path | None
     return checked
 
 
-SWEEP_FIGURES: dict[str, Callable[[Path, Path | None], Made]] = {
+SWEEP_FIGURES: dict[str, Callable[[Path, Path | None], FigureOrTables]] = {
     "ablation": _one(ablation_tables, "ablation"),
     "effects": _one(effects, "effects"),
     "grid": _one(grid, "grid"),

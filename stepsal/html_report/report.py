@@ -25,13 +25,14 @@ from jaxtyping import Float, UInt16
 from torch import Tensor
 
 from stepsal.diagnosis.diagnosis import diagnose, model_layers
-from stepsal.diagnosis.metrics import LABELS
+from stepsal.diagnosis.metrics import METRICS
+from stepsal.diagnosis.registry import shown_metrics
 from stepsal.errors import InputError
 from stepsal.files import atomic_path
 from stepsal.models.layers import band
 from stepsal.saliency.stepmap import StepMap
 
-_PROFILES = {"lock_in": 0.5, "thinking_to_summary": None}  # metric: a value worth a line
+_PROFILES = ("lock_in", "thinking_to_summary")
 _MISSING = 2**16 - 1
 _SMALLEST = 1e-50  # of the largest mass; what is below counts as zero
 
@@ -70,8 +71,8 @@ def report(
         _check(stepmap, chosen, _name(stepmap, index))
     traces = [_trace(stepmap, chosen, _name(stepmap, index)) for index, stepmap in enumerate(stepmaps)]
     page = _page({"title": title, "traces": traces})
-    with atomic_path(path) as part:
-        part.write_text(page, encoding="utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
     return Path(path)
 
 
@@ -120,7 +121,7 @@ def _check(stepmap: StepMap, heads: list[int], name: str) -> None:
         )
 
 
-def _trace(stepmap: StepMap, heads: list[int], name: str) -> dict[str, Any]:
+def _trace(stepmap: StepMap, heads: list[int], trace: str) -> dict[str, Any]:
     """What the page needs of one map."""
     n = len(stepmap.steps)
     row, column = torch.tril_indices(n, n)
@@ -131,7 +132,7 @@ def _trace(stepmap: StepMap, heads: list[int], name: str) -> dict[str, Any]:
     bands = {key: band(key, model_layers(stepmap)) for key in ("shallow", "deep")}
     only_mean = stepmap.meta.get("heads") == "mean"
     return {
-        "name": name,
+        "name": trace,
         "correct": stepmap.meta.get("correct"),
         "about": {key: stepmap.meta[key] for key in ("model", "objective", "rule", "tokens") if key in stepmap.meta},
         "steps": [[step.segment, step.text] for step in stepmap.steps],
@@ -143,13 +144,13 @@ def _trace(stepmap: StepMap, heads: list[int], name: str) -> dict[str, Any]:
         "pairs": _base64(stepmap.pairs[row, column].cpu().numpy(), "<u4"),
         "profiles": [
             {
-                "name": metric,
-                "label": LABELS[metric],
-                "line": line,
-                "values": _list(diagnosis.profile[metric]),
-                "control": _list(diagnosis.position_only[metric]),
+                "name": name,
+                "label": METRICS[name].label,
+                "line": METRICS[name].reference,
+                "values": _list(diagnosis.profile[name]),
+                "control": _list(diagnosis.position_only[name]),
             }
-            for metric, line in _PROFILES.items()
+            for name in shown_metrics(*_PROFILES)
         ],
         "verdicts": [
             {

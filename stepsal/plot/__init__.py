@@ -3,9 +3,10 @@
 from stepsal.diagnosis.metrics import LABELS
 from stepsal.plot.canvas import style
 from stepsal.plot.circuits import step_heads
-from stepsal.plot.maps import answer_rows, log_scale, map_values, step_map, token_map
+from stepsal.plot.maps import answer_rows, log_scale, map_values, step_map, step_map_png, token_map
 from stepsal.plot.statistics import comparison, depth_profile, heads
 from stepsal.plot.sweeps import head_limit, in_math, sweep, sweep_compute, sweep_heads, sweep_lengths, sweep_strengths
+from stepsal.saliency.stepmap import StepMap
 
 __all__ = [
     "LABELS",
@@ -27,3 +28,5 @@ __all__ = [
     "sweep_strengths",
     "token_map",
 ]
+
+StepMap._repr_png_ = step_map_png  # what a map shows of itself in a notebook

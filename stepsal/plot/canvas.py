@@ -1,4 +1,4 @@
-"""What all pictures share: the style, the colours, new axes."""
+"""What all pictures share: the style, the colours, new figures and axes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 else:  # imported where used: it takes a while
-    Axes = Any
+    Axes = Figure = Any
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's: safe for colour blindness."""
 MARKERS = "osD^vP"
+COLUMN_WIDTH = 3.4
+"""Inches: one column of a paper."""
 
 
 @contextmanager
@@ -30,7 +33,17 @@ def style() -> Iterator[None]:
 
 
 def new_axes(size: tuple[float, float]) -> Axes:
-    """Axes of a new figure that pyplot does not keep (nothing to close, no global state)."""
-    from matplotlib.figure import Figure
+    """Axes of a new figure, of so many inches in width and height."""
+    return _new_figure(*size).subplots()
 
-    return Figure(figsize=size, layout="constrained").subplots()
+
+def new_figure(height: float) -> Figure:
+    """A new figure, one column wide and so many inches high."""
+    return _new_figure(COLUMN_WIDTH, height)
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    """A figure that pyplot does not keep: there is nothing to close and no global state."""
+    from matplotlib.figure import Figure as MatplotlibFigure
+
+    return MatplotlibFigure(figsize=(width, height), layout="constrained")

@@ -1,6 +1,7 @@
 """Maps, of steps and of tokens."""
 
 from collections.abc import Sequence
+from io import BytesIO
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stepsal.errors import InputError
-from stepsal.plot.canvas import new_axes
+from stepsal.plot.canvas import new_axes, style
 from stepsal.saliency.stepmap import StepMap
 from stepsal.traces.trace import Step
 
@@ -100,6 +101,20 @@ def step_map(
         figure: Any = ax.figure
         figure.colorbar(image, ax=ax, label=label, fraction=0.046, pad=0.03, extend="both")
     return ax
+
+
+def step_map_png(stepmap: StepMap) -> bytes | None:
+    """The picture of a step map that a notebook shows, as a PNG file: the mean over layers and heads.
+
+    None where a logarithmic scale has nothing to show.
+    """
+    if not (stepmap.mass > 0).any() or (stepmap.mass < 0).any():
+        return None
+    with style():
+        figure: Any = step_map(stepmap).figure
+        file = BytesIO()
+        figure.savefig(file, format="png", dpi=110)
+    return file.getvalue()
 
 
 def token_map(

@@ -8,7 +8,8 @@ from einops import rearrange, reduce
 
 from stepsal.diagnosis.comparison import Comparison
 from stepsal.diagnosis.diagnosis import Diagnosis, check_alike
-from stepsal.diagnosis.metrics import LABELS, METRICS
+from stepsal.diagnosis.metrics import METRICS
+from stepsal.diagnosis.registry import Metric
 from stepsal.errors import InputError
 from stepsal.plot.canvas import COLOURS, MARKERS, new_axes
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 else:  # imported where used: it takes a while
     Axes = Any
 
-_REFERENCE = {"lock_in": 0.5}  # a value worth a dashed line
 _CONTROLS = (("table", "all traces"), ("matched", "matched pairs"), ("position_only", "distance alone"))
 
 Diagnoses = Diagnosis | Sequence[Diagnosis]
@@ -30,11 +30,12 @@ def depth_profile(
 
     Args:
         diagnosis: one, several, or such groups by name (`{"correct": ..., "wrong": ...}`).
-        metric: a name in `stepsal.diagnosis.metrics.METRICS`.
+        metric: the name of a metric, built in or defined with `stepsal.metric`.
         ax: where to draw; by default a new figure.
 
     Raises:
-        InputError: an unknown metric, diagnoses of maps made differently, an empty group, or more groups than colours.
+        InputError: an unknown metric, or one that the diagnoses lack; diagnoses of maps made differently; an empty group; more
+            groups than colours.
 
     >>> import torch
     >>> from stepsal import Step, StepMap, diagnose, plot
@@ -45,19 +46,19 @@ def depth_profile(
     """
     from matplotlib.ticker import MaxNLocator
 
-    _check_metric(metric)
+    found = _find_metric(metric)
     groups = {
         name: [group] if isinstance(group, Diagnosis) else list(group)
         for name, group in (diagnosis.items() if isinstance(diagnosis, Mapping) else [("", diagnosis)])
     }
     if len(groups) > len(COLOURS):
         raise InputError(f"{len(groups)} groups; there are colours for {len(COLOURS)}. Draw them in several pictures.")
-    layers = _common_layers(groups)
+    layers = _common_layers(groups, metric)
     ax = ax or new_axes((4.2, 2.8))
-    if metric in _REFERENCE:
-        ax.axhline(_REFERENCE[metric], color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+    if found.reference is not None:
+        ax.axhline(found.reference, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
     for colour, marker, (name, group) in zip(COLOURS, MARKERS, groups.items(), strict=False):
-        values = rearrange([each.profile[metric] for each in group], "trace layer -> trace layer")
+        values = rearrange([one.profile[metric] for one in group], "trace layer -> trace layer")
         count = torch.isfinite(values).sum(0)
         mean = torch.nanmean(values, 0)
         deviation = torch.sqrt(torch.nanmean((values - mean) ** 2, 0) * count / (count - 1).clamp(min=1))
@@ -66,7 +67,7 @@ def depth_profile(
         ax.plot(layers, mean, color=colour, marker=marker, markersize=3.5, linewidth=1.4, label=shown)
         ax.fill_between(layers, mean - margin, mean + margin, color=colour, alpha=0.2, linewidth=0)
     ax.set_xlabel("layer")
-    ax.set_ylabel(LABELS[metric])
+    ax.set_ylabel(found.label)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.spines[["top", "right"]].set_visible(False)
     if any(groups):
@@ -85,12 +86,12 @@ def heads(
 
     Args:
         diagnosis: one or several.
-        metric: a name in `stepsal.diagnosis.metrics.METRICS`.
+        metric: the name of a metric, built in or defined with `stepsal.metric`.
         limits: ends of the colour scale; by default the smallest and largest value.
         ax: where to draw; by default a new figure.
 
     Raises:
-        InputError: an unknown metric, diagnoses of maps made differently, or none.
+        InputError: an unknown metric, or one that the diagnoses lack; diagnoses of maps made differently; no diagnosis.
 
     >>> import torch
     >>> from stepsal import Step, StepMap, diagnose, plot
@@ -101,11 +102,11 @@ def heads(
     """
     from matplotlib.ticker import MaxNLocator
 
-    _check_metric(metric)
+    found = _find_metric(metric)
     group = [diagnosis] if isinstance(diagnosis, Diagnosis) else list(diagnosis)
-    layers = _common_layers({"": group})
+    layers = _common_layers({"": group}, metric)
     values = reduce(
-        rearrange([each.values[metric] for each in group], "trace layer head -> trace layer head"),
+        rearrange([one.values[metric] for one in group], "trace layer head -> trace layer head"),
         "trace layer head -> layer head",
         torch.nanmean,
     )
@@ -119,7 +120,7 @@ def heads(
     ax.set_yticks(range(0, len(layers), every), [str(layer) for layer in layers[::every]])
     ax.spines[:].set_visible(False)
     figure: Any = ax.figure
-    figure.colorbar(image, ax=ax, label=LABELS[metric], pad=0.03)
+    figure.colorbar(image, ax=ax, label=found.label, pad=0.03)
     return ax
 
 
@@ -131,7 +132,7 @@ def comparison(comparison: Comparison, *, metric: str = "lock_in", ax: Axes | No
 
     Args:
         comparison: from `compare`.
-        metric: a name in `stepsal.diagnosis.metrics.METRICS`.
+        metric: the name of a metric, built in or defined with `stepsal.metric`.
         ax: where to draw; by default a new figure.
 
     Raises:
@@ -145,8 +146,14 @@ def comparison(comparison: Comparison, *, metric: str = "lock_in", ax: Axes | No
     >>> plot.comparison(compare(maps[:4], maps[4:], resamples=99)).get_xlabel()
     'AUC: a high value means wrong'
     """
-    _check_metric(metric)
     layers = comparison.meta["layers"]
+    by_layer = comparison.table.dropna(subset="layer")["metric"].unique()
+    if metric not in by_layer:
+        _find_metric(metric)
+        raise InputError(
+            f"the comparison has no metric {metric!r} by layer, only {', '.join(by_layer)}: it was made before that metric was "
+            "defined. Make it again with `compare`."
+        )
     ax = ax or new_axes((3.4, 0.24 * len(layers) + 1.0))
     ax.axvline(0.5, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
     for index, (part, name) in enumerate(_CONTROLS):
@@ -180,16 +187,22 @@ def comparison(comparison: Comparison, *, metric: str = "lock_in", ax: Axes | No
     return ax
 
 
-def _check_metric(metric: str) -> None:
-    if metric not in METRICS:
-        raise InputError(f"unknown metric {metric!r}: expected one of {', '.join(METRICS)}")
+def _find_metric(name: str) -> Metric:
+    if name not in METRICS:
+        raise InputError(f"unknown metric {name!r}: expected one of {', '.join(METRICS)}")
+    return METRICS[name]
 
 
-def _common_layers(groups: Mapping[str, Sequence[Diagnosis]]) -> tuple[int, ...]:
+def _common_layers(groups: Mapping[str, Sequence[Diagnosis]], metric: str) -> tuple[int, ...]:
+    """The layers that all diagnoses have. Raises `InputError` where they differ, lack the metric, or where a group is empty."""
     for name, group in groups.items():
         if not group:
             raise InputError(f"there is no diagnosis{f' in group {name!r}' if name else ''} to draw")
-    every = [each for group in groups.values() for each in group]
-    for each in every:
-        check_alike(every[0], each)
-    return every[0].layers
+    diagnoses = [diagnosis for group in groups.values() for diagnosis in group]
+    for diagnosis in diagnoses:
+        check_alike(diagnoses[0], diagnosis)
+    if metric not in diagnoses[0].values:
+        raise InputError(
+            f"the diagnoses were made before the metric {metric!r} was defined: make them again with `diagnose`"
+        )
+    return diagnoses[0].layers

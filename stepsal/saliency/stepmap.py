@@ -11,9 +11,10 @@ Source: Xu et al. (arXiv 2604.06695), equation for step pooling; method.md secti
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from einops import rearrange, reduce
@@ -58,6 +59,9 @@ class StepMap:
     layers: tuple[int, ...]
     meta: dict[str, Any]
 
+    _repr_png_: ClassVar[Callable[["StepMap"], bytes | None] | None] = None
+    """The picture that a notebook shows: `stepsal.plot` fills this in when it is imported, so that a map knows of no plot."""
+
     def __post_init__(self) -> None:
         expected = (len(self.layers), *self.mass.shape[1:2], len(self.steps), len(self.steps))
         if tuple(self.mass.shape) != expected or tuple(self.pairs.shape) != expected[2:]:
@@ -70,23 +74,6 @@ class StepMap:
     def __repr__(self) -> str:
         layers, heads, steps, _ = self.mass.shape
         return f"StepMap({layers} layers, {heads} heads, {steps} steps)"
-
-    def _repr_png_(self) -> bytes | None:
-        """The picture a notebook shows: the mean over layers and heads. None where a logarithmic scale has nothing to show."""
-        from io import BytesIO
-        from typing import cast
-
-        from matplotlib.figure import Figure
-
-        from stepsal import plot
-
-        if not (self.mass > 0).any() or (self.mass < 0).any():
-            return None
-        with plot.style():
-            figure = cast(Figure, plot.step_map(self).figure)
-            file = BytesIO()
-            figure.savefig(file, format="png", dpi=110)
-        return file.getvalue()
 
     def density(self, noncausal: bool = False) -> Float[Tensor, "layer head query_step key_step"]:
         """Mean influence per token pair, `mass / pairs`: the paper's pooling. NaN where there is no pair.

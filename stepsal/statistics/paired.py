@@ -107,17 +107,20 @@ def holm(ps: Sequence[float] | Float[np.ndarray, "test"]) -> Float[np.ndarray, "
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a proportion. Raises `InputError` for none, or more right than there are.
+    """The 95 % Wilson score interval of the proportion of right answers among `n`.
+
+    Raises `InputError` where there is no answer, or where more are right than there are.
 
     >>> low, high = wilson(8, 10)
     >>> round(low, 3), round(high, 3)
     (0.49, 0.943)
     """
+    from scipy.stats import binomtest
+
     if not 0 <= right <= n or n == 0:
         raise InputError(f"{right} right of {n}: expected a whole number from 0 to n, and n at least 1")
-    centre = (right + _Z * _Z / 2) / (n + _Z * _Z)
-    margin = _Z / (n + _Z * _Z) * math.sqrt(right * (n - right) / n + _Z * _Z / 4)
-    return centre - margin, centre + margin
+    interval = binomtest(right, n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def _outcomes(name: str, given: Any) -> Bool[np.ndarray, "problem sample"]:

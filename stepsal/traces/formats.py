@@ -1,6 +1,7 @@
 """Formats (how a model marks its thinking) and step rules (where steps begin), as data.
 
-Add a line to `FORMATS` or `STEP_RULES` and its name is known everywhere. `stepsal.traces.segment` applies them.
+Add an entry to `FORMATS` or `STEP_RULES`, at any time, and its name is known everywhere: both are looked up when they are used.
+`stepsal.traces.segment` applies them.
 
 A marker is a text. `{header}` in it stands for what a message's header says there, none or up to 200 characters: Harmony
 writes `<|channel|>analysis to=python code<|message|>` as well as `<|channel|>analysis<|message|>`.
@@ -32,7 +33,13 @@ _SHORTEST_SENTENCE = 15
 
 @dataclass(frozen=True)
 class Format:
-    """How a model marks its thinking: pairs of markers, the first is the usual one, and the thinking's step rule."""
+    """How a model marks its thinking.
+
+    Attributes:
+        name: what it is called in `FORMATS`.
+        markers: pairs of an opening and a closing marker; the first pair is the usual one.
+        thinking_rule: the name in `STEP_RULES` of the rule that splits the thinking into steps.
+    """
 
     name: str
     markers: tuple[tuple[str, str], ...]
@@ -191,11 +198,16 @@ def find_rule(steps: StepsSpec, default: str) -> StepRule:
     >>> find_rule("auto", "line") is line
     True
     """
-    if isinstance(steps, str):
-        if steps == "auto" or steps in STEP_RULES:
-            return STEP_RULES[default if steps == "auto" else steps]
-    elif callable(steps):
-        return steps
+    name = default if steps == "auto" else steps
+    if isinstance(name, str) and name in STEP_RULES:
+        return STEP_RULES[name]
+    if callable(name):
+        return name
+    if steps == "auto":
+        raise InputError(
+            f"a format has thinking_rule={default!r}, which is not in STEP_RULES ({', '.join(map(repr, STEP_RULES))}): add the "
+            f"rule, stepsal.formats.STEP_RULES[{default!r}] = ..., or name one that is there"
+        )
     raise InputError(
         f"steps={steps!r} is not known. Choose 'auto', {', '.join(map(repr, STEP_RULES))}, or give a callable "
         "(step_text, token_text) -> bool."

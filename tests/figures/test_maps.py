@@ -8,7 +8,8 @@ from helpers import random_map
 
 from stepsal import Comparison, FileError, InputError
 from stepsal.cli import main
-from stepsal.figures.maps import FIGURES, save_example, save_figure
+from stepsal.figures.maps import MAP_FIGURES, save_example
+from stepsal.figures.save import FIGURES, save_figure
 from stepsal.saliency.folder import group_maps, load_step_maps, map_path
 
 
@@ -65,7 +66,7 @@ def test_diagnose_can_judge_against_another_folders_correct_traces(folder, tmp_p
     assert f"there are no step maps in {tmp_path / 'maps'}" in err
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", MAP_FIGURES)
 def test_every_figure_is_drawn_one_column_wide_with_its_caption_and_command(folder, tmp_path, run, name):
     from PIL import Image
 
@@ -76,8 +77,48 @@ def test_every_figure_is_drawn_one_column_wide_with_its_caption_and_command(fold
     assert [line.rsplit(".", 1)[1] for line in out.splitlines()] == ["png", "pdf", "md"]
     with Image.open(tmp_path / f"{name}.png") as image:
         assert image.width <= 3.65 * 200
-    assert FIGURES[name].caption in (tmp_path / f"{name}.md").read_text()
+    assert FIGURES[name](folder, None).caption in (tmp_path / f"{name}.md").read_text()
     assert f"Made by `stepsal figure {name} {folder}" in (tmp_path / f"{name}.md").read_text()
+
+
+def test_figures_of_metrics_have_a_panel_more_for_ones_own_metric(tmp_path, run, own_metric):
+    folder = make_folder(tmp_path, traces=12)
+    run("compare", folder, "--resamples", 99)
+    for name in ("profiles", "forest"):
+        drawn = FIGURES[name](folder, None)
+        *others, last = drawn.figure.axes
+        assert len(others) == 4
+        assert "largest share" in (last.get_title("left"), last.get_ylabel())
+        lowest = [ax.get_xlabel() for ax in drawn.figure.axes]
+        assert lowest == ["", "", "", *["layer" if name == "profiles" else "AUC"] * 2]
+        # nothing is below the fourth panel, so it has the numbers of its axis
+        shown = [ax.xaxis.get_tick_params()["labelbottom"] for ax in drawn.figure.axes]
+        assert shown == [False, False, False, True, True]
+        assert save_figure(name, folder, tmp_path / name)
+    caption = FIGURES["profiles"](folder, None).caption
+    assert caption.startswith("5 metrics by depth")
+    assert caption.endswith(" In largest share: 0.25.")
+
+
+def test_a_forest_plot_of_an_older_comparison_leaves_ones_own_metric_out(tmp_path, run, request):
+    folder = make_folder(tmp_path, traces=12)
+    run("compare", folder, "--resamples", 99)
+    request.getfixturevalue("own_metric")
+    assert len(FIGURES["forest"](folder, None).figure.axes) == 4
+
+
+def test_diagnose_and_report_show_ones_own_metric(folder, tmp_path, run, own_metric):
+    status, out, _ = run("diagnose", folder)
+    assert status == 0
+    assert "| last 3 steps' part | largest share |" in out
+    assert f'"{own_metric}": ' in (folder / "diagnosis.jsonl").read_text()
+    assert run("report", folder, "--out", tmp_path / "r.html", "--traces", "t-1")[0] == 0
+    assert '"label":"largest share","line":0.25' in (tmp_path / "r.html").read_text("utf-8")
+
+
+def test_a_second_folder_is_refused_for_a_figure_that_takes_one(folder, tmp_path):
+    with pytest.raises(InputError, match="figure 'heads' takes one folder; given a second one"):
+        save_figure("heads", folder, tmp_path / "x.png", second=folder)
 
 
 def test_the_same_results_give_the_same_file(folder, tmp_path):

@@ -18,8 +18,8 @@ from stepsal.ablation.results import Results, accuracy_interval
 from stepsal.ablation.tables import ablation, latex
 from stepsal.ablation.votes import majority_chance, self_consistency
 from stepsal.cli import _MAP_FIGURES, _SWEEP_FIGURES, main
-from stepsal.figures.maps import FIGURES, save_figure
-from stepsal.figures.sweeps import SWEEP_FIGURES, ablation_tables, before_after, compute, draw_before_after, effects
+from stepsal.figures.save import FIGURES, save_figure
+from stepsal.figures.sweeps import ablation_tables, before_after, compute, draw_before_after, effects
 from stepsal.interventions import NoiseMomentum
 from stepsal.saliency.folder import map_path
 from stepsal.statistics.paired import holm, paired
@@ -396,7 +396,7 @@ def test_of_two_folders_the_trace_that_was_mended_is_shown(tmp_path):
 
 # --- from the command line -------------------------------------------------------------------------------------------
 def test_the_command_knows_every_figure():
-    assert (*_MAP_FIGURES, *_SWEEP_FIGURES, "before_after") == (*FIGURES, *SWEEP_FIGURES)
+    assert (*_MAP_FIGURES, *_SWEEP_FIGURES, "before_after") == tuple(FIGURES)
 
 
 @pytest.mark.parametrize("name", [name for name in _SWEEP_FIGURES if name != "ablation"])

@@ -7,6 +7,7 @@ import pytest
 from helpers import unchecked
 from hypothesis import given
 from hypothesis import strategies as st
+from reference import wilson_interval
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest, bootstrap, multinomial
 
@@ -202,10 +203,9 @@ def test_holms_p_is_below_a_level_where_his_procedure_rejects(ps):
         assert {i for i, p in enumerate(adjusted) if p <= level} == rejected
 
 
-@pytest.mark.parametrize(("right", "n"), [(0, 5), (3, 7), (7, 7), (585, 800)])
-def test_wilsons_interval_is_scipys(right, n):
-    expected = binomtest(right, n).proportion_ci(method="wilson")
-    assert wilson(right, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
+@pytest.mark.parametrize(("right", "n"), [(0, 1), (1, 1), (0, 5), (3, 7), (7, 7), (585, 800), (1, 100_000)])
+def test_wilsons_interval_is_the_closed_form(right, n):
+    assert wilson(right, n) == pytest.approx(wilson_interval(right, n), rel=0, abs=1e-12)
 
 
 # --- errors, display -------------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 from reference import steps_by_rereading
 from toy_tokenizers import KINDS, Pieces, byte_fallback, byte_level, characters
 
+import stepsal
+from stepsal import Trace, read_traces
 from stepsal.errors import InputError
 from stepsal.traces.formats import FORMATS, STEP_RULES, Format, paragraph, sentence
 from stepsal.traces.segment import Segmenter, TextStream, _decoder, decode, question_length
@@ -282,6 +284,33 @@ def test_a_format_or_rule_that_is_added_is_known_by_name(monkeypatch):
     assert (
         split("Q", "{", "a", "B", "}", "c", "D") == split("Q", "{", "a", "B", "}", "c", "D", format="mine") == expected
     )
+
+
+def test_a_format_or_rule_that_is_added_is_known_to_traces_and_readers(monkeypatch, tmp_path):
+    tokenizer = CHARACTERS
+    (tmp_path / "a.jsonl").write_text('{"prompt": "Q", "response": "{a;b}c"}')
+    with pytest.raises(InputError, match="format='mine' is not known"):
+        read_traces(tmp_path / "a.jsonl", tokenizer, format="mine")
+    monkeypatch.setitem(stepsal.formats.FORMATS, "mine", stepsal.formats.Format("mine", (("{", "}"),), "semicolon"))
+    monkeypatch.setitem(stepsal.formats.STEP_RULES, "semicolon", lambda step, token: step.endswith(";"))
+    trace = Trace.from_text(tokenizer, "Q", "{a;b}c", format="mine")
+    assert [(step.segment, step.text) for step in trace.steps] == [
+        ("question", "Q{"),
+        ("thinking", "a;"),
+        ("thinking", "b}"),
+        ("summary", "c"),
+    ]
+    for options in ({"format": "mine"}, {}):  # the second time: as one of those that `auto` allows
+        assert read_traces(tmp_path / "a.jsonl", tokenizer, **options)[0].steps == trace.steps
+    assert len(read_traces(tmp_path / "a.jsonl", tokenizer, format="mine", steps="line")[0].segment("thinking")) == 1
+
+
+def test_a_format_whose_step_rule_is_missing_is_refused_with_the_fix(monkeypatch):
+    monkeypatch.setitem(FORMATS, "mine", Format("mine", (("{", "}"),), "shout"))
+    with pytest.raises(
+        InputError, match=r"thinking_rule='shout', which is not in STEP_RULES .*: add the rule, .*\['shout'\]"
+    ):
+        Segmenter(CHARACTERS, "mine")
 
 
 @pytest.mark.parametrize("format", ["thinking", ("<a>", "<a>"), ("", "<a>"), (" <a>", "</a>")])
