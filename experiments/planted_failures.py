@@ -32,6 +32,7 @@ from stepsal.ablation.results import Results
 from stepsal.diagnosis.metrics import LABELS
 from stepsal.files import atomic_path
 from stepsal.interventions.base import INTERVENTIONS
+from stepsal.markdown import markdown_table
 from stepsal.models.host import Model
 from stepsal.models.layers import band
 from stepsal.statistics.paired import paired

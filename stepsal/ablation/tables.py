@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from stepsal.ablation.effects import against_controls, by_error, by_length
 from stepsal.ablation.labels import title
 from stepsal.ablation.results import Results
+from stepsal.markdown import markdown_table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -49,8 +50,7 @@ class Table:
     rules: tuple[int, ...] = ()
 
     def markdown(self) -> str:
-        lines = [self.header, ("---", *["---:"] * (len(self.header) - 1)), *self.rows]
-        table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        table = markdown_table(self.header, self.rows, align_numbers=True)
         return f"**{self.title}.** {self.caption}\n\n{table}\n"
 
     def latex(self, label: str) -> str:

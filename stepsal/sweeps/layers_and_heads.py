@@ -11,6 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stepsal.diagnosis.metrics import METRICS
+from stepsal.diagnosis.registry import Metric
 from stepsal.errors import FileError, InputError
 from stepsal.interventions.base import Intervention
 from stepsal.interventions.heads import HeadsByLayer, resolve_heads
@@ -140,7 +142,9 @@ def _chosen(path: Path, written: int) -> tuple[Bands, int]:
 
 def _ranked(sign: int, count: int, metric: str, layers: Sequence[int], size: Size, maps: Path) -> HeadsByLayer:
     """The heads with the highest (or lowest) mean of a metric over the maps; of equals, the lower layer and head."""
-    values = _metric(metric, maps, _written(maps / "maps"))
+    if metric not in METRICS:
+        raise InputError(f"unknown metric {metric!r}: expected one of {', '.join(METRICS)}")
+    values = _metric_means(METRICS[metric], maps, _written(maps / "maps"))
     missing = [layer for layer in layers if layer not in values]
     if missing or any(len(values[layer]) != size.heads for layer in layers):
         raise InputError(
@@ -160,17 +164,14 @@ def _ranked(sign: int, count: int, metric: str, layers: Sequence[int], size: Siz
 
 
 @lru_cache(maxsize=8)
-def _metric(metric: str, maps: Path, written: int) -> dict[int, list[float]]:
+def _metric_means(metric: Metric, maps: Path, written: int) -> dict[int, list[float]]:
     """The mean of a metric over a folder's maps, by layer and head."""
     import torch
 
-    from stepsal.diagnosis.metrics import METRICS
     from stepsal.saliency.folder import load_step_maps
 
-    if metric not in METRICS:
-        raise InputError(f"unknown metric {metric!r}: expected one of {', '.join(METRICS)}")
     found = load_step_maps(maps)
     if any(each.layers != found[0].layers or each.mass.shape[1] != found[0].mass.shape[1] for each in found):
         raise FileError(f"the maps in {maps} are of other layers each: give a folder of one model's maps")
-    means = torch.stack([METRICS[metric](each) for each in found]).nanmean(0)
+    means = torch.stack([metric(each) for each in found]).nanmean(0)
     return dict(zip(found[0].layers, means.tolist(), strict=True))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from stepsal.markdown import markdown_table
 from stepsal.statistics.paired import Paired, paired, wilson
 from stepsal.sweeps.settings import Setting
 
@@ -63,15 +64,15 @@ class Scores:
 
     def table(self, settings: Sequence[Setting]) -> str:
         """Markdown: a row per setting."""
-        lines = ["| setting | answers | right | difference (95 %) | p, uncorrected |", "|---|---|---|---|---|"]
+        rows = []
         for setting in settings:
             right, all_ = self.counts(setting)
             found = self.against_baseline(setting)
-            compared = "| | |"
+            compared = ["", ""]
             if found is not None:
-                compared = f"| {found.difference:+.1%} ({found.low:+.1%} to {found.high:+.1%}) | {found.p:.2g} |"
-            lines.append(f"| {setting.name} | {all_} | {right / all_:.1%} {compared}")
-        return "\n".join(lines)
+                compared = [f"{found.difference:+.1%} ({found.low:+.1%} to {found.high:+.1%})", f"{found.p:.2g}"]
+            rows.append([setting.name, str(all_), f"{right / all_:.1%}", *compared])
+        return markdown_table(["setting", "answers", "right", "difference (95 %)", "p, uncorrected"], rows)
 
 
 class Progress:

@@ -8,7 +8,7 @@ from stepsal import Comparison, InputError, compare, diagnose, lock_in, metric, 
 from stepsal.diagnosis.diagnosis import summarise, write_diagnoses
 from stepsal.diagnosis.metrics import METRICS
 from stepsal.sweeps.config import GridConfig
-from stepsal.sweeps.places import Size, head_choices
+from stepsal.sweeps.layers_and_heads import Size, head_choices
 
 BUILT_IN = [
     "lock_in",
