@@ -32,11 +32,13 @@ def measure(workers: int, threads: int, count: int, tokens: int | None = None) -
     from stepsal.generation.questions import grade_answer
     from stepsal.sweeps.config import read_config
     from stepsal.sweeps.grid import next_round
-    from stepsal.sweeps.plan import load_questions
+    from stepsal.sweeps.messages import WorkItem
+    from stepsal.sweeps.plan import load_questions, make_plan
     from stepsal.sweeps.progress import Progress, Scores
-    from stepsal.sweeps.run import _Crew, _run_round
+    from stepsal.sweeps.run import run_round
     from stepsal.sweeps.settings import Setting
     from stepsal.sweeps.store import SweepFolder
+    from stepsal.sweeps.workforce import Workforce
 
     torch.set_num_threads(threads)
     given: dict[str, Any] = {
@@ -45,11 +47,12 @@ def measure(workers: int, threads: int, count: int, tokens: int | None = None) -
         "model": {"threads": threads},
     }
     config = read_config(given | {"grid": {"parts": ["oeb", "smi", "both"]}})
-    crew = _Crew(config, "local", max(1, workers), None, print)
-    settings = next_round(config.grid, crew.plan.size, Path(), lambda setting: 0, [])
+    workforce = Workforce("local", config.model.device, max(1, workers))
+    plan = make_plan(config, workforce.resources.device)
+    settings = next_round(config.grid, plan.size, Path(), lambda setting: 0, [])
     number = len(settings) * count
     if not workers:
-        model, questions, decoding = stepsal.load_model(), load_questions(config), crew.plan.decoding
+        model, questions, decoding = stepsal.load_model(), load_questions(config), plan.decoding
         prompts = [each.prompt for each in questions]
         options: dict[str, Any] = {"batch_size": 16, "progress": False}
         stepsal.generate(model, prompts[:1], max_new_tokens=8, **options)
@@ -62,16 +65,16 @@ def measure(workers: int, threads: int, count: int, tokens: int | None = None) -
                 grade_answer(question, trace.response, "")
         return number / (time.perf_counter() - begin)
     try:
-        warm = next(iter(crew.plan.items(Setting())))
-        for _ in crew.engine().run([warm | {"stop": 1}] * workers):
+        warm = WorkItem.model_validate(next(iter(plan.items(Setting()))))
+        for _ in workforce.engine(plan).run([warm.model_copy(update={"stop": 1})] * workers):
             pass
         with tempfile.TemporaryDirectory() as out:
             scores = Scores()
             begin = time.perf_counter()
-            _run_round(crew.plan, settings, crew, SweepFolder(out), scores, Progress(scores, False))
+            run_round(plan, settings, workforce, SweepFolder(out), scores, Progress(scores, False))
             return number / (time.perf_counter() - begin)
     finally:
-        crew.close()
+        workforce.close()
 
 
 def main() -> None:

@@ -1,5 +1,8 @@
 """stepsal: step-to-step saliency maps of reasoning models. The names below are in the order of the data flow."""
 
+from logging import NullHandler as _NullHandler
+from logging import getLogger as _get_logger
+
 from stepsal import formats as formats
 from stepsal import plot
 from stepsal import reasoner as reasoner
@@ -30,6 +33,8 @@ from stepsal.statistics.paired import Paired, paired
 from stepsal.sweeps.run import sweep
 from stepsal.traces.files import read_traces, write_traces
 from stepsal.traces.trace import Step, Trace
+
+_get_logger("stepsal").addHandler(_NullHandler())  # what is logged is heard by those who ask for it
 
 __all__ = [
     "Bands",

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 
+from stepsal.sweeps.row import Row
 from stepsal.sweeps.settings import Setting
 from stepsal.sweeps.store import SweepFolder
 
@@ -57,6 +58,6 @@ def planted(settings, effect, problems=200, samples=1, lengths=(2, 3, 5), second
 def write_results(folder, rows):
     """The folder of a finished sweep."""
     sweep = SweepFolder(folder)
-    sweep.write("all", rows)
+    sweep.write("all", [Row(**row) for row in rows])
     sweep.consolidate([["all"]])
     return folder

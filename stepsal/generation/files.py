@@ -3,7 +3,8 @@
 In: problems (`stepsal.generation.questions`). Out: a JSONL file of traces, graded where the answers are known.
 
 While it is being made, finished traces stand in `.NAME.partial` beside it, and in `.NAME.settings` what they were made with.
-The same call goes on from there; other settings are refused. When all are there, the file is written whole, in order.
+The same call goes on from there; other settings are refused, and so is a second run while a first one is at work. When all
+traces are there, the file is written whole, in order.
 """
 
 import hashlib
@@ -11,11 +12,12 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from glob import escape
 from pathlib import Path
 from typing import IO, Any
 
 from stepsal.errors import FileError, InputError
-from stepsal.files import atomic_path
+from stepsal.files import agree_on_settings, locked
 from stepsal.generation.generate import Decoding, stream
 from stepsal.generation.questions import Question, grade_answer
 from stepsal.interventions.base import Intervention
@@ -41,7 +43,8 @@ def generate_file(
     """Answer every question and write the traces; `trace.id` is the question's, with `-SAMPLE` where there are several.
 
     Raises:
-        FileError: the file is there already, it was begun with other settings, or it cannot be written.
+        FileError: the file is there already, it was begun with other settings, another run is writing it, or it cannot be
+            written.
         InputError: as `stepsal.generate`.
 
     >>> import tempfile
@@ -55,37 +58,53 @@ def generate_file(
     path = Path(path)
     refuse_existing(path)
     ids = [question.id for question in questions]
-    if twice := [each for each in ids if not each or ids.count(each) > 1]:
-        raise InputError(f"the id {twice[0]!r} is empty, or that of several questions: give each its own")
-    partial = path.with_name(f".{path.name}.partial")
-    settings = {
+    if wrong := [name for name in ids if not name or ids.count(name) > 1]:
+        raise InputError(f"the id {wrong[0]!r} is empty, or that of several questions: give each its own")
+    settings = _settings(model, questions, decoding, interventions, format, steps)
+    partial, about = (path.with_name(f".{path.name}{suffix}") for suffix in (".partial", ".settings"))
+    at_work = f"another run is writing answers to {path}: wait for it, or give another --out"
+    with locked(path, at_work, also=[escape(about.name)]):
+        refuse_existing(path)  # another run may have finished it just now
+        done = {trace.id: trace for trace in _begin(partial, about, settings, model)}
+        names = [_name(question, sample, decoding) for question in questions for sample in range(decoding.samples)]
+        skip = {index for index, name in enumerate(names) if name in done}
+        encoded = [encode_prompt(model.tokenizer, question.prompt) for question in questions]
+        batches = stream(model, encoded, decoding, interventions, format=format, steps=steps, skip=skip)
+        with (
+            tqdm(total=len(names), initial=len(skip), desc="generating", unit="trace", disable=not progress) as bar,
+            _appending(partial) as file,
+        ):
+            for batch in batches:
+                for index, trace in batch.items():
+                    graded = _grade(model, trace, questions[index // decoding.samples], names[index])
+                    done[names[index]] = graded
+                    file.write(trace_line(graded) + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+                bar.update(len(batch))
+        traces = [done[name] for name in names]
+        write_traces(path, traces)
+        partial.unlink()
+        about.unlink()
+    return traces
+
+
+def _settings(
+    model: Model,
+    questions: Sequence[Question],
+    decoding: Decoding,
+    interventions: Sequence[Intervention],
+    format: FormatSpec,
+    steps: StepsSpec,
+) -> dict[str, Any]:
+    """What the answers depend on, as plain data."""
+    return {
         "model": host.describe(model),
         "decoding": {name: value for name, value in asdict(decoding).items() if name != "batch_size"},
         "interventions": [each.record for each in interventions],
         "segmentation": {"format": format, "steps": rule_name(steps, "these traces are to be")},
-        "questions": hashlib.sha256(json.dumps([asdict(each) for each in questions]).encode()).hexdigest(),
+        "questions": hashlib.sha256(json.dumps([asdict(question) for question in questions]).encode()).hexdigest(),
     }
-    done = {trace.id: trace for trace in _begin(partial, settings, model)}
-    names = [_name(question, sample, decoding) for question in questions for sample in range(decoding.samples)]
-    skip = {index for index, name in enumerate(names) if name in done}
-    encoded = [encode_prompt(model.tokenizer, question.prompt) for question in questions]
-    with (
-        tqdm(total=len(names), initial=len(skip), desc="generating", unit="trace", disable=not progress) as bar,
-        _appending(partial) as file,
-    ):
-        for batch in stream(model, encoded, decoding, interventions, format=format, steps=steps, skip=skip):
-            for index, trace in batch.items():
-                graded = _grade(model, trace, questions[index // decoding.samples], names[index])
-                done[names[index]] = graded
-                file.write(trace_line(graded) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-            bar.update(len(batch))
-    traces = [done[name] for name in names]
-    write_traces(path, traces)
-    partial.unlink()
-    partial.with_suffix(".settings").unlink()
-    return traces
 
 
 def refuse_existing(path: str | Path) -> None:
@@ -110,28 +129,28 @@ def _grade(model: Model, trace: Trace, question: Question, name: str) -> Trace:
     return replace(trace, id=name, answer=question.answer, correct=result["correct"], meta=trace.meta | meta)
 
 
-def _begin(partial: Path, settings: dict[str, Any], model: Model) -> list[Trace]:
+def _begin(partial: Path, about: Path, settings: dict[str, Any], model: Model) -> list[Trace]:
     """The traces that are done, if these settings are those that the file was begun with; a half line at its end is cut off."""
-    about = partial.with_suffix(".settings")
-    delete = f"Give another --out, or delete {partial} and {about} yourself."
+    fix = f"Give another --out, or delete {partial} and {about} yourself."
     try:
         text = partial.read_bytes() if partial.exists() else b""
-        if b"\n" not in text:  # nothing is done yet: what was refused before may have been put right
-            with atomic_path(about) as part:
-                part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-            partial.write_bytes(b"")
-            return []
-        begun = json.loads(about.read_text(encoding="utf-8"))
+        begun = b"\n" in text  # if nothing is done yet, what was refused before may have been put right
+        agree_on_settings(
+            about,
+            settings,
+            begun=begun,
+            refusal=f"{partial} was begun with other settings",
+            unknown=f"cannot go on from {partial}",
+            fix=fix,
+        )
         if not text.endswith(b"\n"):
+            partial.touch()
             os.truncate(partial, text.rfind(b"\n") + 1)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         if isinstance(error, FileError):
             raise
-        raise FileError(f"cannot go on from {partial}: {error}. {delete}") from error
-    settings = json.loads(json.dumps(settings))
-    if differ := [name for name in settings if settings[name] != begun.get(name)]:
-        raise FileError(f"{partial} was begun with other settings ({', '.join(differ)}). {delete}")
-    return read_traces(partial, model.tokenizer)
+        raise FileError(f"cannot go on from {partial}: {error}. {fix}") from error
+    return read_traces(partial, model.tokenizer) if begun else []
 
 
 def _appending(partial: Path) -> IO[bytes]:

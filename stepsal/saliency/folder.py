@@ -5,14 +5,14 @@ OUT/maps/ID.safetensors
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
+from stepsal._version import __version__
 from stepsal.errors import FileError, InputError
-from stepsal.files import atomic_path
+from stepsal.files import agree_on_settings, locked
 from stepsal.models import host
 from stepsal.models.host import Model
 from stepsal.models.layers import LayerSpec, resolve_layers
@@ -52,23 +52,12 @@ def save_step_maps(
     Raises:
         InputError: an unknown option, a trace that this model cannot take, or two traces with one id.
         UnsupportedModelError: a model on which this would not be exact.
-        FileError: `out` holds maps made with other settings or from other tokens, or cannot be written.
+        FileError: `out` holds maps made with other settings or from other tokens, another run is at work in it, or it cannot
+            be written.
     """
-    from tqdm import tqdm
-
-    from stepsal._version import __version__
-
     out = Path(out)
     check_options(0, objective, rule, chunk, None)
-    seen: set[str] = set()
-    for trace in traces:
-        if trace.id in seen:
-            raise InputError(f"two traces have the id {trace.id!r}; give each its own, it names the map's file")
-        seen.add(trace.id)
-        try:
-            check_trace(model, trace)
-        except InputError as error:
-            raise InputError(f"trace {trace.id!r}: {error}") from error
+    _check_traces(model, traces)
     indices = resolve_layers(layers, host.shape(model).layers)
     check_supported(model)
     about = host.describe(model)
@@ -80,32 +69,45 @@ def save_step_maps(
         "layers": list(indices),
         "stepsal": __version__,
     }
-    _agree(out / "saliency.json", settings)
+    path = out / "saliency.json"
+    at_work = f"another run is making step maps in {out}: wait for it, or use another --out folder"
+    with locked(path, at_work, also=["maps/*"]):
+        agree_on_settings(
+            path,
+            settings,
+            begun=path.exists(),
+            refusal=f"{out} holds step maps made with other settings",
+            unknown=f"nothing says what the step maps in {out} were made with",
+            fix="Use another --out folder.",
+            indent=2,
+        )
+        return _compute(model, traces, out, progress, objective=objective, rule=rule, layers=layers, chunk=chunk)
+
+
+def _check_traces(model: Model, traces: Sequence[Trace]) -> None:
+    seen: set[str] = set()
+    for trace in traces:
+        if trace.id in seen:
+            raise InputError(f"two traces have the id {trace.id!r}; give each its own, it names the map's file")
+        seen.add(trace.id)
+        try:
+            check_trace(model, trace)
+        except InputError as error:
+            raise InputError(f"trace {trace.id!r}: {error}") from error
+
+
+def _compute(model: Model, traces: Sequence[Trace], out: Path, progress: bool, **options: Any) -> list[Path]:
+    """The paths of all maps, in order; those that are not there are made with the options of `step_saliency`."""
+    from tqdm import tqdm
+
     paths = [map_path(out, trace.id) for trace in traces]
     left = [(trace, path) for trace, path in zip(traces, paths, strict=True) if not _is_done(trace, path)]
-    with tqdm(
-        total=len(traces), initial=len(traces) - len(left), desc="step maps", unit="trace", disable=not progress
-    ) as bar:
+    done = len(traces) - len(left)
+    with tqdm(total=len(traces), initial=done, desc="step maps", unit="trace", disable=not progress) as bar:
         for trace, path in left:
-            step_saliency(model, trace, objective=objective, rule=rule, layers=layers, chunk=chunk).save(path)
+            step_saliency(model, trace, **options).save(path)
             bar.update()
     return paths
-
-
-def _agree(path: Path, settings: dict[str, Any]) -> None:
-    """Write the settings, or compare them with those of the run that began this folder."""
-    if not path.exists():
-        with atomic_path(path) as part:
-            part.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        return
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        differ = sorted(key for key in settings.keys() | found.keys() if settings.get(key) != found.get(key))
-    except (ValueError, AttributeError) as error:
-        raise FileError(f"{path} is damaged ({error}). Use another folder, or delete this one.") from error
-    if differ:
-        what = ", ".join(f"{key} {found.get(key)!r} -> {settings.get(key)!r}" for key in differ)
-        raise FileError(f"{path.parent} holds step maps made with other settings ({what}). Use another --out folder.")
 
 
 def _is_done(trace: Trace, path: Path) -> bool:

@@ -1,37 +1,47 @@
 """Where a sweep's work is done: in this process or in worker processes; on a Ray cluster, `stepsal.sweeps.ray`.
 
-In: a job and work items, plain data. Out: each item with its rows, in the order in which they are done. Every engine gives the
-same rows: an item's rows depend on nothing but the job and the item (`stepsal.sweeps.worker`), the number of torch threads is
+In: a `Job` and `WorkItem`s. Out: each item with its answers, in the order in which they are done. Every engine gives the same
+answers: those of an item depend on nothing but the job and the item (`stepsal.sweeps.worker`), the number of torch threads is
 the job's, and the numbers of workers and machines are no part of it.
 """
 
-import json
+import logging
 import os
 import queue
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Protocol, runtime_checkable
 
-from stepsal import errors
 from stepsal.errors import StepsalError
-from stepsal.sweeps.worker import Row, Worker
+from stepsal.sweeps.messages import Answer, Job, Reply, WorkItem
+from stepsal.sweeps.worker import Worker
 
-Item = Mapping[str, Any]
-Say = Callable[[str], None]
+logger = logging.getLogger("stepsal")
 ATTEMPTS = 3
 """How often an item is given to a new worker after its worker died."""
 
 
+@runtime_checkable
+class Engine(Protocol):
+    """Workers, and how work gets to them."""
+
+    def run(self, items: Sequence[WorkItem]) -> Iterator[tuple[WorkItem, list[Answer]]]:
+        """Do the items. It may be called again: workers and their models are kept until `close`."""
+
+    def close(self) -> None:
+        """End the workers, whatever they are doing."""
+
+
 @dataclass(frozen=True)
 class Resources:
-    """What there is to work with: `device` is what `auto` means here; `slots`, the CPU cores or accelerators.
+    """What there is to work with: `device` is what `auto` means here; `slots`, the number of CPU cores or accelerators.
 
-    `here`: all on this machine, whose memory they share.
+    `here`: all of them are on this machine, whose memory they share.
     """
 
     device: str
@@ -69,10 +79,10 @@ def _cpu_quota(cores: int, path: str = "/sys/fs/cgroup/cpu.max") -> int:
 class InProcess:
     """One worker, in this process."""
 
-    def __init__(self, job: Mapping[str, Any]) -> None:
+    def __init__(self, job: Job) -> None:
         self._worker = Worker(job)
 
-    def run(self, items: Sequence[Item]) -> Iterator[tuple[Item, list[Row]]]:
+    def run(self, items: Sequence[WorkItem]) -> Iterator[tuple[WorkItem, list[Answer]]]:
         for item in items:
             yield item, self._worker.run(item)
 
@@ -83,14 +93,14 @@ class InProcess:
 class Processes:
     """Workers in processes of their own. One that dies is replaced, and its item done again."""
 
-    def __init__(self, job: Mapping[str, Any], workers: int, say: Say) -> None:
-        self._job, self._workers, self._say = job, workers, say
-        self._running: dict[int, _Process] = {}
+    def __init__(self, job: Job, workers: int) -> None:
+        self._job, self._workers = job, workers
+        self._running: dict[int, WorkerProcess] = {}
         self._closed = False
 
-    def run(self, items: Sequence[Item]) -> Iterator[tuple[Item, list[Row]]]:
-        todo: queue.SimpleQueue[Item] = queue.SimpleQueue()
-        done: queue.SimpleQueue[tuple[Item, list[Row]] | BaseException] = queue.SimpleQueue()
+    def run(self, items: Sequence[WorkItem]) -> Iterator[tuple[WorkItem, list[Answer]]]:
+        todo: queue.SimpleQueue[WorkItem] = queue.SimpleQueue()
+        done: queue.SimpleQueue[tuple[WorkItem, list[Answer]] | BaseException] = queue.SimpleQueue()
         for item in items:
             todo.put(item)
 
@@ -123,50 +133,39 @@ class Processes:
             for thread in threads:
                 thread.join()
 
-    def _ask(self, slot: int, item: Item) -> list[Row]:
+    def _ask(self, slot: int, item: WorkItem) -> list[Answer]:
         for attempt in range(ATTEMPTS + 1):
-            process = self._running.get(slot) or _Process(self._job, slot)
+            process = self._running.get(slot) or WorkerProcess(self._job, slot)
             self._running[slot] = process
             if self._closed:
                 process.kill()
-            answer = process.ask(item)
-            if answer is not None:
-                return rows_of(answer)
-            said = process.last_words()
+            reply = process.ask(item)
+            if reply is not None:
+                return reply.answers()
+            cause = process.cause_of_death()
             del self._running[slot]
             process.kill()
             if self._closed:
                 break
             if attempt < ATTEMPTS:
-                self._say(f"worker {slot} (process {process.pid}) died ({said}); its batch is done again by a new one")
+                logger.info(
+                    f"worker {slot} (process {process.pid}) died ({cause}); its batch is done again by a new one"
+                )
         raise StepsalError(
-            f"worker {slot} died {ATTEMPTS + 1} times on the same batch, seed {item['seed']}, problems {item['start']} to "
-            f"{item['stop']} ({said}). If memory ran out, use fewer workers or a smaller batch_size. What is finished is kept."
+            f"worker {slot} died {ATTEMPTS + 1} times on the same batch, seed {item.seed}, problems {item.start} to "
+            f"{item.stop} ({cause}). If memory ran out, use fewer workers or a smaller batch_size. What is finished is kept."
         )
 
     def close(self) -> None:
-        """End the workers, whatever they are doing."""
         self._closed = True
         for process in list(self._running.values()):
             process.kill()
 
 
-class _Process:
-    """A worker process and its two pipes."""
+class WorkerProcess:
+    """A worker in a process of its own, and the pipes to and from it."""
 
-    def __init__(self, job: Mapping[str, Any], slot: int) -> None:
-        import stepsal
-
-        environment = dict(os.environ)
-        found = [str(Path(stepsal.__file__).parent.parent), *filter(None, [environment.get("PYTHONPATH")])]
-        threads = str(job["model"]["threads"])
-        environment |= {"PYTHONPATH": os.pathsep.join(found), "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        if job["model"]["device"] == "cuda":
-            import torch
-
-            environment["CUDA_VISIBLE_DEVICES"] = gpu_of(
-                slot, torch.cuda.device_count(), environment.get("CUDA_VISIBLE_DEVICES")
-            )
+    def __init__(self, job: Job, slot: int) -> None:
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", "from stepsal.sweeps.worker import main; main()"],
@@ -175,27 +174,27 @@ class _Process:
             stderr=self._errors,
             text=True,
             encoding="utf-8",
-            env=environment,
+            env=_environment(job, slot),
         )
         self.pid = self._process.pid
-        self._first: Mapping[str, Any] | None = job
+        self._untold: Job | None = job
 
-    def ask(self, item: Item) -> dict[str, Any] | None:
-        """The answer, or None from a dead worker."""
+    def ask(self, item: WorkItem) -> Reply | None:
+        """The reply, or None from a dead worker."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
-            if self._first is not None:
-                self._process.stdin.write(json.dumps(self._first) + "\n")
-                self._first = None
-            self._process.stdin.write(json.dumps(item) + "\n")
+            if self._untold is not None:
+                self._process.stdin.write(self._untold.line())
+                self._untold = None
+            self._process.stdin.write(item.line())
             self._process.stdin.flush()
             line = self._process.stdout.readline()
-            return json.loads(line) if line.endswith("\n") else None
+            return Reply.from_line(line) if line.endswith("\n") else None
         except (OSError, ValueError):  # a broken or closed pipe
             return None
 
-    def last_words(self) -> str:
+    def cause_of_death(self) -> str:
         """How it ended, and the last line that it wrote."""
         try:
             status = self._process.wait(timeout=10)
@@ -217,6 +216,24 @@ class _Process:
                 pass
 
 
+def _environment(job: Job, slot: int) -> dict[str, str]:
+    """The environment variables of a worker process: where stepsal is, how many threads it may start, which GPU it sees."""
+    import stepsal
+
+    environment = dict(os.environ)
+    folders = [str(Path(stepsal.__file__).parent.parent), *filter(None, sys.path)]  # a worker finds what we find
+    if job.plugins:  # a worker must find them where this process does
+        folders += map(os.path.abspath, sys.path)
+    threads = str(job.model.threads)
+    environment |= {"PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    if job.model.device == "cuda":
+        import torch
+
+        visible = environment.get("CUDA_VISIBLE_DEVICES")
+        environment["CUDA_VISIBLE_DEVICES"] = gpu_of(slot, torch.cuda.device_count(), visible)
+    return environment
+
+
 def gpu_of(slot: int, count: int, visible: str | None) -> str:
     """The name of the one GPU that a worker is to see: in turn, of those that this process sees.
 
@@ -227,16 +244,3 @@ def gpu_of(slot: int, count: int, visible: str | None) -> str:
     """
     names = [name.strip() for name in visible.split(",")] if visible else [str(index) for index in range(max(1, count))]
     return names[slot % max(1, count)]
-
-
-def rows_of(answer: Mapping[str, Any]) -> list[Row]:
-    """The rows of a worker's reply, or its error, raised.
-
-    >>> rows_of({"rows": [{"problem": "a"}]})
-    [{'problem': 'a'}]
-    """
-    if "error" in answer:
-        kind: type[StepsalError] = getattr(errors, str(answer["kind"]), StepsalError)
-        raise kind(answer["error"])
-    rows: list[Row] = answer["rows"]
-    return rows

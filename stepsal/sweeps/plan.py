@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from stepsal.errors import FileError
 from stepsal.generation.generate import Decoding
 from stepsal.generation.questions import Question, read_questions, task_questions, task_room
+from stepsal.interventions.base import Intervention
 from stepsal.models.host import BUNDLED
 from stepsal.sweeps.config import SweepConfig
 from stepsal.sweeps.layers_and_heads import Size, chosen_bands
-from stepsal.sweeps.settings import Setting
+from stepsal.sweeps.settings import Setting, kind_classes
 from stepsal.sweeps.worker import versions
 
 if TYPE_CHECKING:
@@ -75,6 +76,16 @@ class Plan:
             evidence = json.loads(judged.to_json(orient="records"))
             record["chosen"] = {"fell_back": bands.fell_back, "reasons": bands.reasons, "evidence": evidence}
         return record
+
+    @property
+    def intervention_classes(self) -> tuple[type[Intervention], ...]:
+        """The classes of the interventions that the configuration names."""
+        grid = self.config.grid
+        names = [*grid.parts, *([grid.centre["parts"]] if "parts" in grid.centre else [])]
+        found = [kind for name in names for kind in kind_classes(name)]
+        return tuple(
+            dict.fromkeys([*found, *(type(each) for setting in self.config.settings for each in setting.made())])
+        )
 
     @property
     def bands(self) -> Bands | None:

@@ -1,5 +1,6 @@
-"""What is known of a running sweep: right answers by setting and problem, a bar, and a line for each finished setting."""
+"""What is known of a running sweep: the right answers by setting and problem, a bar, and a line for each finished setting."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,12 +11,13 @@ from stepsal.markdown import markdown_table
 from stepsal.statistics.paired import Paired, paired, wilson
 from stepsal.sweeps.settings import Setting
 
+logger = logging.getLogger("stepsal")
 COLUMNS = ("problem", "sample", "seed", "correct")
-"""The columns of a row that are counted."""
+"""The columns of a `Row` that `Scores` reads."""
 
 
 class Scores:
-    """Right or wrong, of every answer so far."""
+    """Whether each answer so far is right."""
 
     def __init__(self) -> None:
         self._right: dict[Setting, dict[str, dict[tuple[int, int], bool]]] = defaultdict(lambda: defaultdict(dict))
@@ -29,8 +31,8 @@ class Scores:
             self._right[setting][row["problem"]][row["seed"], row["sample"]] = row["correct"]
 
     def counts(self, setting: Setting) -> tuple[int, int]:
-        """Right answers, and all."""
-        answers = [right for each in self._right[setting].values() for right in each.values()]
+        """The numbers of right answers and of all answers."""
+        answers = [right for by_sample in self._right[setting].values() for right in by_sample.values()]
         return sum(answers), len(answers)
 
     def right(self, setting: Setting) -> int:
@@ -48,41 +50,54 @@ class Scores:
         common = [name for name in common if len(after[name]) == most]
         if not common or setting == Setting():
             return None
-        table = [[[each[name][key] for key in sorted(each[name])] for name in common] for each in (before, after)]
-        return paired(np.array(table[0]), np.array(table[1]))
+        arrays = [
+            np.array([[answers[name][key] for key in sorted(answers[name])] for name in common])
+            for answers in (before, after)
+        ]
+        return paired(*arrays)
 
     def line(self, setting: Setting) -> str:
-        """One setting in a sentence."""
+        """What is known of a setting, in a sentence."""
         right, all_ = self.counts(setting)
-        said = f"{setting.name}: n {all_}, accuracy {right / all_:.1%}"
-        found = self.against_baseline(setting)
-        if found is None:
+        accuracy = f"{setting.name}: n {all_}, accuracy {right / all_:.1%}"
+        comparison = self.against_baseline(setting)
+        if comparison is None:
             low, high = wilson(right, all_)
-            return f"{said} (95 % {low:.1%} to {high:.1%})"
-        interval = f"95 % {found.low:+.1%} to {found.high:+.1%}"
-        return f"{said}, {found.difference:+.1%} against the baseline ({interval}, p {found.p:.2g}, uncorrected)"
+            return f"{accuracy} (95 % {low:.1%} to {high:.1%})"
+        gain = f"{comparison.difference:+.1%} against the baseline"
+        interval = f"95 % {comparison.low:+.1%} to {comparison.high:+.1%}"
+        return f"{accuracy}, {gain} ({interval}, p {comparison.p:.2g}, uncorrected)"
 
     def table(self, settings: Sequence[Setting]) -> str:
         """Markdown: a row per setting."""
         rows = []
         for setting in settings:
             right, all_ = self.counts(setting)
-            found = self.against_baseline(setting)
+            comparison = self.against_baseline(setting)
             compared = ["", ""]
-            if found is not None:
-                compared = [f"{found.difference:+.1%} ({found.low:+.1%} to {found.high:+.1%})", f"{found.p:.2g}"]
+            if comparison is not None:
+                interval = f"{comparison.low:+.1%} to {comparison.high:+.1%}"
+                compared = [f"{comparison.difference:+.1%} ({interval})", f"{comparison.p:.2g}"]
             rows.append([setting.name, str(all_), f"{right / all_:.1%}", *compared])
         return markdown_table(["setting", "answers", "right", "difference (95 %)", "p, uncorrected"], rows)
 
 
 class Progress:
-    """The bar: answers done, their rate, the time left, the accuracy of each part."""
+    """The bar: answers done, their rate, the time left, the accuracy of each part.
+
+    While it is shown, what stepsal logs (at level `INFO`) is written above it.
+    """
 
     def __init__(self, scores: Scores, shown: bool) -> None:
         from tqdm import tqdm
 
         self._scores, self._shown = scores, shown
         self._bar = tqdm(total=0, unit="answer", desc="sweep", disable=not shown, smoothing=0.1)
+        self._handler = _AboveTheBar(self._bar)
+        self._level_before = logger.level
+        if shown:
+            logger.addHandler(self._handler)
+            logger.setLevel(min(logger.getEffectiveLevel(), logging.INFO))
 
     def expect(self, total: int, done: int) -> None:
         """So many answers more, of which some were there already."""
@@ -97,9 +112,19 @@ class Progress:
         self._bar.set_postfix_str(" · ".join(accuracies), refresh=False)
         self._bar.update(answers)
 
-    def say(self, text: str) -> None:
-        if self._shown:
-            self._bar.write(text)
-
     def close(self) -> None:
+        if self._shown:
+            logger.removeHandler(self._handler)
+            logger.setLevel(self._level_before)
         self._bar.close()
+
+
+class _AboveTheBar(logging.Handler):
+    """Writes what is logged to standard output, between two drawings of the bar."""
+
+    def __init__(self, bar: Any) -> None:
+        super().__init__(logging.INFO)
+        self._bar = bar
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._bar.write(record.getMessage())

@@ -9,31 +9,31 @@ kept in (`stepsal.sweeps.store`).
 4. Forward selection goes on with its next round, until there is none. Then all shards make one file.
 """
 
+import logging
 import math
+from collections import Counter
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepsal.errors import InputError
-from stepsal.sweeps.config import SweepConfig, read_config
-from stepsal.sweeps.engines import InProcess, Processes, Resources, Say, local_resources
+from stepsal.sweeps.config import GridConfig, SweepConfig, read_config
 from stepsal.sweeps.grid import next_round
+from stepsal.sweeps.messages import WorkItem
 from stepsal.sweeps.plan import Plan, make_plan
 from stepsal.sweeps.progress import COLUMNS, Progress, Scores
-from stepsal.sweeps.ray import Ray
+from stepsal.sweeps.row import Row
 from stepsal.sweeps.settings import Setting
 from stepsal.sweeps.store import SweepFolder
+from stepsal.sweeps.workforce import Workforce, default_workers
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 else:  # imported where used: it takes a while
     DataFrame = Any
 
-ENGINES = ("local", "ray")
-Engine = InProcess | Processes | Ray
-"""`run` may be called again: workers and their models are kept until `close`."""
 Config = str | Path | Mapping[str, Any] | SweepConfig
+logger = logging.getLogger("stepsal")
 
 
 def sweep(
@@ -90,46 +90,50 @@ def run_sweep(
     folder, scores = SweepFolder(out), Scores()
     with ExitStack() as stack:
         stack.enter_context(folder.lock())
-        shown = Progress(scores, progress)
-        stack.callback(shown.close)
-        crew = _Crew(given, engine, workers, address, shown.say)
-        stack.callback(crew.close)
-        plan, rounds = crew.plan, list[list[Setting]]()
+        shown = stack.enter_context(closing(Progress(scores, progress)))
+        workforce = stack.enter_context(closing(Workforce(engine, given.model.device, workers, address)))
+        plan, rounds = make_plan(given, workforce.resources.device), list[list[Setting]]()
         keys: dict[Setting, list[str]] = {}
         while settings := next_round(given.grid, plan.size, given.folder, scores.right, rounds, given.settings):
             if not rounds:
-                folder.begin(plan.record(settings), resume)
-            _run_round(plan, settings, crew, folder, scores, shown)
-            keys |= {setting: [item["key"] for item in plan.items(setting)] for setting in settings}
+                folder.begin(plan.record(settings), resume, defaults={"config": {"grid": GridConfig().record()}})
+            keys |= run_round(plan, settings, workforce, folder, scores, shown)
             rounds.append(settings)
         folder.consolidate(list(keys.values()))
     return scores.table(list(keys))
 
 
-def _run_round(
-    plan: Plan, settings: list[Setting], crew: "_Crew", folder: SweepFolder, scores: Scores, shown: Progress
-) -> None:
-    items: list[dict[str, Any]] = [
-        item | {"index": index} for index, setting in enumerate(settings) for item in plan.items(setting)
-    ]
-    todo = [item for item in items if not folder.shard(item["key"]).exists()]
-    left = [sum(item["index"] == index for item in todo) for index in range(len(settings))]
-    names = {item["key"] for item in todo}
-    for item in items:
-        if item["key"] not in names:
-            scores.add(settings[item["index"]], folder.read(item["key"], COLUMNS).to_pylist())
-    shown.expect(plan.units(items), plan.units(items) - plan.units(todo))
-    if not todo:
-        return
-    for done, rows in crew.engine().run(todo):
-        item = dict(done)
-        setting = settings[item["index"]]
-        folder.write(item["key"], [plan.row(setting, row) for row in rows])
-        scores.add(setting, rows)
-        shown.add(len(rows))
-        left[item["index"]] -= 1
-        if not left[item["index"]]:
-            shown.say(scores.line(setting))
+def run_round(
+    plan: Plan, settings: list[Setting], workforce: Workforce, folder: SweepFolder, scores: Scores, shown: Progress
+) -> dict[Setting, list[str]]:
+    """Do what is not done of a round's settings; returns the keys of each setting's items."""
+    items = {setting: _items(plan, setting) for setting in settings}
+    setting_of = {item.key: setting for setting in settings for item in items[setting]}
+    every = [item for setting in settings for item in items[setting]]
+    todo = [item for item in every if not folder.shard(item.key).exists()]
+    left = Counter(setting_of[item.key] for item in todo)
+    undone = {item.key for item in todo}
+    for item in every:
+        if item.key not in undone:
+            scores.add(setting_of[item.key], folder.read(item.key, COLUMNS).to_pylist())
+    shown.expect(_count_answers(plan, every), _count_answers(plan, every) - _count_answers(plan, todo))
+    for item, answers in workforce.engine(plan).run(todo) if todo else ():
+        setting = setting_of[item.key]
+        folder.write(item.key, [Row(**plan.row(setting, answer)) for answer in answers])
+        scores.add(setting, answers)
+        shown.add(len(answers))
+        left[setting] -= 1
+        if not left[setting]:
+            logger.info(scores.line(setting))
+    return {setting: [item.key for item in items[setting]] for setting in settings}
+
+
+def _items(plan: Plan, setting: Setting) -> list[WorkItem]:
+    return [WorkItem.model_validate(item) for item in plan.items(setting)]
+
+
+def _count_answers(plan: Plan, items: list[WorkItem]) -> int:
+    return sum(item.problems for item in items) * plan.decoding.samples
 
 
 def estimate(config: Config, engine: str = "local", workers: int | None = None, address: str | None = None) -> str:
@@ -138,17 +142,16 @@ def estimate(config: Config, engine: str = "local", workers: int | None = None, 
     Raises as `sweep` does.
     """
     given = read_config(config)
-    crew = _Crew(given, engine, 1 if engine == "local" else workers, address, lambda text: None)
-    try:
-        plan = crew.plan
+    one_or_given = 1 if engine == "local" else workers  # one is enough for one batch
+    with closing(Workforce(engine, given.model.device, one_or_given, address)) as workforce:
+        plan = make_plan(given, workforce.resources.device)
         settings = next_round(given.grid, plan.size, given.folder, lambda setting: 0, [], given.settings)
-        items = [item for setting in settings for item in plan.items(setting)]
-        batches = [item for item in plan.items(settings[-1]) if item["seed"] == given.decoding.seeds[0]]
-        ((_, rows),) = crew.engine().run([batches[len(batches) // 2]])  # the problems are sorted by length
-    finally:
-        crew.close()
-    number, seconds = plan.units(items), sum(row["seconds"] for row in rows) / len(rows)
-    at_once = min(workers or default_workers(crew.resources, plan), len(items))
+        items = [item for setting in settings for item in _items(plan, setting)]
+        batches = [item for item in _items(plan, settings[-1]) if item.seed == given.decoding.seeds[0]]
+        # The problems are sorted by length: the middle batch is a typical one.
+        ((_, answers),) = workforce.engine(plan).run([batches[len(batches) // 2]])
+    number, seconds = _count_answers(plan, items), sum(answer["seconds"] for answer in answers) / len(answers)
+    at_once = min(workers or default_workers(workforce.resources, plan), len(items))
     lines = [f"{setting.id}  {setting.name}" for setting in settings]
     if (bands := plan.bands) is not None:
         lines.append(f"\nChosen layers:\n{bands.summary()}")
@@ -166,63 +169,6 @@ def estimate(config: Config, engine: str = "local", workers: int | None = None, 
         f"about {time} with {at_once} worker{'s' * (at_once > 1)}, at {seconds:.3g} s for an answer ({settings[-1].name})"
     )
     return "\n".join(lines)
-
-
-class _Crew:
-    """The plan and its engine, which starts when there is work."""
-
-    def __init__(self, config: SweepConfig, engine: str, workers: int | None, address: str | None, say: Say) -> None:
-        if engine not in ENGINES:
-            raise InputError(f"unknown engine {engine!r}: expected 'local' or 'ray'")
-        if workers is not None and workers < 1:
-            raise InputError(f"workers={workers} must be at least 1")
-        if address is not None and engine != "ray":
-            raise InputError(f"address={address!r} is of a Ray cluster: give engine='ray' with it")
-        self._ray = Ray(address) if engine == "ray" else None
-        self._workers, self._say = workers, say
-        self._engine: Engine | None = self._ray
-        self._ready = False
-        device = config.model.device
-        self.resources = local_resources(device) if self._ray is None else self._ray.resources(device)
-        self.plan = make_plan(config, self.resources.device)
-
-    def engine(self) -> Engine:
-        """Ready to work; it starts as many workers as a round has items for, and keeps those of the rounds before."""
-        if not self._ready:
-            workers = self._workers or default_workers(self.resources, self.plan)
-            if self._ray is not None:
-                self._ray.begin(self.plan.job, workers)
-            elif workers == 1:
-                self._engine = InProcess(self.plan.job)
-            else:
-                self._engine = Processes(self.plan.job, workers, self._say)
-            self._ready = True
-        assert self._engine is not None
-        return self._engine
-
-    def close(self) -> None:
-        if self._engine is not None:
-            self._engine.close()
-
-
-def default_workers(resources: Resources, plan: Plan) -> int:
-    """One per accelerator; on the CPU one per `threads` cores, on this machine as many as 80 % of the free memory holds.
-
-    On 2 cores, 2 processes of one thread are faster than one of two (`benchmarks/sweep.py`).
-    """
-    if resources.device != "cpu":
-        return resources.slots
-    each = plan.config.model.threads
-    if not resources.here:  # whoever places them sees to memory
-        return max(1, resources.slots // each)
-    import torch
-
-    from stepsal.models.memory import free_bytes
-
-    fit = int(
-        0.8 * free_bytes(torch.device("cpu")) / (plan.bytes + 2**29)
-    )  # half a GiB for Python, torch and what is decoded
-    return max(1, min(resources.slots // each, fit))
 
 
 def _duration(seconds: float) -> str:

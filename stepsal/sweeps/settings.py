@@ -17,7 +17,7 @@ from typing import Any
 from stepsal.errors import InputError
 from stepsal.interventions.base import INTERVENTIONS, Intervention, Option, from_record
 from stepsal.interventions.heads import HeadsByLayer, named_heads
-from stepsal.sweeps.store import OPTION_COLUMNS
+from stepsal.sweeps.row import OPTION_COLUMNS
 
 Kind = tuple[type[Intervention], ...]
 

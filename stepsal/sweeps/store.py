@@ -7,40 +7,17 @@ OUT/results.parquet   all rows in order, once everything is done
 What has no shard is not done; nothing else says what is.
 """
 
-import difflib
 import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from stepsal.errors import FileError
-from stepsal.files import atomic_path
-
-OPTION_COLUMNS = ("tau_max", "alpha", "window", "scope", "control_seed")
-"""The options of interventions that have a column of their own; all options are in the column `parts`."""
-
-
-def schema() -> Any:
-    """The columns of every shard and of the results.
-
-    >>> schema().names[:3]
-    ['unit', 'setting_id', 'setting']
-    """
-    import pyarrow as pa
-
-    text, whole, real, yes = pa.string(), pa.int64(), pa.float64(), pa.bool_()
-    columns = {"unit": text, "setting_id": text, "setting": text, "part": text}
-    columns |= {"layers": pa.list_(whole), "heads": pa.list_(pa.list_(whole)), "tau_max": real, "alpha": real}
-    columns |= {"window": whole, "scope": text, "control_seed": whole, "parts": text}
-    columns |= {"problem": text, "length": whole, "sample": whole, "seed": whole}
-    columns |= {"max_new_tokens": whole, "batch_size": whole, "temperature": real, "top_p": real, "samples": whole}
-    columns |= {"correct": yes, "error": text, "answer": text, "expected": text, "tokens": whole, "truncated": yes}
-    columns |= {"seconds": real, "prompt_tokens": whole, "trace": pa.list_(pa.int32()), "notes": text}
-    columns |= {"model": text, "versions": text, "cpu_seconds": real}
-    return pa.schema(list(columns.items()))
+from stepsal.files import agree_on_settings, atomic_path, locked
+from stepsal.sweeps.row import Row, schema
 
 
 class SweepFolder:
@@ -48,97 +25,63 @@ class SweepFolder:
 
     def __init__(self, out: str | Path) -> None:
         self.path = Path(out)
+        self._config = self.path / "config.json"
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Keep a second sweep out while this one is at work; the lock of a killed one is free."""
-        try:
-            import fcntl
-        except ImportError:  # Windows: two at once would do the same work twice, and write the same rows
-            yield
-            return
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / ".lock", "w")  # noqa: SIM115 - closed below
-        except OSError as error:
-            raise FileError(
-                f"cannot write to {self.path}: {error.strerror}. Choose a folder you may write to."
-            ) from error
-        try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise FileError(
-                    f"another sweep is at work in {self.path}: wait for it, or use another --out"
-                ) from error
-            except OSError as error:
-                raise FileError(
-                    f"cannot lock {self.path}: {error.strerror or error}. Choose a folder on a disk that has locks."
-                ) from error
-            mine = [(self.path, f".{name}.*.part") for name in ("config.json", "results.parquet")]
-            for folder, pattern in [*mine, (self.path / "rows", ".*.part")]:  # of a killed sweep
-                for left in folder.glob(pattern):
-                    left.unlink(missing_ok=True)
-            yield
-        finally:
-            file.close()
+        at_work = f"another sweep is at work in {self.path}: wait for it, or use another --out"
+        return locked(self._config, at_work, also=["results.parquet", "rows/*"])
 
-    def begin(self, record: Mapping[str, Any], resume: bool) -> None:
+    def begin(self, record: Mapping[str, Any], resume: bool, defaults: Mapping[str, Any] | None = None) -> None:
         """Write down what the sweep is, or compare it with what was begun here.
+
+        `defaults`: values for keys, at any depth, that the record of an older sweep lacks.
 
         Raises `FileError`: it is another one or of another version's format, or nothing says which, or there are rows and
         `resume` is False.
         """
-        path = self.path / "config.json"
-        text = json.dumps(record, indent=1, sort_keys=True) + "\n"
         begun = any(self.path.glob("rows/*.parquet"))
         if begun and not resume:
             raise FileError(
                 f"{self.path} holds rows already, and resume is False: use another folder, or delete this one yourself"
             )
-        if not begun:
-            with atomic_path(path) as part:
-                part.write_text(text, encoding="utf-8")
-            return
-        try:
-            found = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        if begun and (begun_format := self._begun_format()) not in (None, record.get("format")):
             raise FileError(
-                f"{self.path} holds rows, but nothing says of which sweep: cannot read {path} ({error}). Use another --out "
-                "folder, or delete this one yourself"
-            ) from error
-        if (kind := _format(found)) is not None and kind != record.get("format"):
-            raise FileError(
-                f"{self.path} was begun by another version of stepsal, in the format {kind!r}; this one writes "
+                f"{self.path} was begun by another version of stepsal, in the format {begun_format!r}; this one writes "
                 f"{record.get('format')!r} and cannot go on there. Use another --out folder. (A finished one can be read: "
                 "`stepsal figure` takes its results.parquet.)"
             )
-        if found != text:
-            lines = difflib.unified_diff(
-                found.splitlines(), text.splitlines(), "begun here", "given now", n=1, lineterm=""
-            )
-            raise FileError(
-                f"{self.path} was begun with another configuration. Use another --out folder, or go back to the first one:\n"
-                + "\n".join(list(lines)[:60])
-            )
+        agree_on_settings(
+            self._config,
+            record,
+            begun=begun,
+            refusal=f"{self.path} was begun with another configuration",
+            unknown=f"{self.path} holds rows, but nothing says of which sweep",
+            fix="Use another --out folder, go back to the first configuration, or delete the folder yourself.",
+            defaults=defaults,
+            sort_keys=True,
+        )
+
+    def _begun_format(self) -> Any:
+        """What config.json says of its format; None where it says nothing or cannot be read."""
+        try:
+            return json.loads(self._config.read_text(encoding="utf-8")).get("format")
+        except (OSError, ValueError, AttributeError):
+            return None
 
     def shard(self, key: str) -> Path:
         return self.path / "rows" / f"{key}.parquet"
 
-    def write(self, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    def write(self, key: str, rows: Sequence[Row]) -> None:
         """Put a finished item in place. Raises `FileError`; then there is nothing of it."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(list(rows), schema=schema()), buffer, compression="zstd")
-        try:
-            with atomic_path(self.shard(key)) as part, open(part, "wb") as file:
-                file.write(buffer.getvalue())
-                file.flush()
-                os.fsync(file.fileno())
-        except FileError as error:
-            raise self._kept(error) from error
+        table = pa.Table.from_pylist([vars(row) for row in rows], schema=schema())
+        pq.write_table(table, buffer, compression="zstd")
+        with self._synced(self.shard(key)) as file:
+            file.write(buffer.getvalue())
 
     def read(self, key: str, columns: Sequence[str] | None = None) -> Any:
         """The rows of a finished item, as a table."""
@@ -157,30 +100,26 @@ class SweepFolder:
         import pyarrow.parquet as pq
 
         path = self.path / "results.parquet"
+        with self._synced(path) as file, pq.ParquetWriter(file, schema(), compression="zstd") as writer:
+            for keys in groups:
+                writer.write_table(pa.concat_tables([self.read(key) for key in keys]))
+        return path
+
+    @contextmanager
+    def _synced(self, path: Path) -> Iterator[IO[bytes]]:
+        """A file to write, put in place whole once it is on the disk. `FileError` says that what is finished is kept."""
         try:
-            with atomic_path(path) as part, open(part, "wb") as file:
-                with pq.ParquetWriter(file, schema(), compression="zstd") as writer:
-                    for keys in groups:
-                        writer.write_table(pa.concat_tables([self.read(key) for key in keys]))
+            with atomic_path(path) as temporary, open(temporary, "wb") as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
         except FileError as error:
-            raise self._kept(error) from error
-        return path
-
-    def _kept(self, error: FileError) -> FileError:
-        cause = error.__cause__
-        if not isinstance(cause, OSError) or cause.errno is None:  # such as of a damaged shard
-            return error
-        return FileError(
-            f"cannot write to {self.path}: {cause.strerror or cause}. What is finished is kept: make room, and the same "
-            "command goes on from there."
-        )
-
-
-def _format(text: str) -> Any:
-    """What a config.json says of its format; None where it says nothing or is no JSON."""
-    try:
-        return json.loads(text).get("format")
-    except (ValueError, AttributeError):
-        return None
+            cause = error.__cause__
+            if (
+                not isinstance(cause, OSError) or cause.errno is None
+            ):  # the file was not the trouble, but a damaged shard
+                raise
+            raise FileError(
+                f"cannot write to {self.path}: {cause.strerror or cause}. What is finished is kept: make room, and the same "
+                "command goes on from there."
+            ) from error

@@ -1,11 +1,11 @@
 """One worker of a sweep: a model, loaded once, that turns work items into rows.
 
-In: a job (model, problems, decoding; plain data), then items: the parts of a setting, a seed, and a slice of the problems.
-Out: for each item its rows, in order. What a row holds depends on the job and the item alone, but for what was measured:
+In: a `Job` (model, problems, decoding), then `WorkItem`s: the parts of a setting, a seed, and a slice of the problems.
+Out: for each item its answers, in order. What an answer holds depends on the job and the item alone, but for what was measured:
 `seconds` and `cpu_seconds`, an answer's share of its batch by the clock and of the processor, without loading, tokenising and
 warming up; and `notes`, which may say how much memory was free.
 
-`main` is a worker in a process of its own: JSON lines, the job and then items on standard input, replies on standard output.
+`main` is a worker in a process of its own: lines of JSON, the job and then items on standard input, replies on standard output.
 It ends when its input does, so it never outlives the sweep that started it.
 """
 
@@ -17,81 +17,95 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
+from stepsal._version import __version__
 from stepsal.errors import InputError, StepsalError, UnsupportedModelError
+from stepsal.generation.generate import Decoding, stream
 from stepsal.generation.questions import Question, grade_answer
+from stepsal.interventions.base import from_record
+from stepsal.models import host
+from stepsal.models.loading import load_model
+from stepsal.plugins import load_plugins
+from stepsal.sweeps.messages import Answer, Job, Reply, WorkItem
+from stepsal.traces.prompt import encode_prompt
+from stepsal.traces.trace import Trace
 
-Row = dict[str, Any]
 PACKAGES = ("torch", "transformers", "transformer-lens")
 
 
 def versions() -> dict[str, str]:
-    """Of stepsal and of what its numbers depend on.
+    """The versions of stepsal and of what its numbers depend on.
 
     >>> list(versions())
     ['stepsal', 'torch', 'transformers', 'transformer-lens']
     """
-    from stepsal._version import __version__
-
     return {"stepsal": __version__} | {name: version(name) for name in PACKAGES}
 
 
 class Worker:
     """Generates and grades. Sets torch's number of threads for as long as it runs an item."""
 
-    def __init__(self, job: Mapping[str, Any]) -> None:
+    def __init__(self, job: Job) -> None:
         self._job = job
-        self._questions = [Question(**each) for each in job["questions"]]
-        self._encoded: dict[str, list[int]] = {}
+        self._prompts: dict[str, list[int]] = {}
         self._warm: set[tuple[type, ...]] = set()
+        self._has_plugins = False
 
     @cached_property
     def _model(self) -> Any:
-        from stepsal.models import host
-        from stepsal.models.loading import load_model
-
-        given = self._job["model"]
-        model = load_model(given["path"], device=given["device"], dtype=given["dtype"])
+        expected = self._job.model
+        model = load_model(expected.path, device=expected.device, dtype=expected.dtype)
         size = host.shape(model)
-        if [size.layers, size.heads] != given["size"]:
+        if (size.layers, size.heads) != expected.size:
             raise UnsupportedModelError(
-                f"the model has {size.layers} layers of {size.heads} heads, its configuration says {given['size']}"
+                f"the model has {size.layers} layers of {size.heads} heads, its configuration says {list(expected.size)}"
             )
         return model
 
-    def run(self, item: Mapping[str, Any]) -> list[Row]:
-        """The rows of an item: `parts` (records), `seed`, and the problems from `start` to `stop`."""
+    def run(self, item: WorkItem) -> list[Answer]:
+        """The answers of an item. Plugins are loaded before anything else, the model with the first item."""
         import torch
 
+        if not self._has_plugins:
+            load_plugins(self._job.plugins)
+            self._has_plugins = True
         before = torch.get_num_threads()
-        torch.set_num_threads(self._job["model"]["threads"])
+        torch.set_num_threads(self._job.model.threads)
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                rows = self._rows(item)
+                answers = self._answers(item)
         finally:
             torch.set_num_threads(before)
         notes = "; ".join(dict.fromkeys(str(each.message) for each in caught if each.category is UserWarning)) or None
-        return [row | {"notes": notes} for row in rows]
+        return [answer | {"notes": notes} for answer in answers]
 
-    def _rows(self, item: Mapping[str, Any]) -> list[Row]:
-        from stepsal.generation.generate import Decoding
-        from stepsal.interventions.base import from_record
-        from stepsal.models import host
+    def reply(self, item: WorkItem) -> Reply:
+        """As `run`; an error becomes part of the reply, whatever it is: the sweep must hear of it."""
+        try:
+            return Reply(rows=self.run(item))
+        except Exception as error:
+            import traceback
 
-        model, decoding = self._model, Decoding(**self._job["decoding"] | {"seed": item["seed"]})
-        questions = self._questions[item["start"] : item["stop"]]
-        parts = tuple(map(from_record, item["parts"]))
-        prompts = [self._tokens(question) for question in questions]
+            text = str(error) if isinstance(error, StepsalError) else traceback.format_exc()
+            kinds = [known.__name__ for known in (InputError, UnsupportedModelError) if isinstance(error, known)]
+            return Reply(error=text, kind=next(iter(kinds), ""))
+
+    def _answers(self, item: WorkItem) -> list[Answer]:
+        model, decoding = self._model, replace(self._job.decoding, seed=item.seed)
+        questions = self._job.questions[item.start : item.stop]
+        parts = tuple(map(from_record, item.parts))
+        prompts = [self._prompt(question) for question in questions]
         self._warm_up(parts, prompts[0])
         begin, begin_cpu = time.perf_counter(), time.process_time()
-        traces = self._answer(prompts, parts, decoding)
+        traces = self._generate(prompts, parts, decoding)
         spent = {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - begin_cpu}
-        each = {name: value / len(traces) for name, value in spent.items()}
+        measured = {name: value / len(traces) for name, value in spent.items()}
         about = {"model": json.dumps(host.describe(model)), "versions": json.dumps(versions())}
         rows = []
         for index, trace in enumerate(traces):
@@ -101,62 +115,44 @@ class Worker:
             summary = "".join(step.text for step in trace.segment("summary")).removesuffix(end)
             rows.append(
                 {"problem": question.id, "length": question.length, "sample": index % decoding.samples}
-                | {"seed": item["seed"], "expected": question.answer}
+                | {"seed": item.seed, "expected": question.answer}
                 | grade_answer(question, trace.response.removesuffix(end), summary)
                 | {"tokens": len(tokens) - prompt_tokens, "truncated": trace.meta["truncated"]}
-                | each
+                | measured
                 | {"prompt_tokens": prompt_tokens, "trace": tokens}
                 | about
             )
         return rows
 
-    def _tokens(self, question: Question) -> list[int]:
-        """The prompt's, encoded once, however many settings it is asked under."""
-        from stepsal.traces.prompt import encode_prompt
+    def _prompt(self, question: Question) -> list[int]:
+        """The prompt's tokens, encoded once, however many settings the question is asked under."""
+        if question.id not in self._prompts:
+            self._prompts[question.id] = encode_prompt(self._model.tokenizer, question.prompt)
+        return self._prompts[question.id]
 
-        if question.id not in self._encoded:
-            self._encoded[question.id] = encode_prompt(self._model.tokenizer, question.prompt)
-        return self._encoded[question.id]
-
-    def _answer(self, prompts: Sequence[list[int]], parts: Sequence[Any], decoding: Any) -> list[Any]:
+    def _generate(self, prompts: Sequence[list[int]], parts: Sequence[Any], decoding: Decoding) -> list[Trace]:
         """Traces, in the order of the prompts."""
-        from stepsal.generation.generate import stream
-
-        traces: dict[int, Any] = {}
-        for batch in stream(self._model, prompts, decoding, parts, **self._job["segmentation"]):
+        traces: dict[int, Trace] = {}
+        for batch in stream(self._model, prompts, decoding, parts, **self._job.segmentation.model_dump()):
             traces |= batch
         return [traces[index] for index in range(len(traces))]
 
     def _warm_up(self, parts: Sequence[Any], prompt: list[int]) -> None:
         """Decode a token or two, once for each kind of parts: what is imported or set up then is not measured."""
-        from stepsal.generation.generate import Decoding
-
         kind = tuple(map(type, parts))
         if kind in self._warm:
             return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self._answer([prompt], parts, Decoding(max_new_tokens=2))
+            self._generate([prompt], parts, Decoding(max_new_tokens=2))
         self._warm.add(kind)
-
-
-def reply(worker: Worker, item: Mapping[str, Any]) -> dict[str, Any]:
-    """`rows`, or the `error` and its kind, as plain data."""
-    try:
-        return {"rows": worker.run(item)}
-    except Exception as error:  # whatever it is, the sweep must hear of it
-        import traceback
-
-        expected = isinstance(error, StepsalError)
-        kind = next((known.__name__ for known in (InputError, UnsupportedModelError) if isinstance(error, known)), "")
-        return {"error": str(error) if expected else traceback.format_exc(), "kind": kind}
 
 
 def main() -> None:
     """Serve the process that started this one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the sweep itself ends its workers
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # nothing that a library prints gets between the answers
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # nothing that a library prints gets between the replies
     lines: queue.Queue[str] = queue.Queue()
 
     def read() -> None:
@@ -165,7 +161,7 @@ def main() -> None:
         os._exit(0)  # the sweep is gone
 
     threading.Thread(target=read, daemon=True).start()
-    worker = Worker(json.loads(lines.get()))
+    worker = Worker(Job.from_line(lines.get()))
     while True:
-        answers.write(json.dumps(reply(worker, json.loads(lines.get()))) + "\n")
-        answers.flush()
+        replies.write(worker.reply(WorkItem.from_line(lines.get())).line())
+        replies.flush()

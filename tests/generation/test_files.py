@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -66,6 +68,49 @@ def test_other_settings_do_not_go_on_where_these_were_begun(reasoner, tmp_path, 
         generate_file(reasoner, QUESTIONS, tmp_path / "a.jsonl", SHORT, [OddsEqualBridge()], progress=False)
     with pytest.raises(FileError, match=r"other settings \(decoding\)"):
         generate_file(reasoner, QUESTIONS, tmp_path / "a.jsonl", Decoding(max_new_tokens=9), progress=False)
+
+
+ANSWER = """
+import sys
+from pathlib import Path
+import stepsal.generation.files as files
+from stepsal import load_model
+from stepsal.generation.generate import Decoding
+from stepsal.generation.questions import task_questions
+
+real = files.stream
+
+def one_batch(*given, **options):
+    yield next(real(*given, **options))
+    print("one batch", flush=True)
+    sys.stdin.read()
+
+files.stream = one_batch
+files.generate_file(load_model(), task_questions("validation", [2], 5), Path(sys.argv[1]), Decoding(12, 2), progress=False)
+"""
+
+
+def test_two_at_once_into_one_file_are_refused_and_a_killed_one_is_gone_on_from(reasoner, tmp_path):
+    whole = generate_file(reasoner, QUESTIONS, tmp_path / "whole.jsonl", SHORT, progress=False)
+    path = tmp_path / "out" / "a.jsonl"
+    command = [sys.executable, "-c", ANSWER, path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdout.readline() == b"one batch\n"
+        kept = (path.parent / ".a.jsonl.partial").read_bytes()
+        with pytest.raises(FileError, match=r"another run is writing answers to .*a\.jsonl: wait for it"):
+            generate_file(reasoner, QUESTIONS, path, SHORT, progress=False)
+        assert (path.parent / ".a.jsonl.partial").read_bytes() == kept
+        first.kill()
+    made = generate_file(reasoner, QUESTIONS, path, SHORT, progress=False)
+    assert [each.text for each in made] == [each.text for each in whole]
+    assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert [each.name for each in path.parent.iterdir()] == ["a.jsonl"]
+
+
+def test_a_file_whose_settings_are_lost_is_not_gone_on_from(reasoner, tmp_path):
+    (tmp_path / ".a.jsonl.partial").write_bytes(b"{}\n")
+    with pytest.raises(FileError, match=r"cannot go on from .*\.a\.jsonl\.partial: cannot read .*\.settings.*delete"):
+        generate_file(reasoner, QUESTIONS, tmp_path / "a.jsonl", SHORT, progress=False)
 
 
 def test_nothing_is_written_over(reasoner, tmp_path):

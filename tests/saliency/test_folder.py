@@ -105,6 +105,21 @@ def test_an_option_that_is_refused_leaves_no_trace_of_itself(qwen2, tmp_path):
     assert not out.exists()
 
 
+def test_a_second_run_into_a_folder_is_refused_while_the_first_is_at_work(qwen2, tmp_path, monkeypatch):
+    compute = stepsal.saliency.folder.step_saliency
+
+    def meanwhile(*given, **options):
+        with pytest.raises(FileError, match="another run is making step maps in"):
+            save(qwen2, some_traces(1), tmp_path)
+        return compute(*given, **options)
+
+    monkeypatch.setattr(stepsal.saliency.folder, "step_saliency", meanwhile)
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / ".t0.safetensors.7.part").touch()  # of a killed run
+    save(qwen2, some_traces(1), tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["maps", "saliency.json", "t0.safetensors"]
+
+
 def test_a_damaged_settings_file_is_named(qwen2, tmp_path):
     for content in (b"{", b"[1]", b"\xff{}"):
         (tmp_path / "saliency.json").write_bytes(content)

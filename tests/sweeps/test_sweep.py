@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -32,11 +33,14 @@ from stepsal.sweeps.config import read_config
 from stepsal.sweeps.engines import Resources
 from stepsal.sweeps.grid import next_round
 from stepsal.sweeps.layers_and_heads import Size
+from stepsal.sweeps.messages import Job, Reply, WorkItem
 from stepsal.sweeps.plan import load_questions, make_plan
-from stepsal.sweeps.ray import Ray
-from stepsal.sweeps.run import _Crew, default_workers, estimate, run_sweep, sweep
+from stepsal.sweeps.ray import RayCluster, RayWorkers
+from stepsal.sweeps.row import schema
+from stepsal.sweeps.run import estimate, run_sweep, sweep
 from stepsal.sweeps.settings import Setting
 from stepsal.sweeps.store import SweepFolder
+from stepsal.sweeps.workforce import Workforce, default_workers
 
 COUNT = 4
 SMALL = {
@@ -319,6 +323,37 @@ def test_every_answer_is_there_once_and_says_all_of_its_setting(undisturbed, rea
     assert Results(undisturbed).cost_column == "cpu_seconds"
 
 
+COLUMNS = """
+unit: string, setting_id: string, setting: string, part: string, layers: list<item: int64>,
+heads: list<item: list<item: int64>>, tau_max: double, alpha: double, window: int64, scope: string, control_seed: int64,
+parts: string, problem: string, length: int64,
+sample: int64, seed: int64, max_new_tokens: int64, batch_size: int64, temperature: double, top_p: double, samples: int64,
+correct: bool, error: string, answer: string, expected: string, tokens: int64, truncated: bool, seconds: double,
+prompt_tokens: int64, trace: list<item: int32>, notes: string, model: string, versions: string, cpu_seconds: double
+"""
+
+
+def test_the_columns_of_a_shard_are_those_of_every_sweep_before():
+    assert str(schema()).split("\n") == " ".join(COLUMNS.split()).split(", ")
+    assert all(field.nullable for field in schema())
+
+
+def test_what_workers_are_told_and_answer_goes_through_a_pipe_as_it_is():
+    rng = random.Random(0)
+    numbers = [rng.uniform(0, 10) ** rng.randrange(-300, 300) for _ in range(2000)]
+    reply = Reply(
+        rows=[{"seconds": number, "answer": 'é\n"\u2028🙂', "notes": None, "trace": [1, 2]} for number in numbers]
+    )
+    assert Reply.from_line(reply.line()) == reply
+    assert reply.line().count("\n") == 1
+    config = SMALL | {"decoding": {"temperature": 0.7, "top_p": 0.9, "samples": 2, "batch_size": 2}}
+    job = Job.model_validate(make_plan(read_config(config), "cpu").job | {"plugins": ("one", "two")})
+    assert Job.from_line(job.line()) == job
+    assert [each.source for each in job.questions] == [("test", index, 2) for index in range(COUNT)]
+    with pytest.raises(ValueError, match="seeed"):
+        WorkItem.from_line('{"key": "a", "parts": [], "seeed": 0, "start": 0, "stop": 1}')
+
+
 def test_a_row_is_what_generate_gives(undisturbed, reasoner):
     row = undisturbed[(undisturbed["part"] == "oeb") & (undisturbed["tau_max"] == 0.6)].iloc[2]
     problem = make_problem("test", int(row["problem"].rsplit("-", 1)[1]), 2)
@@ -389,6 +424,18 @@ def test_a_folder_with_rows_that_say_nothing_of_their_sweep_is_refused_and_one_w
         folder.begin({"a": 2}, True)
 
 
+def test_a_folder_goes_on_if_its_configuration_says_the_same_in_other_words(tmp_path):
+    folder = SweepFolder(tmp_path)
+    folder.begin({"a": {"b": 1.0}}, True)
+    folder.write("x", [])
+    (tmp_path / "config.json").write_text('{"a": {"b": 1}}')
+    folder.begin({"a": {"b": 1.0}}, True)
+    folder.begin({"a": {"b": 1.0, "new": [0]}}, True, defaults={"a": {"new": (0,)}})
+    with pytest.raises(FileError, match=r"another configuration \(a\)"):
+        folder.begin({"a": {"b": 1.0, "new": [1]}}, True, defaults={"a": {"new": (0,)}})
+    assert (tmp_path / "config.json").read_text() == '{"a": {"b": 1}}'
+
+
 def test_a_folder_of_another_format_is_refused_as_such_not_with_a_diff(tmp_path, monkeypatch):
     plant(monkeypatch, lambda setting, problem: True)
     run_sweep(SMALL, tmp_path, progress=False)
@@ -432,6 +479,14 @@ def test_what_a_killed_sweep_left_is_cleaned_away_and_a_folder_without_locks_sai
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with pytest.raises(FileError, match="cannot lock .*: No locks available"), SweepFolder(tmp_path).lock():
         pass
+
+
+def test_a_lock_left_by_a_killed_sweep_or_by_an_older_version_stops_nothing_and_no_lock_is_left(tmp_path):
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".config.json.lock").touch()
+    with SweepFolder(tmp_path).lock():
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_two_sweeps_in_one_folder_at_a_time_are_refused(tmp_path):
@@ -483,7 +538,7 @@ def test_killed_at_ten_random_moments_and_resumed_the_rows_are_those_of_an_undis
     assert {path.suffix for path in (tmp_path / "rows").iterdir()} == {".parquet"}
 
 
-def test_two_workers_of_which_one_is_killed_give_the_rows_of_one(tmp_path, undisturbed):
+def test_two_workers_of_which_one_is_killed_give_the_rows_of_one(tmp_path, undisturbed, capfd):
     killed = []
 
     def kill():
@@ -495,10 +550,25 @@ def test_two_workers_of_which_one_is_killed_give_the_rows_of_one(tmp_path, undis
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
-    rows = sweep(SMALL, out=tmp_path, workers=2, progress=False)
+    rows = sweep(SMALL, out=tmp_path, workers=2)
     thread.join()
     assert killed
     assert_same_rows(rows, undisturbed)
+    shown = capfd.readouterr().out
+    assert f"(process {killed[0]}) died (signal 9); its batch is done again by a new one" in shown
+    assert "both layers 0-1, tau_max 0.6 + layers 6-7, alpha 0.06: n 4, accuracy" in shown
+
+
+def test_what_a_sweep_tells_is_logged_and_the_logger_is_left_as_it_was(tmp_path, monkeypatch, caplog, capsys):
+    plant(monkeypatch, lambda setting, problem: True)
+    logger = logging.getLogger("stepsal")
+    before = logger.level, list(logger.handlers)
+    run_sweep(SMALL, tmp_path / "a", progress=False)
+    assert (capsys.readouterr().out, caplog.messages) == ("", [])
+    with caplog.at_level(logging.INFO, logger="stepsal"):
+        run_sweep(SMALL, tmp_path / "b", progress=False)
+    assert sum(": n 4, accuracy 100.0%" in message for message in caplog.messages) == SETTINGS
+    assert (logger.level, logger.handlers) == before
 
 
 def test_a_batch_whose_worker_dies_again_and_again_is_an_error_that_names_it(tmp_path, monkeypatch):
@@ -509,7 +579,7 @@ def test_a_batch_whose_worker_dies_again_and_again_is_an_error_that_names_it(tmp
 
 def test_an_error_in_a_worker_is_raised_as_it_is():
     with pytest.raises(InputError, match="too long"):
-        engines.rows_of({"error": "too long", "kind": "InputError"})
+        Reply(error="too long", kind="InputError").answers()
 
 
 def test_an_interrupt_keeps_what_is_finished(tmp_path, monkeypatch):
@@ -552,31 +622,33 @@ def plant(monkeypatch, right, ran=None):
         def __init__(self, plan):
             self.plan = plan
 
+        def close(self): ...
+
         def run(self, items):
             for item in items:
                 if ran is not None:
-                    ran.append(item["key"])
+                    ran.append(item.key)
                 rows = [
                     {
                         "problem": each.id,
                         "length": each.length,
                         "sample": 0,
-                        "seed": item["seed"],
+                        "seed": item.seed,
                         "expected": each.answer,
                     }
                     | {
-                        "correct": right(item["parts"], each.id),
+                        "correct": right(item.parts, each.id),
                         "error": None,
                         "answer": "",
                         "tokens": 1,
                         "truncated": False,
                     }
                     | {"seconds": 0.0, "prompt_tokens": 1, "trace": [0, 1], "model": "", "versions": "", "notes": None}
-                    for each in self.plan.questions[item["start"] : item["stop"]]
+                    for each in self.plan.questions[item.start : item.stop]
                 ]
                 yield item, rows
 
-    monkeypatch.setattr(_Crew, "engine", lambda crew: Planted(crew.plan))
+    monkeypatch.setattr(Workforce, "engine", lambda workforce, plan: Planted(plan))
 
 
 def coin(*said):
@@ -699,7 +771,7 @@ class Cluster:
         class Actor:
             def __init__(self, here):
                 self.ready = Call(lambda: None, here)
-                self.run = Call(lambda job, item: {"rows": [{"n": item["n"]}]}, here)
+                self.run = Call(lambda job, item: Reply(rows=[{"key": item.key}]), here)
 
         return lambda kind: type("Class", (), {"remote": lambda this: Actor(next(self.places))})()
 
@@ -716,21 +788,24 @@ class Cluster:
 
 
 def test_ray_gives_work_to_the_actors_that_are_placed_and_says_if_there_are_none():
-    job = {"model": {"threads": 2, "device": "cuda:1"}}
+    config = read_config(SMALL | {"model": {"threads": 2, "device": "cuda:1"}})
+    job = Job.model_validate(make_plan(config, "cuda:1").job)
+
+    def items(*keys):
+        return [WorkItem(key=key, parts=[], seed=0, start=0, stop=1) for key in keys]
+
     for placed in (1, 0):
-        engine = Ray.__new__(Ray)
-        engine._ray, engine._started, engine._actors, engine._free, engine._coming = Cluster(placed), False, [], [], {}
-        engine.begin(job, 3)
+        engine = RayWorkers(Cluster(placed), job, 3)
         assert engine._needs == {"num_cpus": 2, "num_gpus": 1}
-        assert engine._job["model"]["device"] == "cuda"  # the one that Ray lets it see
+        assert engine._job.model.device == "cuda"  # the one that Ray lets it see
         if placed:
-            assert [rows[0]["n"] for _, rows in engine.run([{"n": n} for n in range(5)])] == [0, 1, 2, 3, 4]
+            assert [answers[0]["key"] for _, answers in engine.run(items(*"abcde"))] == list("abcde")
             assert len(engine._actors) == 3
-            assert [rows[0]["n"] for _, rows in engine.run([{"n": 7}])] == [7]
+            assert [answers[0]["key"] for _, answers in engine.run(items("f"))] == ["f"]
         else:
-            said = pytest.warns(UserWarning, match="2 CPU and 1 GPU, and the cluster has 1 CPU and 0 GPU")
-            with said, pytest.raises(KeyboardInterrupt):
-                list(engine.run([{"n": 1}]))
+            warned = pytest.warns(UserWarning, match="2 CPU and 1 GPU, and the cluster has 1 CPU and 0 GPU")
+            with warned, pytest.raises(KeyboardInterrupt):
+                list(engine.run(items("a")))
         engine.close()
 
 
@@ -744,7 +819,7 @@ def test_on_gpus_there_is_a_worker_for_each_and_it_sees_no_other(monkeypatch):
     plan = make_plan(read_config(SMALL), found.device)
     assert default_workers(found, plan) == 3
     assert default_workers(engines.local_resources("cuda:1"), plan) == 1
-    saw = []
+    job, saw = Job.model_validate(plan.job), []
 
     class Started:
         pid, stdin, stdout = 7, None, None
@@ -762,24 +837,24 @@ def test_on_gpus_there_is_a_worker_for_each_and_it_sees_no_other(monkeypatch):
         if visible:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         for slot in range(4):
-            engines._Process(plan.job, slot).kill()
+            engines.WorkerProcess(job, slot).kill()
         assert saw == expected
         saw.clear()
-    named = plan.job | {"model": plan.job["model"] | {"device": "cuda:1"}}
-    engines._Process(named, 0).kill()  # the user's own choice, among all
+    named = job.model_copy(update={"model": job.model.model_copy(update={"device": "cuda:1"})})
+    engines.WorkerProcess(named, 0).kill()  # the user's own choice, among all
     assert saw == ["4,1,2,-1"]
 
 
 def test_on_ray_there_is_a_worker_for_each_gpu_of_the_cluster_or_for_each_core():
     plan = make_plan(read_config(SMALL), "cpu")
-    engine = Ray.__new__(Ray)
+    cluster = RayCluster.__new__(RayCluster)
     for has, device, expected in (
         ({"CPU": 16.0, "GPU": 4.0}, "auto", Resources("cuda", 4, here=False)),
         ({"CPU": 16.0, "GPU": 4.0}, "cpu", Resources("cpu", 16, here=False)),
         ({"CPU": 16.0}, "auto", Resources("cpu", 16, here=False)),
     ):
-        engine._ray = type("Cluster", (), {"cluster_resources": staticmethod(lambda has=has: has)})
-        assert engine.resources(device) == expected
+        cluster.ray = type("Cluster", (), {"cluster_resources": staticmethod(lambda has=has: has)})
+        assert cluster.resources(device) == expected
         assert default_workers(expected, plan) == expected.slots
 
 
