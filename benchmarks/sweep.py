@@ -32,7 +32,6 @@ def measure(workers: int, threads: int, count: int, tokens: int | None = None) -
     from stepsal.generation.questions import grade_answer
     from stepsal.sweeps.config import read_config
     from stepsal.sweeps.grid import next_round
-    from stepsal.sweeps.messages import WorkItem
     from stepsal.sweeps.plan import load_questions, make_plan
     from stepsal.sweeps.progress import Progress, Scores
     from stepsal.sweeps.run import run_round
@@ -65,7 +64,7 @@ def measure(workers: int, threads: int, count: int, tokens: int | None = None) -
                 grade_answer(question, trace.response, "")
         return number / (time.perf_counter() - begin)
     try:
-        warm = WorkItem.model_validate(next(iter(plan.items(Setting()))))
+        warm = next(iter(plan.items(Setting())))
         for _ in workforce.engine(plan).run([warm.model_copy(update={"stop": 1})] * workers):
             pass
         with tempfile.TemporaryDirectory() as out:

@@ -267,8 +267,8 @@ def as_interventions(given: Any) -> tuple[Intervention, ...]:
     for each in several:
         if not isinstance(each, Intervention):
             raise InputError(
-                f"{each!r} is no intervention: expected OddsEqualBridge, StepMomentum, one of their controls, or a class of your "
-                "own that derives from stepsal.Intervention"
+                f"{each!r} is no intervention: expected OddsEqualBridge, StepMomentum, one of their controls, or a class of "
+                "your own that derives from stepsal.Intervention"
             )
     return several
 

@@ -218,10 +218,8 @@ class WorkerProcess:
 
 def _environment(job: Job, slot: int) -> dict[str, str]:
     """The environment variables of a worker process: where stepsal is, how many threads it may start, which GPU it sees."""
-    import stepsal
-
     environment = dict(os.environ)
-    folders = [str(Path(stepsal.__file__).parent.parent), *filter(None, sys.path)]  # a worker finds what we find
+    folders = [str(Path(__file__).parents[2]), *filter(None, sys.path)]  # a worker finds what we find
     if job.plugins:  # a worker must find them where this process does
         folders += map(os.path.abspath, sys.path)
     threads = str(job.model.threads)

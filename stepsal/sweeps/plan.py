@@ -19,6 +19,7 @@ from stepsal.interventions.base import Intervention
 from stepsal.models.host import BUNDLED
 from stepsal.sweeps.config import SweepConfig
 from stepsal.sweeps.layers_and_heads import Size, chosen_bands
+from stepsal.sweeps.messages import Job, ModelToLoad, Segmentation, WorkItem
 from stepsal.sweeps.settings import Setting, kind_classes
 from stepsal.sweeps.worker import versions
 
@@ -44,18 +45,24 @@ class Plan:
     questions: tuple[Question, ...]
     decoding: Decoding
 
-    @property
-    def job(self) -> dict[str, Any]:
-        """What every worker is told once, plain data."""
-        model: dict[str, Any] = {"path": self.path, "device": self.device, "dtype": self.config.model.dtype}
-        model |= {"threads": self.config.model.threads, "size": [self.size.layers, self.size.heads]}
-        given = self.config.decoding
-        return {
-            "model": model,
-            "decoding": asdict(self.decoding),
-            "segmentation": {"format": given.format, "steps": given.steps},
-            "questions": [asdict(each) for each in self.questions],
-        }
+    def job(self, plugins: Sequence[str] = ()) -> Job:
+        """What every worker is told once; `plugins` are the modules that it must import first."""
+        written = self.config.model
+        model = ModelToLoad(
+            path=self.path,
+            device=self.device,
+            dtype=written.dtype,
+            threads=written.threads,
+            size=(self.size.layers, self.size.heads),
+        )
+        segmentation = Segmentation(format=self.config.decoding.format, steps=self.config.decoding.steps)
+        return Job(
+            model=model,
+            decoding=self.decoding,
+            segmentation=segmentation,
+            questions=self.questions,
+            plugins=tuple(plugins),
+        )
 
     def record(self, settings: Sequence[Setting]) -> dict[str, Any]:
         """The identity of the sweep: two with the same record have the same rows."""
@@ -95,18 +102,18 @@ class Plan:
             return None
         return chosen_bands(grid, self.size, self.config.folder)
 
-    def items(self, setting: Setting) -> Iterator[dict[str, Any]]:
-        """The work items of a setting: plain data, each with a `key` of its own."""
+    def items(self, setting: Setting) -> Iterator[WorkItem]:
+        """The work items of a setting, each with a `key` of its own."""
         step = max(1, self.decoding.batch_size // self.decoding.samples)
         for seed in self.config.decoding.seeds:
             for start in range(0, len(self.questions), step):
                 stop = min(start + step, len(self.questions))
                 key = f"{setting.id}-s{seed}-{start:06d}"
-                yield {"key": key, "parts": setting.records, "seed": seed, "start": start, "stop": stop}
+                yield WorkItem(key=key, parts=setting.records, seed=seed, start=start, stop=stop)
 
-    def units(self, items: Sequence[dict[str, Any]]) -> int:
+    def answers(self, items: Sequence[WorkItem]) -> int:
         """How many answers the items have."""
-        return sum(item["stop"] - item["start"] for item in items) * self.decoding.samples
+        return sum(item.problems for item in items) * self.decoding.samples
 
     def row(self, setting: Setting, row: dict[str, Any]) -> dict[str, Any]:
         """A worker's row with everything that it stands under."""
@@ -122,7 +129,7 @@ def make_plan(config: SweepConfig, device: str) -> Plan:
 
     >>> from stepsal.sweeps.config import read_config
     >>> plan = make_plan(read_config({"problems": {"count": 5}, "decoding": {"batch_size": 2}}), "cpu")
-    >>> plan.size, [item["stop"] for item in plan.items(Setting())]
+    >>> plan.size, [item.stop for item in plan.items(Setting())]
     (Size(layers=8, heads=4), [2, 4, 5])
     """
     questions = tuple(load_questions(config))

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from stepsal.sweeps.config import GridConfig, SweepConfig, read_config
 from stepsal.sweeps.grid import next_round
-from stepsal.sweeps.messages import WorkItem
 from stepsal.sweeps.plan import Plan, make_plan
 from stepsal.sweeps.progress import COLUMNS, Progress, Scores
 from stepsal.sweeps.row import Row
@@ -107,7 +106,7 @@ def run_round(
     plan: Plan, settings: list[Setting], workforce: Workforce, folder: SweepFolder, scores: Scores, shown: Progress
 ) -> dict[Setting, list[str]]:
     """Do what is not done of a round's settings; returns the keys of each setting's items."""
-    items = {setting: _items(plan, setting) for setting in settings}
+    items = {setting: list(plan.items(setting)) for setting in settings}
     setting_of = {item.key: setting for setting in settings for item in items[setting]}
     every = [item for setting in settings for item in items[setting]]
     todo = [item for item in every if not folder.shard(item.key).exists()]
@@ -116,7 +115,7 @@ def run_round(
     for item in every:
         if item.key not in undone:
             scores.add(setting_of[item.key], folder.read(item.key, COLUMNS).to_pylist())
-    shown.expect(_count_answers(plan, every), _count_answers(plan, every) - _count_answers(plan, todo))
+    shown.expect(plan.answers(every), plan.answers(every) - plan.answers(todo))
     for item, answers in workforce.engine(plan).run(todo) if todo else ():
         setting = setting_of[item.key]
         folder.write(item.key, [Row(**plan.row(setting, answer)) for answer in answers])
@@ -126,14 +125,6 @@ def run_round(
         if not left[setting]:
             logger.info(scores.line(setting))
     return {setting: [item.key for item in items[setting]] for setting in settings}
-
-
-def _items(plan: Plan, setting: Setting) -> list[WorkItem]:
-    return [WorkItem.model_validate(item) for item in plan.items(setting)]
-
-
-def _count_answers(plan: Plan, items: list[WorkItem]) -> int:
-    return sum(item.problems for item in items) * plan.decoding.samples
 
 
 def estimate(config: Config, engine: str = "local", workers: int | None = None, address: str | None = None) -> str:
@@ -146,11 +137,11 @@ def estimate(config: Config, engine: str = "local", workers: int | None = None, 
     with closing(Workforce(engine, given.model.device, one_or_given, address)) as workforce:
         plan = make_plan(given, workforce.resources.device)
         settings = next_round(given.grid, plan.size, given.folder, lambda setting: 0, [], given.settings)
-        items = [item for setting in settings for item in _items(plan, setting)]
-        batches = [item for item in _items(plan, settings[-1]) if item.seed == given.decoding.seeds[0]]
+        items = [item for setting in settings for item in plan.items(setting)]
+        batches = [item for item in plan.items(settings[-1]) if item.seed == given.decoding.seeds[0]]
         # The problems are sorted by length: the middle batch is a typical one.
         ((_, answers),) = workforce.engine(plan).run([batches[len(batches) // 2]])
-    number, seconds = _count_answers(plan, items), sum(answer["seconds"] for answer in answers) / len(answers)
+    number, seconds = plan.answers(items), sum(answer["seconds"] for answer in answers) / len(answers)
     at_once = min(workers or default_workers(workforce.resources, plan), len(items))
     lines = [f"{setting.id}  {setting.name}" for setting in settings]
     if (bands := plan.bands) is not None:

@@ -3,7 +3,6 @@
 from stepsal.errors import InputError
 from stepsal.plugins import loaded_plugins
 from stepsal.sweeps.engines import Engine, InProcess, Processes, Resources, local_resources
-from stepsal.sweeps.messages import Job
 from stepsal.sweeps.plan import Plan
 from stepsal.sweeps.ray import RayCluster, RayWorkers
 
@@ -33,7 +32,7 @@ class Workforce:
         """Ready to work; it starts as many workers as a round has items for, and keeps those of the rounds before."""
         if self._engine is None:
             modules = self._modules_to_import(plan)
-            job = Job.model_validate(plan.job).model_copy(update={"plugins": modules})
+            job = plan.job(modules)
             workers = self._workers or (1 if "__main__" in modules else default_workers(self.resources, plan))
             if self._cluster is not None:
                 self._engine = RayWorkers(self._cluster.ray, job, workers)
@@ -53,8 +52,8 @@ class Workforce:
         }
         if (kind := defined.get("__main__")) and (self._cluster is not None or (self._workers or 1) > 1):
             raise InputError(
-                f"{kind.__name__} is defined in this notebook or script, where no other process finds it: put it into a module and "
-                "import that, or use engine='local' with workers=1"
+                f"{kind.__name__} is defined in this notebook or script, where no other process finds it: put it into a "
+                "module and import that, or use engine='local' with workers=1"
             )
         return tuple(dict.fromkeys([*loaded_plugins(), *defined]))
 
