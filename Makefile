@@ -45,10 +45,11 @@ test-tl3: $(STAMP3)  ## saliency and interventions on HookedTransformers: Transf
 support: $(STAMP)  ## docs/support.md's table: every family through the conformance suite (about 3 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/conformance.py
 
-lint: $(STAMP)  ## style and types
+lint: $(STAMP)  ## style, types, and which folder may import which
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix
@@ -71,4 +72,4 @@ $(STAMP3): requirements-tl3.txt
 	touch $(STAMP3)
 
 clean:
-	rm -rf .venv .venv-tl3 .pytest_cache .mypy_cache .ruff_cache .hypothesis demo build
+	rm -rf .venv .venv-tl3 .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache demo build

@@ -2,8 +2,8 @@
 
 `make support` runs this file, which puts every family through every check and writes the table of docs/support.md.
 
-A check takes a `Subject` and raises `AssertionError` where the promise does not hold. `tests/test_conformance.py` puts every
-family of `tests/families.py` through all of them; `docs/support.md` has the table.
+A check takes a `Subject` and raises `AssertionError` where the promise does not hold. `tests/models/test_conformance.py` puts
+every family of `tests/families.py` through all of them; `docs/support.md` has the table.
 """
 
 import itertools

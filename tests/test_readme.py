@@ -1,5 +1,6 @@
-"""What the README says works: its Python runs, its commands and files exist."""
+"""What the README and the other pages say is there: the README's Python runs, commands, files and names exist."""
 
+import pkgutil
 import re
 from pathlib import Path
 
@@ -7,6 +8,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "stepsal/reasoner/README.md", *ROOT.glob("docs/*.md")]
+
+
+@pytest.fixture(params=PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def page(request):
+    return request.param
 
 
 def test_the_readmes_python_runs_as_pasted(tmp_path, monkeypatch, capsys):
@@ -17,10 +24,21 @@ def test_the_readmes_python_runs_as_pasted(tmp_path, monkeypatch, capsys):
     assert "shallow lock-in" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("page", [README, *[p.read_text(encoding="utf-8") for p in (ROOT / "docs").glob("*.md")]])
 def test_local_links_lead_somewhere(page):
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page):
-        assert (ROOT / target).exists() or (ROOT / "docs" / target).exists(), target
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_files_that_a_page_names_exist(page):
+    """Paths from the root of the repository; `<name>` in a path stands for a name of the reader's."""
+    folders = "stepsal|experiments|tests|figures|benchmarks|docs|notebooks"
+    for path in re.findall(rf"(?<![\w/.-])(?:{folders})/[\w./-]*\w", page.read_text(encoding="utf-8")):
+        assert (ROOT / path).exists(), path
+
+
+def test_names_that_a_page_gives_can_be_imported(page):
+    for name in re.findall(r"`@?(stepsal(?:\.\w+)+)", page.read_text(encoding="utf-8")):
+        pkgutil.resolve_name(name)
 
 
 def test_every_make_target_the_readme_names_exists():
