@@ -1,5 +1,7 @@
 """Step maps made by hand, and what several test files need."""
 
+import itertools
+
 import torch
 
 from stepsal import Step, StepMap, Trace

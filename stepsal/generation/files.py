@@ -19,7 +19,7 @@ from stepsal.files import atomic_path
 from stepsal.generation.generate import Decoding, stream
 from stepsal.generation.questions import Question, grade_answer
 from stepsal.interventions.stepflow import Part, part_record
-from stepsal.models import host
+from stepsal.models import host_of
 from stepsal.models.host import Model
 from stepsal.traces.files import read_traces, rule_name, trace_line, write_traces
 from stepsal.traces.formats import FormatSpec, StepsSpec
@@ -59,7 +59,7 @@ def generate_file(
         raise InputError(f"the id {twice[0]!r} is empty, or that of several questions: give each its own")
     partial = path.with_name(f".{path.name}.partial")
     settings = {
-        "model": host.describe(model),
+        "model": host_of(model).describe(),
         "decoding": {name: value for name, value in asdict(decoding).items() if name != "batch_size"},
         "interventions": [part_record(part) for part in interventions],
         "segmentation": {"format": format, "steps": rule_name(steps, "these traces are to be")},

@@ -31,8 +31,8 @@ from stepsal.interventions.edits import Groups, GroupSeries, bridge_pattern, mak
 from stepsal.interventions.momentum import MomentumState
 from stepsal.interventions.stepflow import OddsEqualBridge, Part, RandomBridge, Starvation, StepMomentum, resolve_heads
 from stepsal.interventions.text_state import Block, Follower
-from stepsal.models import host
-from stepsal.models.host import Hook, Model
+from stepsal.models import host_of
+from stepsal.models.host import Hook, Model, visible_keys
 from stepsal.models.support import check_supported
 from stepsal.traces.formats import FormatSpec, StepsSpec
 
@@ -85,7 +85,7 @@ def intervene(
         )
     live = Interventions(model, parts, format, steps)
     check_supported(model)
-    with host.hooks(model, live.hooks()):
+    with host_of(model).hooks(live.hooks()):
         yield live
     live.warn_idle()
 
@@ -96,11 +96,12 @@ class Interventions:
     def __init__(self, model: Model, parts: tuple[Part, ...], format: FormatSpec, steps: StepsSpec) -> None:
         if getattr(model, "tokenizer", None) is None:
             raise InputError("the model has no tokenizer, so its text cannot be followed: set model.tokenizer")
-        size = host.shape(model)
-        self._model, self._n_heads = model, size.heads
+        self._host = host_of(model)
+        size = self._host.shape
+        self._n_heads = size.heads
         self.parts, self.format, self.steps = parts, format, steps
         self._heads = [resolve_heads(part, size.layers, size.heads) for part in parts]
-        self._follower = Follower(model.tokenizer, format, steps, host.end_tokens(model))
+        self._follower = Follower(model.tokenizer, format, steps, self._host.end_tokens())
         self._tallies = {(index, layer): Tally() for index, each in enumerate(self._heads) for layer in each}
         # Of the forward pass that is running; `_finish` clears it:
         self._tokens: Tensor | None = None  # until the first scores are seen
@@ -131,21 +132,21 @@ class Interventions:
         layers = sorted({layer for each in self._heads for layer in each})
         if not layers:
             return []
-        model = self._model
+        host = self._host
         hooks: list[Hook] = [host.at_tokens(self._begin)]
         seen: set[str] = set()  # layers of one kind see the same keys: the first speaks for all
         for layer in layers:
             mine = [(index, part) for index, part in enumerate(self.parts) if layer in self._heads[index]]
             edits = [(index, part) for index, part in mine if not isinstance(part, StepMomentum)]
             momenta = [(index, part) for index, part in mine if isinstance(part, StepMomentum)]
-            kind = host.attention_kind(self._model, layer)
+            kind = host.attention_kind(layer)
             if layer == layers[0] or (edits and kind not in seen):
                 seen.add(kind)
                 hooks.append(host.at_scores(layer, self._see(kind)))
             hooks += [host.at_pattern(layer, self._edit(index, layer, kind, part)) for index, part in edits]
             if momenta:
-                hooks.append(host.at_values(model, layer, self._keep_values))
-            hooks += [host.at_head_outputs(model, layer, self._inject(index, layer, part)) for index, part in momenta]
+                hooks.append(host.at_values(layer, self._keep_values))
+            hooks += [host.at_head_outputs(layer, self._inject(index, layer, part)) for index, part in momenta]
         hooks.append(host.at_residual(layers[-1], self._finish))
         return hooks
 
@@ -156,7 +157,7 @@ class Interventions:
 
     def _see(self, kind: str) -> HookFunction:
         def see(scores: Float[Tensor, "batch head query key"], hook: Any) -> None:
-            visible = self._visible[kind] = host.visible_keys(scores)
+            visible = self._visible[kind] = visible_keys(scores)
             if self._tokens is not None:
                 queries = visible.shape[1]
                 if self._tokens.shape[1] != queries:
@@ -248,7 +249,7 @@ class Interventions:
 
     # --- what was done -----------------------------------------------------------------------------------------------
     def _refuse(self, reason: str) -> UnsupportedModelError:
-        about = host.describe(self._model)
+        about = self._host.describe()
         return UnsupportedModelError(f"cannot intervene in {about['model']} ({about['architecture']}): {reason}")
 
     def warn_idle(self) -> None:

@@ -19,7 +19,7 @@ from stepsal.interventions.activity import Tally
 from stepsal.interventions.edits import add_at, share_norm, weigh_values
 from stepsal.interventions.stepflow import NoiseMomentum, RandomMomentum, StepMomentum
 from stepsal.interventions.text_state import CODES, Block, Opening
-from stepsal.models import host
+from stepsal.models.host import per_query_head
 
 
 class MomentumState:
@@ -85,7 +85,7 @@ class MomentumState:
         rows, queries, events = places.to(output.device)
         part = self._part
         momentum = self._draw(openings, part.seed) if isinstance(part, RandomMomentum) else closed[rows, events]
-        added = self._part.alpha * host.per_query_head(momentum[None], output.shape[2])[0]
+        added = self._part.alpha * per_query_head(momentum[None], output.shape[2])[0]
         if isinstance(self._part, NoiseMomentum):
             added = share_norm(added, self._noise(openings, self._part.seed, added))
         if self._chosen is not None:

@@ -1,4 +1,4 @@
-"""Names and folders to models and tokenizers: the only file that loads weights.
+"""Names and folders to models: the only file that loads weights.
 
 In: a hub id, a local Hugging Face directory, or nothing (the bundled reasoner). Out: a TransformerLens `TransformerBridge`,
 frozen, in evaluation mode, with the tokenizer of the directory's own `tokenizer.json`.
@@ -6,44 +6,12 @@ frozen, in evaluation mode, with the tokenizer of the directory's own `tokenizer
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 
 from stepsal.errors import FileError, InputError
 from stepsal.models.host import BUNDLED, Model
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-else:  # imported only where used: it takes seconds
-    PreTrainedTokenizerBase = Any
-
-
-def load_tokenizer(name: str | Path | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a hub id or local directory; `None` is the bundled reasoner's.
-
-    `tokenizer.json` is read as it is: for some model types the automatic class gives other token ids. Raises `FileError`
-    where there is no tokenizer.
-
-    >>> from stepsal import load_tokenizer
-    >>> load_tokenizer().decode(load_tokenizer().encode("k = 37."))
-    'k = 37.'
-    """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    source = str(BUNDLED if name is None else name)
-    try:
-        if Path(source).is_dir() and not (Path(source) / "tokenizer.json").exists():
-            return AutoTokenizer.from_pretrained(source)
-        try:
-            return PreTrainedTokenizerFast.from_pretrained(source, clean_up_tokenization_spaces=False)
-        except OSError:
-            return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        raise FileError(
-            f"cannot load a tokenizer from {source!r}: {error}. Give a Hugging Face model directory, or a hub id (that "
-            "needs the network)."
-        ) from error
+from stepsal.models.tokenizers import load_tokenizer
 
 
 def load_model(
@@ -102,12 +70,20 @@ def load_model(
             f"cannot load a model from {given!r}: {error}. Give a Hugging Face model directory, or a hub id "
             "(that needs the network)."
         ) from error
-    # Booting puts the automatic class in the tokenizer's place, which for some model types (Qwen2) gives other token ids,
-    # and so does the setter of `model.tokenizer`, which then takes the vocabulary's size from it.
+    # In TransformerLens 4.3.0 booting puts the automatic class in the place of a tokenizer, which for some model types (Qwen2)
+    # gives other token ids (see `load_tokenizer`). So does the setter of `model.tokenizer`, which then takes the vocabulary's
+    # size from it: https://github.com/TransformerLensOrg/TransformerLens/pull/1569.
     model._tokenizer = tokenizer
     model.cfg.tokenizer_prepends_bos = tokenizer.encode("a")[:1] == [tokenizer.bos_token_id]
     model.requires_grad_(False)
     return model.eval()
+
+
+def quiet() -> None:
+    """Switch off the progress bars of transformers for the rest of the process: stepsal shows its own."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -14,15 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepsal.models import host
-from stepsal.models.host import Hook, Model
+from stepsal.models.host import Hook, Host
 
 _SMALL = 2**22  # elements that are not worth a look: a look costs time, and a chunk's patterns take more
 
 
-def in_float32(model: Model, hooks: list[Hook]) -> list[Hook]:
+def in_float32(host: Host, hooks: list[Hook]) -> list[Hook]:
     """The hooks, in a forward pass whose attention is computed in float32 (or better, if the model is)."""
-    precision = next(model.parameters()).dtype
+    precision = host.dtype
     if torch.finfo(precision).bits >= 32:
         return hooks
 
@@ -32,9 +31,9 @@ def in_float32(model: Model, hooks: list[Hook]) -> list[Hook]:
     def narrow(tensor: Tensor, hook: Any) -> Tensor:
         return tensor.to(precision)
 
-    layers, entries = range(host.shape(model).layers), (host.at_queries, host.at_keys, host.at_values)
-    before = [at(model, layer, widen) for layer in layers for at in entries]
-    return before + hooks + [host.at_head_outputs(model, layer, narrow) for layer in layers]
+    layers, entries = range(host.shape.layers), (host.at_queries, host.at_keys, host.at_values)
+    before = [at(layer, widen) for layer in layers for at in entries]
+    return before + hooks + [host.at_head_outputs(layer, narrow) for layer in layers]
 
 
 def keeping_repeats_once(heads: int, kv_heads: int) -> AbstractContextManager[Any]:

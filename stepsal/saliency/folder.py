@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from stepsal.errors import FileError, InputError
 from stepsal.files import atomic_path
-from stepsal.models import host
+from stepsal.models import host_of
 from stepsal.models.host import Model
 from stepsal.models.layers import LayerSpec, resolve_layers
 from stepsal.models.support import check_supported
@@ -69,9 +69,10 @@ def save_step_maps(
             check_trace(model, trace)
         except InputError as error:
             raise InputError(f"trace {trace.id!r}: {error}") from error
-    indices = resolve_layers(layers, host.shape(model).layers)
+    host = host_of(model)
+    indices = resolve_layers(layers, host.shape.layers)
     check_supported(model)
-    about = host.describe(model)
+    about = host.describe()
     settings = {
         "model": about["model"],
         "dtype": about["dtype"],

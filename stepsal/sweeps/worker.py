@@ -19,25 +19,13 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from importlib.metadata import version
 from typing import Any
 
 from stepsal.errors import InputError, StepsalError, UnsupportedModelError
 from stepsal.generation.questions import Question, grade_answer
+from stepsal.models.versions import versions
 
 Row = dict[str, Any]
-PACKAGES = ("torch", "transformers", "transformer-lens")
-
-
-def versions() -> dict[str, str]:
-    """Of stepsal and of what its numbers depend on.
-
-    >>> list(versions())
-    ['stepsal', 'torch', 'transformers', 'transformer-lens']
-    """
-    from stepsal._version import __version__
-
-    return {"stepsal": __version__} | {name: version(name) for name in PACKAGES}
 
 
 class Worker:
@@ -51,12 +39,12 @@ class Worker:
 
     @cached_property
     def _model(self) -> Any:
-        from stepsal.models import host
+        from stepsal.models import host_of
         from stepsal.models.loading import load_model
 
         given = self._job["model"]
         model = load_model(given["path"], device=given["device"], dtype=given["dtype"])
-        size = host.shape(model)
+        size = host_of(model).shape
         if [size.layers, size.heads] != given["size"]:
             raise UnsupportedModelError(
                 f"the model has {size.layers} layers of {size.heads} heads, its configuration says {given['size']}"
@@ -80,10 +68,11 @@ class Worker:
 
     def _rows(self, item: Mapping[str, Any]) -> list[Row]:
         from stepsal.generation.generate import Decoding
-        from stepsal.models import host
+        from stepsal.models import host_of
         from stepsal.sweeps.settings import parts_from_records
 
         model, decoding = self._model, Decoding(**self._job["decoding"] | {"seed": item["seed"]})
+        host = host_of(model)
         questions = self._questions[item["start"] : item["stop"]]
         parts = parts_from_records(item["parts"])
         prompts = [self._tokens(question) for question in questions]
@@ -92,12 +81,12 @@ class Worker:
         traces = self._answer(prompts, parts, decoding)
         spent = {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - begin_cpu}
         each = {name: value / len(traces) for name, value in spent.items()}
-        about = {"model": json.dumps(host.describe(model)), "versions": json.dumps(versions())}
+        about = {"model": json.dumps(host.describe()), "versions": json.dumps(versions())}
         rows = []
         for index, trace in enumerate(traces):
             question = questions[index // decoding.samples]
             tokens, prompt_tokens = trace.tokens.tolist(), int(trace.prompt_tokens or 0)
-            end = model.tokenizer.decode(tokens[-1:]) if tokens[-1] in host.stop_tokens(model) else ""
+            end = model.tokenizer.decode(tokens[-1:]) if tokens[-1] in host.stop_tokens() else ""
             summary = "".join(step.text for step in trace.segment("summary")).removesuffix(end)
             rows.append(
                 {"problem": question.id, "length": question.length, "sample": index % decoding.samples}

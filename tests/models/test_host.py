@@ -10,7 +10,8 @@ from helpers import relative_error, unchecked
 
 import stepsal
 from stepsal import FileError, InputError, load_model, load_tokenizer, step_saliency
-from stepsal.models.host import BUNDLED, describe, per_query_head, shape
+from stepsal.models import host_of
+from stepsal.models.host import BUNDLED, per_query_head
 
 
 @pytest.fixture(scope="module")
@@ -20,25 +21,25 @@ def folder(tmp_path_factory):
 
 # --- loading ---------------------------------------------------------------------------------------------------------
 def test_no_name_is_the_bundled_reasoner(reasoner):
-    assert describe(reasoner)["model"] == "stepsal/reasoner"
+    assert host_of(reasoner).describe()["model"] == "stepsal/reasoner"
     config = json.loads((BUNDLED / "config.json").read_text())
-    assert shape(reasoner).layers == config["num_hidden_layers"]
-    assert shape(reasoner).kv_heads == config["num_key_value_heads"]
+    assert host_of(reasoner).shape.layers == config["num_hidden_layers"]
+    assert host_of(reasoner).shape.kv_heads == config["num_key_value_heads"]
     assert reasoner.tokenizer.get_vocab() == load_tokenizer().get_vocab()
 
 
 @pytest.mark.parametrize("kind", [str, Path])
 def test_a_folder_is_named_by_text_or_path(folder, kind):
     model = load_model(kind(folder))
-    size = shape(model)
+    size = host_of(model).shape
     assert (size.layers, size.heads, size.kv_heads, size.context) == (3, 4, 2, 512)
     assert size.vocabulary == len(load_tokenizer())
-    assert describe(model)["model"] == str(folder)
+    assert host_of(model).describe()["model"] == str(folder)
 
 
 def test_a_relative_folder_is_found(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
-    assert shape(load_model(folder.name)).layers == 3
+    assert host_of(load_model(folder.name)).shape.layers == 3
 
 
 def test_weights_are_frozen_and_the_model_evaluates(folder):
@@ -68,7 +69,7 @@ def test_device_and_precision_are_torch_objects_or_their_names(folder, device, d
     model = load_model(folder, device=device, dtype=dtype)
     assert {parameter.dtype for parameter in model.parameters()} == {expected}
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
-    assert describe(model)["dtype"] == str(expected).removeprefix("torch.")
+    assert host_of(model).describe()["dtype"] == str(expected).removeprefix("torch.")
 
 
 def test_auto_is_float32_on_the_cpu_whatever_the_checkpoint(tmp_path):
@@ -79,7 +80,7 @@ def test_auto_is_float32_on_the_cpu_whatever_the_checkpoint(tmp_path):
     )
     load_tokenizer().save_pretrained(tmp_path / "b")
     assert json.loads((tmp_path / "b" / "config.json").read_text())["dtype"] == "bfloat16"
-    assert describe(load_model(tmp_path / "b", device="cpu"))["dtype"] == "float32"
+    assert host_of(load_model(tmp_path / "b", device="cpu")).describe()["dtype"] == "float32"
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,7 @@ def test_the_tokenizer_gives_the_ids_of_the_folder(tmp_path, family):
     assert model.tokenizer.encode("one two one") == [2, 1, 2]
     assert model.tokenizer.get_vocab() == {"zero": 0, "two": 1, "one": 2, "<end>": 3}
     assert model.tokenizer.bos_token is None
-    assert shape(model).vocabulary == 7  # the model's, not the tokenizer's
+    assert host_of(model).shape.vocabulary == 7  # the model's, not the tokenizer's
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
