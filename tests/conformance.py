@@ -2,8 +2,8 @@
 
 `make support` runs this file, which puts every family through every check and writes the table of docs/support.md.
 
-A check takes a `Subject` and raises `AssertionError` where the promise does not hold. `tests/test_conformance.py` puts every
-family of `tests/families.py` through all of them; `docs/support.md` has the table.
+A check takes a `Subject` and raises `AssertionError` where the promise does not hold. `tests/models/test_conformance.py` puts
+every family of `tests/families.py` through all of them; `docs/support.md` has the table.
 """
 
 import itertools
@@ -238,9 +238,8 @@ def cached_decoding_equals_a_whole_pass(subject: Subject) -> None:
     with torch.no_grad(), intervene(model, BOTH):
         whole = model(tokens)
         close(in_chunks(model, tokens, 7, host_of(model).new_cache()), whole)
-        close(
-            in_chunks(model, tokens, 1, DynamicCache(config=model.original_model.config)), whole
-        )  # keeps windows alone
+        windows_alone = DynamicCache(config=model.original_model.config)
+        close(in_chunks(model, tokens, 1, windows_alone), whole)
 
 
 def a_padded_batch_equals_single_runs(subject: Subject) -> None:

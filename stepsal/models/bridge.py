@@ -125,7 +125,7 @@ class BridgeHost(Host):
 
         owner = self.model.original_model
         settings = owner.generation_config
-        owner.generation_config = GenerationConfig()  # what a call does not name is taken from there
+        owner.generation_config = GenerationConfig()  # transformers (5.23.0) takes from it what a call does not name
         try:
             return self.model.hf_generate(
                 tokens,

@@ -7,6 +7,8 @@ Its hook points have the names and layouts of the bridge's. Different are:
 2. Its cache holds keys as they are before the rotation, so the rotary hooks see those of all tokens so far, not of this pass
    alone.
 3. Its scores are masked with minus infinity; padding and caches have keywords of their own.
+
+All of this is so in TransformerLens 3.9.0, the last one with this model.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -93,9 +95,11 @@ class HookedTransformerHost(Host):
         self, tokens: Int[Tensor, "batch pos"], hooks: list[Hook], cache: Any = None
     ) -> Float[Tensor, "batch pos vocabulary"]:
         with self.hooks(hooks):
-            everything = torch.ones_like(tokens)  # no token is taken for padding, whatever its id
+            # Without a mask, TransformerLens 3.9.0 takes tokens with the padding's id for padding.
+            everything = torch.ones_like(tokens)
             logits = self.model(tokens, return_type="logits", attention_mask=everything, past_kv_cache=cache)
-        for entry in cache.entries if cache is not None else ():  # else it would keep the graphs of all passes
+        # A cache of TransformerLens 3.9.0 keeps the graphs of all passes.
+        for entry in cache.entries if cache is not None else ():
             entry.past_keys, entry.past_values = entry.past_keys.detach(), entry.past_values.detach()
         return logits
 

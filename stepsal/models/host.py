@@ -260,6 +260,5 @@ def per_query_head(
     tensor: Float[Tensor, "batch pos kv_head d_head"], heads: int
 ) -> Float[Tensor, "batch pos head d_head"]:
     """Give every query head its own copy of the keys or values it reads (grouped-query attention)."""
-    return tensor.repeat_interleave(
-        heads // tensor.shape[2], 2
-    )  # einops.repeat takes ten times as long in a decoding step
+    # einops.repeat takes ten times as long in a decoding step
+    return tensor.repeat_interleave(heads // tensor.shape[2], 2)

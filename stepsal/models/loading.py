@@ -27,8 +27,8 @@ def load_model(
         name: a hub id, a local Hugging Face directory, or `None` for the bundled reasoner (no network).
         device: `"auto"` takes CUDA, then Apple's MPS, then the CPU.
         dtype: `"auto"` keeps the checkpoint's precision on an accelerator and takes float32 on the CPU.
-        device_map: for a model larger than one GPU, as in transformers: `"auto"`, `"balanced"`, or the device (or `"cpu"`,
-            `"disk"`) of each module by name. In the place of `device`.
+        device_map: takes the place of `device` for a model larger than one GPU, as in transformers: `"auto"`,
+            `"balanced"`, or a mapping from names of modules to devices (or `"cpu"`, `"disk"`).
 
     Raises:
         FileError: a local folder that holds no model, a name that can be neither found nor fetched, or an unknown map.
@@ -55,19 +55,19 @@ def load_model(
     from safetensors import SafetensorError
     from transformer_lens.model_bridge import TransformerBridge
 
-    given = str(source if source.exists() else name)
-    tokenizer, for_booting = load_tokenizer(given), load_tokenizer(given)
+    path_or_id = str(source if source.exists() else name)
+    tokenizer, for_booting = load_tokenizer(path_or_id), load_tokenizer(path_or_id)
     try:
         model = TransformerBridge.boot_transformers(
-            given,
+            path_or_id,
             device=where if device_map is None else None,
             device_map=dict(device_map) if isinstance(device_map, Mapping) else device_map,
-            dtype=precision or _own_dtype(given, where),
+            dtype=precision or _own_dtype(path_or_id, where),
             tokenizer=for_booting,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise FileError(
-            f"cannot load a model from {given!r}: {error}. Give a Hugging Face model directory, or a hub id "
+            f"cannot load a model from {path_or_id!r}: {error}. Give a Hugging Face model directory, or a hub id "
             "(that needs the network)."
         ) from error
     # In TransformerLens 4.3.0 booting puts the automatic class in the place of a tokenizer, which for some model types (Qwen2)

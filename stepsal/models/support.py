@@ -96,9 +96,8 @@ def _disagreement(
     if pattern.shape != (1, heads, length, length) or any(
         tensor.ndim != 4 or tensor.shape[:2] != (1, length) or heads % tensor.shape[2] for tensor in (query, key, value)
     ):
-        found = {
-            name: tuple(each.shape) for name, each in zip(_PARTS, (query, key, value, scores, pattern), strict=False)
-        }
+        tensors = zip(_PARTS, (query, key, value, scores, pattern), strict=False)
+        found = {name: tuple(tensor.shape) for name, tensor in tensors}
         return f"the shapes are not those of {heads} heads and {length} tokens: {found}"
     own = host.own_score(layer)
     products = query.float() * per_query_head(key, heads).float() * (1.0 if own.weights is None else own.weights)
@@ -116,9 +115,8 @@ def _near(expected: Tensor, found: Tensor, size: Tensor) -> bool:
     """Equal but for rounding in the model's precision; `size` is the sum of the terms' magnitudes."""
     tolerance = max(1e-3, 16 * torch.finfo(found.dtype).eps)
     error = (expected - found.float()).abs()
-    return bool(
-        ((error <= tolerance * size + 1e-6) | ~torch.isfinite(error)).all()
-    )  # NaNs are reported later, by position
+    allowed = (error <= tolerance * size + 1e-6) | ~torch.isfinite(error)  # NaNs are reported later, by position
+    return bool(allowed.all())
 
 
 def _leak(host: Host, tokens: Tensor) -> str:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from stepsal.models.host import Hook, Host
 
-_SMALL = 2**22  # elements that are not worth a look: a look costs time, and a chunk's patterns take more
+# Elements of the smallest tensor that is worth a look: a look costs time, and the patterns of a chunk take more memory.
+_LARGE = 2**22
 
 
 def in_float32(host: Host, hooks: list[Hook]) -> list[Hook]:
@@ -37,14 +38,14 @@ def in_float32(host: Host, hooks: list[Hook]) -> list[Hook]:
 
 
 def keeping_repeats_once(heads: int, kv_heads: int) -> AbstractContextManager[Any]:
-    """Inside, autograd keeps one of each group of heads where a tensor's first axis is heads and each group is all alike.
+    """Inside, autograd keeps one head of each group, of tensors whose first axis is heads and whose groups have equal heads.
 
-    Whether it is, is looked up in the tensor itself: what the backward pass gets is what was kept, whatever that was.
+    Whether the heads are equal is looked up in the tensor itself: the backward pass gets what was kept, whatever that was.
     """
     group = heads // kv_heads
 
     def pack(kept: Tensor) -> tuple[Tensor, bool]:
-        if group > 1 and kept.ndim == 3 and len(kept) == heads and kept.numel() >= _SMALL:
+        if group > 1 and kept.ndim == 3 and len(kept) == heads and kept.numel() >= _LARGE:
             groups = kept.detach().unflatten(0, (kv_heads, group))
             if torch.equal(groups, groups[:, :1].expand_as(groups)):
                 return groups[:, 0].clone(), True

@@ -72,7 +72,7 @@ def step_saliency(
         layers: `"all"`, `"shallow"`, `"deep"`, an index or several.
         chunk: query positions per pass with the `token` objective; `"auto"` chooses from the free memory. The result
             does not depend on it. The other objectives need the whole graph at once.
-        answer: token positions `[start, stop)` whose loss is meant, for `objective="answer"`.
+        answer: the token positions `[start, stop)` whose loss is summed, for `objective="answer"`.
         progress: show a progress bar.
 
     Returns:
@@ -108,7 +108,7 @@ def token_influence(
 ) -> Float[Tensor, "layer head query key"]:
     """The token-to-token influence map itself, for short traces: it holds `layers * heads * tokens^2` numbers.
 
-    Arguments and errors as for `step_saliency`. The last row is zero: the last token has no target.
+    Its arguments and errors are those of `step_saliency`. The last row is zero: the last token has no target.
 
     >>> from stepsal import Trace, load_model, token_influence
     >>> model = load_model()
@@ -299,17 +299,18 @@ def check_options(length: int, objective: str, rule: str, chunk: object, answer:
 def _chunk_size(host: Host, length: int, chunk: int | Literal["auto"]) -> int:
     if chunk != "auto":
         return min(chunk, length - 1)
-    once, each = _bytes_kept(host, length)
-    fits = min(int((0.8 * free_bytes(device) / share - once) / each) for device, share in spread(host.model).items())
+    once, per_query = _bytes_kept(host, length)
+    shares = spread(host.model).items()
+    fits = min(int((0.8 * free_bytes(device) / share - once) / per_query) for device, share in shares)
     enough = max(16, min(MAX_CHUNK[host.device.type], ENOUGH_PAIRS // length))
     return max(16, min(enough, fits, length - 1))
 
 
 def _bytes_kept(host: Host, length: int) -> tuple[int, int]:
-    """About what a chunk needs: once, and for each query position (`benchmarks/gpu.py --estimate` counts it exactly).
+    """About what a chunk needs once, and what it needs for each query (`benchmarks/gpu.py --estimate` counts it exactly).
 
-    Once: keys and values in the cache and for the backward pass, and one layer's repeated. Each: a row of the pattern in
-    every layer, and while a layer runs some six more; activations; logits and their gradient.
+    Once: keys and values in the cache and for the backward pass, and the repeated ones of one layer. For each query: a row
+    of the pattern in every layer, and some six more rows while a layer runs; activations; logits and their gradient.
     """
     size, element = host.shape, host.dtype.itemsize
     wide = max(4, element)
@@ -320,8 +321,8 @@ def _bytes_kept(host: Host, length: int) -> tuple[int, int]:
 
 
 def _warn_if_large(host: Host, queries: int, objective: str) -> None:
-    once, each = _bytes_kept(host, queries)
-    need, free = once + queries * each, sum(map(free_bytes, spread(host.model)))
+    once, per_query = _bytes_kept(host, queries)
+    need, free = once + queries * per_query, sum(map(free_bytes, spread(host.model)))
     if need > free:
         warnings.warn(
             f"objective {objective!r} keeps the whole graph: about {need / 2**30:.1f} GiB for {queries} tokens, and "

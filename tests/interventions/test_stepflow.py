@@ -357,9 +357,8 @@ def test_sliding_windows_see_the_keys_in_the_window_only(tmp_path, traces):
     for parts in (PARTS["both"], PARTS["random bridge"]):
         with intervene(model, parts):
             short = trace.tokens[None, :-15]
-            output = host.decode(
-                short, torch.ones_like(short), 12, host.stop_tokens()
-            )  # its cache keeps the window only
+            # The cache of its decoding keeps the window only.
+            output = host.decode(short, torch.ones_like(short), 12, host.stop_tokens())
             assert torch.equal(model(output)[0, short.shape[1] - 1 : -1].argmax(-1), output[0, short.shape[1] :])
 
 

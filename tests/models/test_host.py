@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,12 @@ from conftest import save_tiny
 from helpers import relative_error, unchecked
 
 import stepsal
-from stepsal import FileError, InputError, load_model, load_tokenizer, step_saliency
+from stepsal import FileError, InputError, UnsupportedModelError, load_model, load_tokenizer, step_saliency
 from stepsal.models import host_of
+from stepsal.models.bridge import BridgeHost
+from stepsal.models.hooked_transformer import HookedTransformerHost
 from stepsal.models.host import BUNDLED, per_query_head
+from stepsal.models.lookup import look_up
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +177,60 @@ def test_a_bridge_that_the_user_booted_gives_the_same_map(folder, trace):
     found = step_saliency(bridge, trace)
     assert relative_error(found.mass, step_saliency(load_model(folder), trace).mass) <= 1e-6
     assert any(parameter.requires_grad for parameter in bridge.parameters())  # left as the user had it
+
+
+def test_a_host_is_chosen_by_the_name_of_the_model_s_class_or_of_a_base():
+    class HookedTransformer:
+        pass
+
+    class Mine(HookedTransformer):
+        pass
+
+    for model in (HookedTransformer(), Mine()):
+        host = host_of(model)
+        assert isinstance(host, HookedTransformerHost)
+        assert host.model is model
+        with pytest.raises(UnsupportedModelError, match="stepsal.load_model"):
+            host.check_decodes()
+    assert isinstance(host_of(object()), BridgeHost)
+
+
+def test_a_host_holds_nothing_but_its_model(folder):
+    model = load_model(folder)
+    assert host_of(model) == host_of(model)
+    assert host_of(model) != host_of(load_model(folder))
+
+
+def test_a_model_is_looked_up_with_the_sizes_that_it_loads_with(folder):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    facts = look_up(folder.name, folder.parent)
+    model = load_model(facts.path)
+    size = host_of(model).shape
+    assert facts.path == str(folder.resolve())
+    assert (facts.layers, facts.heads) == (size.layers, size.heads)
+    config = AutoConfig.from_pretrained(folder)
+    assert (size.d_model, size.d_head) == (config.hidden_size, config.hidden_size // config.num_attention_heads)
+    original = AutoModelForCausalLM.from_pretrained(folder)
+    assert facts.bytes == 4 * sum(parameter.numel() for parameter in original.parameters())
+
+
+def test_other_weights_and_another_tokenizer_change_the_fingerprint(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    before = look_up(str(folder), Path()).fingerprint
+    assert look_up("copy", tmp_path).fingerprint == before
+    for name in ("model.safetensors", "tokenizer.json"):
+        path = tmp_path / "copy" / name
+        content = path.read_bytes()
+        path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        assert look_up("copy", tmp_path).fingerprint != before
+        path.write_bytes(content)
+    assert look_up("copy", tmp_path).fingerprint == before
+
+
+def test_a_model_that_is_not_there_is_not_looked_up(tmp_path):
+    with pytest.raises(FileError, match=r"(?s)cannot read the model 'nowhere'.* Give 'bundled', a Hugging Face"):
+        look_up("nowhere", tmp_path)
 
 
 def test_every_query_head_gets_a_copy_of_the_keys_it_reads():
