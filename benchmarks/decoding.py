@@ -90,7 +90,7 @@ def measure(name: str, batch: int, context: int | None, timed: int, runs: int) -
     import torch
 
     import stepsal
-    from stepsal.models import host
+    from stepsal.models import host_of
 
     torch.set_num_threads(THREADS)
     plain, ours = (stepsal.load_model(name or None) for _ in range(2))
@@ -104,7 +104,7 @@ def measure(name: str, batch: int, context: int | None, timed: int, runs: int) -
         seconds = {plain: 0.0, ours: 0.0}
         with stepsal.intervene(ours, stepsal.stepflow()):
             options = {
-                model: {"return_type": "logits_and_cache", "past_key_values": host.new_cache(model)}
+                model: {"return_type": "logits_and_cache", "past_key_values": host_of(model).new_cache()}
                 for model in seconds
             }
             for model in seconds:

@@ -141,7 +141,7 @@ def decoding(given: Plan, batch: int) -> dict[str, float]:
     from decoding import texts
 
     import stepsal
-    from stepsal.models import host
+    from stepsal.models import host_of
 
     model = bridge(given.sizes, given.device)
     tokens, mask = (each.to(given.device) for each in texts(batch, None))
@@ -150,7 +150,7 @@ def decoding(given: Plan, batch: int) -> dict[str, float]:
     @torch.no_grad()
     def rate(with_stepflow: bool) -> float:
         with stepsal.intervene(model, stepsal.stepflow()) if with_stepflow else nullcontext():
-            options = {"return_type": "logits_and_cache", "past_key_values": host.new_cache(model)}
+            options = {"return_type": "logits_and_cache", "past_key_values": host_of(model).new_cache()}
             logits, _ = model(tokens[:, :start], attention_mask=mask[:, :start], **options)
             logits[:, -1].argmax(-1).tolist()
             begin = time.perf_counter()
@@ -197,14 +197,15 @@ CASES = {"saliency": saliency, "floor": floor, "decoding": decoding}
 def estimate(given: Plan, length: int) -> dict[str, float]:
     import torch
 
-    from stepsal.models import host
+    from stepsal.models import host_of
     from stepsal.saliency import influence
     from stepsal.saliency.attention import in_float32
 
     model = bridge(given.sizes, "meta")
+    host = host_of(model)
     chunk = max(16, min(influence.MAX_CHUNK["cuda"], influence.ENOUGH_PAIRS // length, length - 1))
     tokens = torch.zeros(1, length, dtype=torch.long, device="meta")
-    layers = tuple(range(host.shape(model).layers))
+    layers = tuple(range(host.shape.layers))
 
     def pool(index: int, start: int, block: torch.Tensor) -> torch.Tensor:
         for rows in block.split(STEP, 1):
@@ -213,7 +214,7 @@ def estimate(given: Plan, length: int) -> dict[str, float]:
 
     found = []
     for start in (0, length - 1 - chunk):
-        cache = host.new_cache(model)
+        cache = host.new_cache()
         counter = meter([*model.parameters(), *model.buffers()])
         blind = (
             mock.patch.object(influence, "check_logits", return_value=None),
@@ -222,9 +223,9 @@ def estimate(given: Plan, length: int) -> dict[str, float]:
         with counter, blind[0], blind[1]:  # there are no numbers to look at
             if start:
                 with torch.no_grad():
-                    host.forward(model, tokens[:, :start], in_float32(model, []), cache)
+                    host.forward(tokens[:, :start], in_float32(host, []), cache)
             counter.reset()
-            influence._run_chunk(model, tokens, "abs", layers, start, start + chunk, cache, pool)
+            influence._run_chunk(host, tokens, "abs", layers, start, start + chunk, cache, pool)
         found.append(counter.count())
     count = (length - 1) / chunk  # of chunks; what they take grows linearly
     mean = {name: (found[0][name] + found[1][name]) / 2 * count for name in ("moved", "multiplied", "seconds")}

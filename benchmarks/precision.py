@@ -73,7 +73,7 @@ def table(problems: int) -> str:
     columns = {
         "bfloat16": errors(maps(half, traces), expected),
         "weights alone": errors(maps(rounded(torch.bfloat16), traces), expected),
-        "scores rounded too": errors(maps(half, traces, in_float32=lambda model, hooks: hooks), expected),
+        "scores rounded too": errors(maps(half, traces, in_float32=lambda host, hooks: hooks), expected),
         "float16": errors(maps(fine, traces), expected),
     }
     lines = ["| layer | " + " | ".join(f"{name}: mean | worst" for name in columns) + " |"]

@@ -25,7 +25,8 @@ from stepsal.interventions import (
 from stepsal.interventions.base import Intervention
 from stepsal.interventions.intervene import intervene
 from stepsal.interventions.stepflow import stepflow
-from stepsal.models.loading import load_model, load_tokenizer
+from stepsal.models.loading import load_model
+from stepsal.models.tokenizers import load_tokenizer
 from stepsal.saliency.folder import save_step_maps
 from stepsal.saliency.influence import step_saliency, token_influence
 from stepsal.saliency.stepmap import StepMap

@@ -24,7 +24,7 @@ from stepsal import Trace, UnsupportedModelError
 from stepsal.interventions import OddsEqualBridge, StepMomentum
 from stepsal.interventions.intervene import intervene
 from stepsal.interventions.stepflow import stepflow
-from stepsal.models import host
+from stepsal.models import host_of
 from stepsal.models.support import check_supported
 
 QUESTION = [{"role": "user", "content": "Facts: m = k + 25. k = 37.\nStart at k. What is m?"}]
@@ -47,7 +47,8 @@ class Subject:
     @property
     def windows(self) -> dict[int, int | None]:
         """How many keys each layer's queries see; None is all."""
-        kinds = [host.attention_kind(self.model, layer) for layer in range(host.shape(self.model).layers)]
+        host = host_of(self.model)
+        kinds = [host.attention_kind(layer) for layer in range(host.shape.layers)]
         return {layer: None if kind == "full_attention" else WINDOW for layer, kind in enumerate(kinds)}
 
 
@@ -87,8 +88,9 @@ def influence_is_exact_under_intervention(subject: Subject) -> None:
     def keep(tensor, hook):
         kept[hook.layer()] = tensor
 
-    layers = range(host.shape(subject.model).layers)
-    with host.frozen(subject.model), intervene(subject.model, BOTH):
+    host = host_of(subject.model)
+    layers = range(host.shape.layers)
+    with host.frozen(), intervene(subject.model, BOTH):
         hooks = [("embed.hook_out", leaf), *(host.at_pattern(layer, keep) for layer in layers)]
         with subject.model.hooks(fwd_hooks=hooks):
             logits = subject.model(trace.tokens[None])[0]
@@ -114,10 +116,10 @@ def patterns(model: Any, tokens: torch.Tensor, parts: Any) -> dict[tuple[str, in
 
         return look
 
-    hooks = []
-    for layer in range(host.shape(model).layers):
+    hooks, host = [], host_of(model)
+    for layer in range(host.shape.layers):
         hooks.append(host.at_pattern(layer, keep("pattern", layer)))
-        hooks.append(host.at_head_outputs(model, layer, keep("output", layer)))
+        hooks.append(host.at_head_outputs(layer, keep("output", layer)))
     with torch.no_grad(), intervene(model, parts), model.hooks(fwd_hooks=hooks):
         model(tokens)
     return seen
@@ -157,7 +159,7 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def the_bridge_equals_loops_over_the_rows(subject: Subject) -> None:
-    layers = range(host.shape(subject.model).layers)
+    layers = range(host_of(subject.model).shape.layers)
     for trace in subject.traces[:2]:
         expected = logits_with_interventions(
             subject.model, trace, bridges=[(layers, (1, 3), OPTIONS)], window=subject.windows
@@ -236,10 +238,9 @@ def cached_decoding_equals_a_whole_pass(subject: Subject) -> None:
     model, tokens = subject.model, subject.traces[0].tokens[None]
     with torch.no_grad(), intervene(model, BOTH):
         whole = model(tokens)
-        close(in_chunks(model, tokens, 7, host.new_cache(model)), whole)
-        close(
-            in_chunks(model, tokens, 1, DynamicCache(config=model.original_model.config)), whole
-        )  # keeps windows alone
+        close(in_chunks(model, tokens, 7, host_of(model).new_cache()), whole)
+        windows_alone = DynamicCache(config=model.original_model.config)
+        close(in_chunks(model, tokens, 1, windows_alone), whole)
 
 
 def a_padded_batch_equals_single_runs(subject: Subject) -> None:
@@ -247,21 +248,21 @@ def a_padded_batch_equals_single_runs(subject: Subject) -> None:
     with torch.no_grad(), intervene(subject.model, BOTH):
         alone = [subject.model(trace.tokens[None])[0] for trace in subject.traces]
         whole = subject.model(tokens, attention_mask=mask)
-        cached = in_chunks(subject.model, tokens, 9, host.new_cache(subject.model), mask)
+        cached = in_chunks(subject.model, tokens, 9, host_of(subject.model).new_cache(), mask)
     for row, expected in enumerate(alone):
         close(whole[row][mask[row].bool()], expected)
         close(cached[row][mask[row].bool()], expected)
 
 
 def generated_tokens_are_the_likeliest_of_a_whole_pass(subject: Subject) -> None:
-    model, cut = subject.model, 9
+    model, host, cut = subject.model, host_of(subject.model), 9
     tokens, mask = padded(subject.traces, cut)
     with torch.no_grad(), intervene(model, BOTH):
-        output = host.decode(model, tokens, mask, 12, host.stop_tokens(model))
+        output = host.decode(tokens, mask, 12, host.stop_tokens())
         for row, trace in enumerate(subject.traces):
             prompt = len(trace.tokens) - cut
             ids = output[row][tokens.shape[1] - prompt :]
-            ends = [at for at in range(prompt, len(ids)) if int(ids[at]) in host.stop_tokens(model)]
+            ends = [at for at in range(prompt, len(ids)) if int(ids[at]) in host.stop_tokens()]
             ids = ids[: ends[0] + 1] if ends else ids
             top = model(ids[None])[0].topk(2)
             for at in range(prompt - 1, len(ids) - 1):

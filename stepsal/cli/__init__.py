@@ -255,7 +255,7 @@ def _generate(given: argparse.Namespace) -> None:
 
 def _convert(given: argparse.Namespace) -> int:
     _calm()
-    from stepsal.models.loading import load_tokenizer
+    from stepsal.models.tokenizers import load_tokenizer
     from stepsal.traces.convert import convert_traces
 
     result = convert_traces(given.files, given.out, load_tokenizer(given.model), format=given.format, steps=given.steps)
@@ -267,7 +267,8 @@ def _convert(given: argparse.Namespace) -> int:
 
 def _saliency(given: argparse.Namespace) -> None:
     _calm()
-    from stepsal.models.loading import load_model, load_tokenizer
+    from stepsal.models.loading import load_model
+    from stepsal.models.tokenizers import load_tokenizer
     from stepsal.saliency.folder import save_step_maps
     from stepsal.traces.files import read_traces
 
@@ -350,9 +351,10 @@ def _report(given: argparse.Namespace) -> None:
 def _calm() -> None:
     """Two threads at most on the CPU of a laptop, and no progress bars but our own."""
     import torch
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    from stepsal.models import quiet
+
+    quiet()
     torch.set_num_threads(min(2, torch.get_num_threads()))
 
 

@@ -21,7 +21,7 @@ from stepsal.files import agree_on_settings, locked
 from stepsal.generation.generate import Decoding, stream
 from stepsal.generation.questions import Question, grade_answer
 from stepsal.interventions.base import Intervention
-from stepsal.models import host
+from stepsal.models import host_of
 from stepsal.models.host import Model
 from stepsal.traces.files import read_traces, rule_name, trace_line, write_traces
 from stepsal.traces.formats import FormatSpec, StepsSpec
@@ -99,7 +99,7 @@ def _settings(
 ) -> dict[str, Any]:
     """What the answers depend on, as plain data."""
     return {
-        "model": host.describe(model),
+        "model": host_of(model).describe(),
         "decoding": {name: value for name, value in asdict(decoding).items() if name != "batch_size"},
         "interventions": [each.record for each in interventions],
         "segmentation": {"format": format, "steps": rule_name(steps, "these traces are to be")},

@@ -26,7 +26,7 @@ from torch import Tensor
 from stepsal.errors import InputError, NumericalError
 from stepsal.interventions.base import Intervention, as_interventions
 from stepsal.interventions.intervene import Interventions, intervene
-from stepsal.models import host
+from stepsal.models import host_of
 from stepsal.models.host import Model
 from stepsal.models.memory import free_bytes
 from stepsal.traces.formats import FormatSpec, StepsSpec
@@ -138,7 +138,7 @@ def stream(
     skip: Collection[int] = (),
 ) -> Iterator[dict[int, Trace]]:
     """`generate` of encoded prompts, batch by batch as they are done: index in its result -> trace; without those in `skip`."""
-    host.check_decodes(model)
+    host_of(model).check_decodes()
     tokenizer = model.tokenizer
     _check_room(model, encoded, decoding)
     given = None
@@ -203,7 +203,8 @@ def _units(encoded: Sequence[list[int]], samples: int) -> list[_Unit]:
 
 
 def _check_room(model: Model, encoded: Sequence[list[int]], decoding: Decoding) -> None:
-    context, longest = host.shape(model).context, max(map(len, encoded), default=0)
+    host = host_of(model)
+    context, longest = host.shape.context, max(map(len, encoded), default=0)
     if longest + decoding.max_new_tokens > context:
         which = next(index for index, each in enumerate(encoded) if len(each) == longest)
         fix = f"use max_new_tokens={context - longest} at most" if longest < context else "shorten it, or leave it out"
@@ -211,7 +212,7 @@ def _check_room(model: Model, encoded: Sequence[list[int]], decoding: Decoding) 
             f"prompt {which}, of {longest} tokens, and max_new_tokens={decoding.max_new_tokens} do not fit the model's context "
             f"of {context}: {fix}"
         )
-    if not host.stop_tokens(model):
+    if not host.stop_tokens():
         raise InputError("the tokenizer has no end-of-sequence token, so no answer would end: set tokenizer.eos_token")
 
 
@@ -219,8 +220,9 @@ def _affordable(model: Model, units: list[_Unit], decoding: Decoding) -> tuple[i
     """How many of the next units to decode together, and, where that is for lack of memory, a sentence that says so."""
     size = min(decoding.batch_size, len(units))
     longest = len(units[size - 1].prompt)
-    each = host.decoding_bytes(model, longest, longest + decoding.max_new_tokens)
-    free = free_bytes(host.device_of(model))
+    host = host_of(model)
+    each = host.decoding_bytes(longest, longest + decoding.max_new_tokens)
+    free = free_bytes(host.device)
     fit = max(1, int(0.8 * free / each))
     if fit >= size:
         return size, ""
@@ -248,7 +250,9 @@ def _trace(
         "sample": unit.draw,
     }
     meta = (
-        {"truncated": response[-1] not in host.stop_tokens(model)} | (sampling if decoding.temperature else {}) | meta
+        {"truncated": response[-1] not in host_of(model).stop_tokens()}
+        | (sampling if decoding.temperature else {})
+        | meta
     )
     tokens, length = unit.prompt + response, len(unit.prompt)
     trace = split_tokens(model.tokenizer, tokens, format, steps, length, id=name, meta=meta)
@@ -264,8 +268,9 @@ def _trace(
 
 def _decode(model: Model, units: list[_Unit], decoding: Decoding) -> list[list[int]]:
     """The responses, up to and including the first token that ends a sequence."""
-    ends, known = host.stop_tokens(model), len(model.tokenizer)  # a vocabulary may be padded
-    width, device = max(len(unit.prompt) for unit in units), host.device_of(model)
+    host = host_of(model)
+    ends, known = host.stop_tokens(), len(model.tokenizer)  # a vocabulary may be padded
+    width, device = max(len(unit.prompt) for unit in units), host.device
     tokens = torch.full((len(units), width), min(ends))
     mask = torch.zeros_like(tokens)
     for row, unit in enumerate(units):
@@ -284,8 +289,8 @@ def _decode(model: Model, units: list[_Unit], decoding: Decoding) -> list[list[i
         chosen = draw(logits, decoding.temperature, decoding.top_p, number)
         return torch.full_like(logits, -torch.inf).scatter(1, chosen[:, None], 0.0)
 
-    with torch.no_grad(), host.frozen(model):
-        output = host.decode(model, tokens.to(device), mask.to(device), decoding.max_new_tokens, ends, choose)
+    with torch.no_grad(), host.frozen():
+        output = host.decode(tokens.to(device), mask.to(device), decoding.max_new_tokens, ends, choose)
     responses = []
     for row in output[:, width:].tolist():
         stop = next((at + 1 for at, token in enumerate(row) if token in ends), len(row))

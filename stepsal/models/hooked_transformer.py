@@ -1,4 +1,4 @@
-"""What is different about `HookedTransformer`, TransformerLens' own model until 3.9: only `stepsal.models.host` asks this file.
+"""What is different about `HookedTransformer`, TransformerLens' own model until 3.9 (TransformerLens 4 has none).
 
 Its hook points have the names and layouts of the bridge's. Different are:
 
@@ -7,82 +7,114 @@ Its hook points have the names and layouts of the bridge's. Different are:
 2. Its cache holds keys as they are before the rotation, so the rotary hooks see those of all tokens so far, not of this pass
    alone.
 3. Its scores are masked with minus infinity; padding and caches have keywords of their own.
+
+All of this is so in TransformerLens 3.9.0, the last one with this model.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Model = Any  # transformer_lens.HookedTransformer, which is not in TransformerLens 4
-Function = Callable[[Tensor, Any], Tensor | None]  # as in stepsal.models.host
+from stepsal.errors import UnsupportedModelError
+from stepsal.models.host import TOKENS, Function, Hook, Host, OwnScore
 
 
-def is_hooked_transformer(model: object) -> bool:
-    """Whether it is TransformerLens' own model, not a bridge; without importing TransformerLens."""
-    return any(each.__name__ == "HookedTransformer" for each in type(model).__mro__)
+class HookedTransformerHost(Host):
+    """The host of a `HookedTransformer` of TransformerLens 3.9."""
 
+    # --- hooks -------------------------------------------------------------------------------------------------------
+    def at_queries(self, layer: int, function: Function) -> Hook:
+        return f"blocks.{layer}.attn.{'hook_rot_q' if self._rotates(layer) else 'hook_q'}", function
 
-def unsupported(model: Model) -> str:
-    """Why saliency and interventions would not be exact on this model, and what to do; "" where they are.
+    def at_keys(self, layer: int, function: Function) -> Hook:
+        return f"blocks.{layer}.attn.{'hook_rot_k' if self._rotates(layer) else 'hook_k'}", function
 
-    Only what a pass over a few tokens does not show: see `stepsal.models.support`.
-    """
-    cfg = model.cfg
-    if not hasattr(cfg, "use_logn_attn"):
-        return "it is of a TransformerLens before 3.9: install transformer-lens==3.9.0"
-    longest = getattr(cfg, "train_seq_length", None) or cfg.n_ctx
-    reasons = {
-        "ALiBi's biases are not in its scores' equation": cfg.positional_embedding_type == "alibi",
-        "it clips queries, keys and values (clip_qkv)": cfg.clip_qkv is not None,
-        f"beyond {longest} tokens its attention changes with the length (dynamic NTK or log-n scaling): load it with "
-        f"n_ctx={longest}": (cfg.use_dynamic_ntk_rope or cfg.use_logn_attn) and cfg.n_ctx > longest,
-        "it repeats keys and values for each head, which its own cache cannot hold: "
-        "model.set_ungroup_grouped_query_attention(False)": cfg.ungroup_grouped_query_attention,
-        f"it is split over {cfg.n_devices} devices: load it on one": cfg.n_devices > 1,
-    }
-    return next((reason for reason, holds in reasons.items() if holds), "")
+    def at_values(self, layer: int, function: Function) -> Hook:
+        return f"blocks.{layer}.attn.hook_v", function
 
+    def at_head_outputs(self, layer: int, function: Function) -> Hook:
+        return f"blocks.{layer}.attn.hook_z", function
 
-@contextmanager
-def hooks(model: Model, points: list[tuple[str, Function]], at_tokens: list[Function]) -> Iterator[None]:
-    """Hooks at hook points, and functions of the token ids, for as long as the context lasts."""
+    def _rotates(self, layer: int) -> bool:
+        return hasattr(self.model.blocks[layer].attn, "hook_rot_q")
 
-    def before(function: Function) -> Callable[[Any, tuple[Tensor]], tuple[Tensor] | None]:
-        def call(embed: Any, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
-            result = function(inputs[0], None)
-            return None if result is None else (result,)
+    @contextmanager
+    def hooks(self, hooks: list[Hook]) -> Iterator[None]:
+        def before(function: Function) -> Callable[[Any, tuple[Tensor]], tuple[Tensor] | None]:
+            def call(embed: Any, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+                result = function(inputs[0], None)
+                return None if result is None else (result,)
 
-        return call
+            return call
 
-    handles = [model.embed.register_forward_pre_hook(before(function)) for function in at_tokens]
-    try:
-        with model.hooks(fwd_hooks=points):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        of_tokens = [function for name, function in hooks if name == TOKENS]
+        handles = [self.model.embed.register_forward_pre_hook(before(function)) for function in of_tokens]
+        try:
+            with self.model.hooks(fwd_hooks=[(name, function) for name, function in hooks if name != TOKENS]):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
+    # --- what the model is -------------------------------------------------------------------------------------------
+    def unsupported(self) -> str:
+        cfg = self.model.cfg
+        if not hasattr(cfg, "use_logn_attn"):
+            return "it is of a TransformerLens before 3.9: install transformer-lens==3.9.0"
+        longest = getattr(cfg, "train_seq_length", None) or cfg.n_ctx
+        reasons = {
+            "ALiBi's biases are not in its scores' equation": cfg.positional_embedding_type == "alibi",
+            "it clips queries, keys and values (clip_qkv)": cfg.clip_qkv is not None,
+            f"beyond {longest} tokens its attention changes with the length (dynamic NTK or log-n scaling): load it with "
+            f"n_ctx={longest}": (cfg.use_dynamic_ntk_rope or cfg.use_logn_attn) and cfg.n_ctx > longest,
+            "it repeats keys and values for each head, which its own cache cannot hold: "
+            "model.set_ungroup_grouped_query_attention(False)": cfg.ungroup_grouped_query_attention,
+            f"it is split over {cfg.n_devices} devices: load it on one": cfg.n_devices > 1,
+        }
+        return next((reason for reason, holds in reasons.items() if holds), "")
 
-def scale_and_cap(model: Model, layer: int) -> tuple[float, float | None]:
-    """What the scores are multiplied by, and their soft cap."""
-    cap = model.cfg.attn_scores_soft_cap
-    return 1 / float(model.blocks[layer].attn.attn_scale), float(cap) if cap and cap > 0 else None
+    def own_score(self, layer: int) -> OwnScore:
+        cap = self.model.cfg.attn_scores_soft_cap
+        scale = 1 / float(self.model.blocks[layer].attn.attn_scale)
+        return OwnScore(scale, None, float(cap) if cap and cap > 0 else None)
 
+    def attention_kind(self, layer: int) -> str:
+        return "full_attention" if self.model.blocks[layer].attn.attn_type == "global" else "sliding_attention"
 
-def new_cache(model: Model) -> Any:
-    """An empty cache for a batch of one."""
-    from transformer_lens import TransformerLensKeyValueCache
+    # --- running it --------------------------------------------------------------------------------------------------
+    def new_cache(self) -> Any:
+        from transformer_lens import TransformerLensKeyValueCache
 
-    return TransformerLensKeyValueCache.init_cache(model.cfg, next(model.parameters()).device)
+        return TransformerLensKeyValueCache.init_cache(self.model.cfg, self.device)
 
+    def forward(
+        self, tokens: Int[Tensor, "batch pos"], hooks: list[Hook], cache: Any = None
+    ) -> Float[Tensor, "batch pos vocabulary"]:
+        with self.hooks(hooks):
+            # Without a mask, TransformerLens 3.9.0 takes tokens with the padding's id for padding.
+            everything = torch.ones_like(tokens)
+            logits = self.model(tokens, return_type="logits", attention_mask=everything, past_kv_cache=cache)
+        # A cache of TransformerLens 3.9.0 keeps the graphs of all passes.
+        for entry in cache.entries if cache is not None else ():
+            entry.past_keys, entry.past_values = entry.past_keys.detach(), entry.past_values.detach()
+        return logits
 
-def forward(model: Model, tokens: Int[Tensor, "batch pos"], cache: Any) -> Float[Tensor, "batch pos vocabulary"]:
-    """Logits. No token is taken for padding, whatever its id."""
-    logits = model(tokens, return_type="logits", attention_mask=torch.ones_like(tokens), past_kv_cache=cache)
-    for entry in cache.entries if cache is not None else ():  # else it would keep the graphs of all passes
-        entry.past_keys, entry.past_values = entry.past_keys.detach(), entry.past_values.detach()
-    return logits
+    def check_decodes(self) -> NoReturn:
+        raise UnsupportedModelError(
+            "stepsal decodes with a TransformerBridge, and this is a HookedTransformer. Load the model with "
+            "stepsal.load_model (TransformerLens 4), or call model.generate(...) inside `with stepsal.intervene(model, parts):`"
+        )
+
+    def decode(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        mask: Int[Tensor, "batch pos"],
+        max_new_tokens: int,
+        ends: Collection[int],
+        choose: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> NoReturn:
+        self.check_decodes()

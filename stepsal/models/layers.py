@@ -10,7 +10,7 @@ LayerSpec = str | int | Sequence[int]
 
 
 def band(name: str, n_layers: int) -> tuple[int, ...]:
-    """`shallow` is the bottom quarter of the layers, `deep` the top quarter (at least one each), `all` is all.
+    """`shallow` is the bottom quarter of the layers and `deep` the top quarter (at least one layer); `all` is every layer.
 
     Source: the paper's defaults; method.md section 4.
 
@@ -25,9 +25,9 @@ def band(name: str, n_layers: int) -> tuple[int, ...]:
 
 
 def resolve_layers(layers: LayerSpec, n_layers: int) -> tuple[int, ...]:
-    """A layer specification as ascending indices; negative ones count from the top.
+    """A layer specification as ascending indices; negative indices count from the top.
 
-    Raises `InputError` for a name that is no band, an index out of range, one given twice, or none at all.
+    Raises `InputError` for a name that is no band, an index out of range, an index that is there twice, or no index at all.
 
     >>> resolve_layers([-1, 0], 8)
     (0, 7)

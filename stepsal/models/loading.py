@@ -1,4 +1,4 @@
-"""Names and folders to models and tokenizers: the only file that loads weights.
+"""Names and folders to models: the only file that loads weights.
 
 In: a hub id, a local Hugging Face directory, or nothing (the bundled reasoner). Out: a TransformerLens `TransformerBridge`,
 frozen, in evaluation mode, with the tokenizer of the directory's own `tokenizer.json`.
@@ -6,44 +6,12 @@ frozen, in evaluation mode, with the tokenizer of the directory's own `tokenizer
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 
 from stepsal.errors import FileError, InputError
 from stepsal.models.host import BUNDLED, Model
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-else:  # imported only where used: it takes seconds
-    PreTrainedTokenizerBase = Any
-
-
-def load_tokenizer(name: str | Path | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a hub id or local directory; `None` is the bundled reasoner's.
-
-    `tokenizer.json` is read as it is: for some model types the automatic class gives other token ids. Raises `FileError`
-    where there is no tokenizer.
-
-    >>> from stepsal import load_tokenizer
-    >>> load_tokenizer().decode(load_tokenizer().encode("k = 37."))
-    'k = 37.'
-    """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    source = str(BUNDLED if name is None else name)
-    try:
-        if Path(source).is_dir() and not (Path(source) / "tokenizer.json").exists():
-            return AutoTokenizer.from_pretrained(source)
-        try:
-            return PreTrainedTokenizerFast.from_pretrained(source, clean_up_tokenization_spaces=False)
-        except OSError:
-            return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        raise FileError(
-            f"cannot load a tokenizer from {source!r}: {error}. Give a Hugging Face model directory, or a hub id (that "
-            "needs the network)."
-        ) from error
+from stepsal.models.tokenizers import load_tokenizer
 
 
 def load_model(
@@ -59,8 +27,8 @@ def load_model(
         name: a hub id, a local Hugging Face directory, or `None` for the bundled reasoner (no network).
         device: `"auto"` takes CUDA, then Apple's MPS, then the CPU.
         dtype: `"auto"` keeps the checkpoint's precision on an accelerator and takes float32 on the CPU.
-        device_map: for a model larger than one GPU, as in transformers: `"auto"`, `"balanced"`, or the device (or `"cpu"`,
-            `"disk"`) of each module by name. In the place of `device`.
+        device_map: takes the place of `device` for a model larger than one GPU, as in transformers: `"auto"`,
+            `"balanced"`, or a mapping from names of modules to devices (or `"cpu"`, `"disk"`).
 
     Raises:
         FileError: a local folder that holds no model, a name that can be neither found nor fetched, or an unknown map.
@@ -87,27 +55,35 @@ def load_model(
     from safetensors import SafetensorError
     from transformer_lens.model_bridge import TransformerBridge
 
-    given = str(source if source.exists() else name)
-    tokenizer, for_booting = load_tokenizer(given), load_tokenizer(given)
+    path_or_id = str(source if source.exists() else name)
+    tokenizer, for_booting = load_tokenizer(path_or_id), load_tokenizer(path_or_id)
     try:
         model = TransformerBridge.boot_transformers(
-            given,
+            path_or_id,
             device=where if device_map is None else None,
             device_map=dict(device_map) if isinstance(device_map, Mapping) else device_map,
-            dtype=precision or _own_dtype(given, where),
+            dtype=precision or _own_dtype(path_or_id, where),
             tokenizer=for_booting,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise FileError(
-            f"cannot load a model from {given!r}: {error}. Give a Hugging Face model directory, or a hub id "
+            f"cannot load a model from {path_or_id!r}: {error}. Give a Hugging Face model directory, or a hub id "
             "(that needs the network)."
         ) from error
-    # Booting puts the automatic class in the tokenizer's place, which for some model types (Qwen2) gives other token ids,
-    # and so does the setter of `model.tokenizer`, which then takes the vocabulary's size from it.
+    # In TransformerLens 4.3.0 booting puts the automatic class in the place of a tokenizer, which for some model types (Qwen2)
+    # gives other token ids (see `load_tokenizer`). So does the setter of `model.tokenizer`, which then takes the vocabulary's
+    # size from it: https://github.com/TransformerLensOrg/TransformerLens/pull/1569.
     model._tokenizer = tokenizer
     model.cfg.tokenizer_prepends_bos = tokenizer.encode("a")[:1] == [tokenizer.bos_token_id]
     model.requires_grad_(False)
     return model.eval()
+
+
+def quiet() -> None:
+    """Switch off the progress bars of transformers for the rest of the process: stepsal shows its own."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _device(device: str | torch.device) -> torch.device:

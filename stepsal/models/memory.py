@@ -9,7 +9,7 @@ import torch
 
 
 def spread(module: torch.nn.Module) -> dict[torch.device, float]:
-    """The devices that a model is on, and the share of its weights that each holds.
+    """The devices that a model is on, and the share of its weights that each device holds.
 
     >>> spread(torch.nn.Linear(3, 5))
     {device(type='cpu'): 1.0}

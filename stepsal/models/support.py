@@ -2,7 +2,7 @@
 
 In: a model. Out: nothing, or an `UnsupportedModelError` with the reason. With the user's own hooks put aside:
 
-1. Every hook fires, with the shape that `stepsal.models.host` says.
+1. Every hook fires, with the shape that `stepsal.models.host` says of it.
 2. A token's attention score for itself is its scaled query times its key, and head outputs are pattern times values: what
    saliency's diagonal terms and interventions rest on.
 3. With keys and values cut, no gradient reaches other positions: tokens meet in attention only, so that one backward pass
@@ -21,8 +21,8 @@ from einops import einsum
 from torch import Tensor
 
 from stepsal.errors import UnsupportedModelError
-from stepsal.models import host
-from stepsal.models.host import Function, Hook, Model
+from stepsal.models.host import Function, Hook, Host, Model, per_query_head
+from stepsal.models.hosts import host_of
 
 _FAILURES = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 _PARTS = ("query", "key", "value", "scores", "pattern", "output")
@@ -35,13 +35,14 @@ def check_supported(model: Model) -> None:
     >>> from stepsal import load_model
     >>> check_supported(load_model())
     """
-    reason = host.unsupported(model)
+    host = host_of(model)
+    reason = host.unsupported()
     if model in _passed and not reason:
         return
-    about = host.describe(model)
+    about = host.describe()
     try:
-        with host.frozen(model), host.without_hooks(model):
-            reason = reason or _problem(model)
+        with host.frozen(), host.without_hooks():
+            reason = reason or _problem(host)
     except torch.OutOfMemoryError:
         raise
     except _FAILURES as error:
@@ -51,13 +52,13 @@ def check_supported(model: Model) -> None:
     _passed.add(model)
 
 
-def _problem(model: Model) -> str:
+def _problem(host: Host) -> str:
     """What is not as it must be; "" where nothing is found."""
-    size = host.shape(model)
-    if without := [layer for layer in range(size.layers) if not hasattr(model.blocks[layer], "attn")]:
+    size = host.shape
+    if without := [layer for layer in range(size.layers) if not host.has_attention(layer)]:
         return f"{len(without)} of its {size.layers} layers have no attention (a recurrence in its place?)"
     length = next(n for n in range(3, 9) if n not in (size.heads, size.kv_heads))  # no axis passes for another
-    tokens = torch.arange(length, device=host.device_of(model))[None] % size.vocabulary
+    tokens = torch.arange(length, device=host.device)[None] % size.vocabulary
     seen: dict[tuple[int, str], Tensor] = {}
 
     def keep(layer: int, what: str) -> Function:
@@ -73,36 +74,36 @@ def _problem(model: Model) -> str:
             ("key", host.at_keys),
             ("value", host.at_values),
             ("output", host.at_head_outputs),
+            ("scores", host.at_scores),
+            ("pattern", host.at_pattern),
+            ("residual", host.at_residual),
         ):
-            hooks[layer, what] = at(model, layer, keep(layer, what))
-        for what, over in (("scores", host.at_scores), ("pattern", host.at_pattern), ("residual", host.at_residual)):
-            hooks[layer, what] = over(layer, keep(layer, what))
+            hooks[layer, what] = at(layer, keep(layer, what))
     with torch.no_grad():
-        logits = host.forward(model, tokens, list(hooks.values()))
+        logits = host.forward(tokens, list(hooks.values()))
     if silent := [name for at, (name, _) in hooks.items() if at not in seen]:
         return f"its hook {silent[0]} never fires"
     for layer in range(size.layers):
-        if reason := _disagreement(model, layer, *(seen[layer, what] for what in _PARTS)):
+        if reason := _disagreement(host, layer, *(seen[layer, what] for what in _PARTS)):
             return f"in layer {layer} {reason}"
-    return _leak(model, tokens) or _cache_problem(model, tokens, logits)
+    return _leak(host, tokens) or _cache_problem(host, tokens, logits)
 
 
 def _disagreement(
-    model: Model, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Tensor, pattern: Tensor, output: Tensor
+    host: Host, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Tensor, pattern: Tensor, output: Tensor
 ) -> str:
-    heads, length = host.shape(model).heads, scores.shape[-1]
+    heads, length = host.shape.heads, scores.shape[-1]
     if pattern.shape != (1, heads, length, length) or any(
         tensor.ndim != 4 or tensor.shape[:2] != (1, length) or heads % tensor.shape[2] for tensor in (query, key, value)
     ):
-        found = {
-            name: tuple(each.shape) for name, each in zip(_PARTS, (query, key, value, scores, pattern), strict=False)
-        }
+        tensors = zip(_PARTS, (query, key, value, scores, pattern), strict=False)
+        found = {name: tuple(tensor.shape) for name, tensor in tensors}
         return f"the shapes are not those of {heads} heads and {length} tokens: {found}"
-    own = host.own_score(model, layer)
-    products = query.float() * host.per_query_head(key, heads).float() * (1.0 if own.weights is None else own.weights)
+    own = host.own_score(layer)
+    products = query.float() * per_query_head(key, heads).float() * (1.0 if own.weights is None else own.weights)
     if not _near(own.of(products.sum(-1)), scores.diagonal(0, -2, -1).mT, own.scale * products.abs().sum(-1)):
         return "a token's attention score for itself is not its scaled query times its key"
-    wide, values = pattern.float(), host.per_query_head(value, heads).float()
+    wide, values = pattern.float(), per_query_head(value, heads).float()
     made = einsum(wide, values, "b h q k, b k h d -> b q h d")
     size = einsum(wide, values.abs(), "b h q k, b k h d -> b q h d")
     if made.shape != output.shape or not _near(made, output, size):
@@ -114,12 +115,11 @@ def _near(expected: Tensor, found: Tensor, size: Tensor) -> bool:
     """Equal but for rounding in the model's precision; `size` is the sum of the terms' magnitudes."""
     tolerance = max(1e-3, 16 * torch.finfo(found.dtype).eps)
     error = (expected - found.float()).abs()
-    return bool(
-        ((error <= tolerance * size + 1e-6) | ~torch.isfinite(error)).all()
-    )  # NaNs are reported later, by position
+    allowed = (error <= tolerance * size + 1e-6) | ~torch.isfinite(error)  # NaNs are reported later, by position
+    return bool(allowed.all())
 
 
-def _leak(model: Model, tokens: Tensor) -> str:
+def _leak(host: Host, tokens: Tensor) -> str:
     """Whether anything but keys and values carries one position's residual stream to another's logits."""
     leaves: list[Tensor] = []
 
@@ -131,25 +131,25 @@ def _leak(model: Model, tokens: Tensor) -> str:
         return tensor.detach()
 
     hooks: list[Hook] = [host.at_residual(0, leaf)]
-    for layer in range(1, host.shape(model).layers):
-        hooks += [host.at_keys(model, layer, cut), host.at_values(model, layer, cut)]
+    for layer in range(1, host.shape.layers):
+        hooks += [host.at_keys(layer, cut), host.at_values(layer, cut)]
     with torch.inference_mode(False), torch.enable_grad():
-        last = host.forward(model, tokens, hooks)[0, -1].float()
+        last = host.forward(tokens, hooks)[0, -1].float()
         (gradient,) = torch.autograd.grad(last.logsumexp(0), leaves)
     if gradient[0, :-1].nan_to_num().any():
         return "tokens meet elsewhere than in attention (a recurrence or a convolution?), so one backward pass is not exact"
     return ""
 
 
-def _cache_problem(model: Model, tokens: Tensor, logits: Tensor) -> str:
-    cache, keys = host.new_cache(model), []
+def _cache_problem(host: Host, tokens: Tensor, logits: Tensor) -> str:
+    cache, keys = host.new_cache(), []
 
     def count(pattern: Tensor, hook: Any) -> None:
         keys.append(pattern.shape[-1])
 
     with torch.no_grad():
-        host.forward(model, tokens[:, :-1], [], cache)
-        last = host.forward(model, tokens[:, -1:], [host.at_pattern(0, count)], cache)
+        host.forward(tokens[:, :-1], [], cache)
+        last = host.forward(tokens[:, -1:], [host.at_pattern(0, count)], cache)
     if keys == [1]:
         return (
             f"it does not read its cache (transformer-lens {version('transformer-lens')}, transformers "

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepsal.models import host
-from stepsal.models.host import Hook, Model
+from stepsal.models.host import Hook, Host
 
-_SMALL = 2**22  # elements that are not worth a look: a look costs time, and a chunk's patterns take more
+# Elements of the smallest tensor that is worth a look: a look costs time, and the patterns of a chunk take more memory.
+_LARGE = 2**22
 
 
-def in_float32(model: Model, hooks: list[Hook]) -> list[Hook]:
+def in_float32(host: Host, hooks: list[Hook]) -> list[Hook]:
     """The hooks, in a forward pass whose attention is computed in float32 (or better, if the model is)."""
-    precision = next(model.parameters()).dtype
+    precision = host.dtype
     if torch.finfo(precision).bits >= 32:
         return hooks
 
@@ -32,20 +32,20 @@ def in_float32(model: Model, hooks: list[Hook]) -> list[Hook]:
     def narrow(tensor: Tensor, hook: Any) -> Tensor:
         return tensor.to(precision)
 
-    layers, entries = range(host.shape(model).layers), (host.at_queries, host.at_keys, host.at_values)
-    before = [at(model, layer, widen) for layer in layers for at in entries]
-    return before + hooks + [host.at_head_outputs(model, layer, narrow) for layer in layers]
+    layers, entries = range(host.shape.layers), (host.at_queries, host.at_keys, host.at_values)
+    before = [at(layer, widen) for layer in layers for at in entries]
+    return before + hooks + [host.at_head_outputs(layer, narrow) for layer in layers]
 
 
 def keeping_repeats_once(heads: int, kv_heads: int) -> AbstractContextManager[Any]:
-    """Inside, autograd keeps one of each group of heads where a tensor's first axis is heads and each group is all alike.
+    """Inside, autograd keeps one head of each group, of tensors whose first axis is heads and whose groups have equal heads.
 
-    Whether it is, is looked up in the tensor itself: what the backward pass gets is what was kept, whatever that was.
+    Whether the heads are equal is looked up in the tensor itself: the backward pass gets what was kept, whatever that was.
     """
     group = heads // kv_heads
 
     def pack(kept: Tensor) -> tuple[Tensor, bool]:
-        if group > 1 and kept.ndim == 3 and len(kept) == heads and kept.numel() >= _SMALL:
+        if group > 1 and kept.ndim == 3 and len(kept) == heads and kept.numel() >= _LARGE:
             groups = kept.detach().unflatten(0, (kv_heads, group))
             if torch.equal(groups, groups[:, :1].expand_as(groups)):
                 return groups[:, 0].clone(), True

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from stepsal._version import __version__
 from stepsal.errors import FileError, InputError
 from stepsal.files import agree_on_settings, locked
-from stepsal.models import host
+from stepsal.models import host_of
 from stepsal.models.host import Model
 from stepsal.models.layers import LayerSpec, resolve_layers
 from stepsal.models.support import check_supported
@@ -58,9 +58,10 @@ def save_step_maps(
     out = Path(out)
     check_options(0, objective, rule, chunk, None)
     _check_traces(model, traces)
-    indices = resolve_layers(layers, host.shape(model).layers)
+    host = host_of(model)
+    indices = resolve_layers(layers, host.shape.layers)
     check_supported(model)
-    about = host.describe(model)
+    about = host.describe()
     settings = {
         "model": about["model"],
         "dtype": about["dtype"],

@@ -1,7 +1,7 @@
 """Hooks that read attention patterns and the gradients that reach them, for one forward and one backward pass.
 
-In: a model, which layers, and what to do with each block of influence. Out: calls of `receive`. `stepsal.saliency.influence`
-says what is computed and why it is exact; `cut` is its steps 1 and 2.
+In: a model's host, which layers, and what to do with each block of influence. Out: calls of `receive`.
+`stepsal.saliency.influence` says what is computed and why it is exact; `cut` is its steps 1 and 2.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stepsal.errors import NumericalError
-from stepsal.models import host
-from stepsal.models.host import Hook, Model
+from stepsal.models.host import Hook, Host
 
 Rule = Literal["abs", "signed", "grad", "attention"]
 
@@ -30,31 +29,31 @@ class PatternReader:
     """
 
     def __init__(
-        self, model: Model, rule: Rule, layers: tuple[int, ...], start: int, receive: Receive, *, cut: bool
+        self, host: Host, rule: Rule, layers: tuple[int, ...], start: int, receive: Receive, *, cut: bool
     ) -> None:
-        self.model, self.rule, self.layers = model, rule, layers
+        self.host, self.rule, self.layers = host, rule, layers
         self.start, self.receive, self.cut = start, receive, cut
-        self.heads = host.shape(model).heads
         self.leaf: Tensor | None = None
         self.now: dict[str, Tensor] = {}  # of the layer that is running: query, key, value, own (A_tt)
         self.errors: list[NumericalError] = []
 
     def hooks(self) -> list[Hook]:
+        host = self.host
         if self.rule == "attention":
             return [host.at_pattern(layer, self._pattern(layer)) for layer in self.layers]
-        lowest, top = self.layers[0], host.shape(self.model).layers
+        lowest, top = self.layers[0], host.shape.layers
         hooks: list[Hook] = [host.at_pattern(lowest, self._start)]
         for layer in range(lowest + 1, top):
             if self.cut:
                 hooks += [
-                    host.at_values(self.model, layer, self._detach("value")),
-                    host.at_queries(self.model, layer, self._keep_query),
-                    host.at_keys(self.model, layer, self._detach("key")),
+                    host.at_values(layer, self._detach("value")),
+                    host.at_queries(layer, self._keep_query),
+                    host.at_keys(layer, self._detach("key")),
                     host.at_scores(layer, self._own_key(layer)),
                 ]
             hooks.append(host.at_pattern(layer, self._pattern(layer)))
             if self.cut:
-                hooks.append(host.at_head_outputs(self.model, layer, self._own_value))
+                hooks.append(host.at_head_outputs(layer, self._own_value))
         return hooks
 
     def backward(self, loss: Tensor) -> None:
@@ -114,7 +113,7 @@ class PatternReader:
             )
 
     def _own_key(self, layer: int) -> Callable[[Tensor, Any], Tensor]:
-        score = host.own_score(self.model, layer)
+        score = self.host.own_score(layer)
 
         def add(scores: Float[Tensor, "batch head query key"], hook: Any) -> Tensor:
             queries, keys = scores.shape[2:]
@@ -126,20 +125,20 @@ class PatternReader:
                 of_key = rearrange(own, "batch head pos -> batch pos head 1") * query
                 return _for_key_heads(of_key if score.weights is None else of_key * score.weights, key)
 
-            return _Also.apply(scores, key, gradient)
+            return _AddGradient.apply(scores, key, gradient)
 
         return add
 
     def _own_value(self, output: Float[Tensor, "batch pos head d_head"], hook: Any) -> Tensor:
         value, own = self.now["value"], rearrange(self.now["own"], "batch head pos -> batch pos head 1")
         self.now.clear()
-        return _Also.apply(output, value, lambda of_output: _for_key_heads(own * of_output, value))
+        return _AddGradient.apply(output, value, lambda of_output: _for_key_heads(own * of_output, value))
 
 
-class _Also(torch.autograd.Function):
-    """The first tensor as it is; what `gradient` makes of its gradient goes to the second, without a copy of the first.
+class _AddGradient(torch.autograd.Function):
+    """The first tensor as it is; what `gradient` makes of its gradient is the second tensor's, without a copy of the first.
 
-    Of step 2's terms, whose value is zero, this is all that is left.
+    The terms of step 2 have the value zero: this is all that they do.
     """
 
     @staticmethod
@@ -161,7 +160,7 @@ def _for_key_heads(
 
 
 def check_logits(
-    model: Model, logits: Float[Tensor, "batch pos vocabulary"], tokens: Int[Tensor, "batch all_pos"], start: int
+    host: Host, logits: Float[Tensor, "batch pos vocabulary"], tokens: Int[Tensor, "batch all_pos"], start: int
 ) -> None:
     """Raise when a logit is not finite, naming the first layer and position where it came from."""
     if torch.isfinite(logits.sum()) or torch.isfinite(logits).all():  # the sum is quick to make, and seldom overflows
@@ -169,14 +168,17 @@ def check_logits(
     position = start + int((~torch.isfinite(logits[0])).any(-1).nonzero()[0])
     found: list[str] = []
 
-    def look(residual: Tensor, hook: Any) -> None:
-        bad = (~torch.isfinite(residual[0])).any(-1)
-        if bad.any() and not found:
-            found.append(f"first in layer {hook.layer()} at position {int(bad.nonzero()[0])}")
+    def look(layer: int) -> Callable[[Tensor, Any], None]:
+        def at(residual: Tensor, hook: Any) -> None:
+            bad = (~torch.isfinite(residual[0])).any(-1)
+            if bad.any() and not found:
+                found.append(f"first in layer {layer} at position {int(bad.nonzero()[0])}")
 
-    hooks: list[Hook] = [host.at_residual(layer, look) for layer in range(host.shape(model).layers)]
+        return at
+
+    hooks: list[Hook] = [host.at_residual(layer, look(layer)) for layer in range(host.shape.layers)]
     with torch.no_grad():
-        host.forward(model, tokens, hooks)
+        host.forward(tokens, hooks)
     where = found[0] if found else "every layer is finite, so it is the unembedding"
     raise NumericalError(
         f"the logits at position {position} are not finite; {where}. Check the weights, or load the model in a wider "

@@ -29,8 +29,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stepsal.errors import InputError
-from stepsal.models import host
-from stepsal.models.host import Model
+from stepsal.models import host_of
+from stepsal.models.host import Host, Model
 from stepsal.models.layers import LayerSpec, resolve_layers
 from stepsal.models.memory import free_bytes, peak_bytes, spread
 from stepsal.models.support import check_supported
@@ -72,7 +72,7 @@ def step_saliency(
         layers: `"all"`, `"shallow"`, `"deep"`, an index or several.
         chunk: query positions per pass with the `token` objective; `"auto"` chooses from the free memory. The result
             does not depend on it. The other objectives need the whole graph at once.
-        answer: token positions `[start, stop)` whose loss is meant, for `objective="answer"`.
+        answer: the token positions `[start, stop)` whose loss is summed, for `objective="answer"`.
         progress: show a progress bar.
 
     Returns:
@@ -90,7 +90,7 @@ def step_saliency(
     StepMap(8 layers, 4 heads, 3 steps)
     """
     check_options(len(trace.tokens), objective, rule, chunk, answer)
-    size = host.shape(model)
+    size = host_of(model).shape
     indices = resolve_layers(layers, size.layers)
     pool = StepPool(trace.steps, len(indices), size.heads)
     meta = _run(model, trace, objective, rule, indices, chunk, answer, progress, pool)
@@ -108,7 +108,7 @@ def token_influence(
 ) -> Float[Tensor, "layer head query key"]:
     """The token-to-token influence map itself, for short traces: it holds `layers * heads * tokens^2` numbers.
 
-    Arguments and errors as for `step_saliency`. The last row is zero: the last token has no target.
+    Its arguments and errors are those of `step_saliency`. The last row is zero: the last token has no target.
 
     >>> from stepsal import Trace, load_model, token_influence
     >>> model = load_model()
@@ -117,7 +117,7 @@ def token_influence(
     True
     """
     check_options(len(trace.tokens), objective, rule, "auto", answer)
-    size = host.shape(model)
+    size = host_of(model).shape
     indices = resolve_layers(layers, size.layers)
     length = len(trace.tokens)
     influence = torch.zeros(len(indices), size.heads, length, length)
@@ -147,22 +147,23 @@ def _run(
     check_trace(model, trace)
     check_supported(model)
     started = time.monotonic()
-    tokens = trace.tokens.to(host.device_of(model))[None]
-    with host.frozen(model):
+    host = host_of(model)
+    tokens = trace.tokens.to(host.device)[None]
+    with host.frozen():
         if rule == "attention" or objective == "token":
-            size = _chunk_size(model, len(trace.tokens), chunk)
-            _run_chunks(model, tokens, rule, layers, size, progress, receive)
+            size = _chunk_size(host, len(trace.tokens), chunk)
+            _run_chunks(host, tokens, rule, layers, size, progress, receive)
         else:
             size = len(trace.tokens) - 1
-            _warn_if_large(model, size, objective)
-            _run_whole(model, tokens, rule, layers, answer or (1, size + 1), receive)
-    return host.describe(model) | {
+            _warn_if_large(host, size, objective)
+            _run_whole(host, tokens, rule, layers, answer or (1, size + 1), receive)
+    return host.describe() | {
         "objective": objective,
         "rule": rule,
         "answer": list(answer) if answer else None,
         "chunk": size,
         "tokens": len(trace.tokens),
-        "model_layers": host.shape(model).layers,
+        "model_layers": host.shape.layers,
         "trace": trace.id,
         "correct": trace.correct,
         "stepsal": __version__,
@@ -173,7 +174,7 @@ def _run(
 
 
 def _run_chunks(
-    model: Model,
+    host: Host,
     tokens: Tensor,
     rule: Rule,
     layers: tuple[int, ...],
@@ -184,16 +185,16 @@ def _run_chunks(
     from tqdm import tqdm
 
     queries = tokens.shape[1] - 1
-    cache = host.new_cache(model)
+    cache = host.new_cache()
     with tqdm(total=queries, desc="saliency", unit="tok", disable=not progress) as bar:
         for start in range(0, queries, chunk):
             stop = min(start + chunk, queries)
-            _run_chunk(model, tokens, rule, layers, start, stop, cache, receive)
+            _run_chunk(host, tokens, rule, layers, start, stop, cache, receive)
             bar.update(stop - start)
 
 
 def _run_chunk(
-    model: Model,
+    host: Host,
     tokens: Tensor,
     rule: Rule,
     layers: tuple[int, ...],
@@ -203,16 +204,16 @@ def _run_chunk(
     receive: Receive,
 ) -> None:
     """A function of its own, so that what a chunk keeps is gone before the next one begins."""
-    size = host.shape(model)
+    size = host.shape
     scales: Tensor | None = None
 
     def unscaled(index: int, start: int, block: Tensor) -> Tensor:
         return receive(index, start, block if scales is None else block / scales.to(block.device)[:, None])
 
-    reader = PatternReader(model, rule, layers, start, unscaled, cut=True)
+    reader = PatternReader(host, rule, layers, start, unscaled, cut=True)
     with torch.no_grad() if rule == "attention" else keeping_repeats_once(size.heads, size.kv_heads):
-        logits = host.forward(model, tokens[:, start:stop], in_float32(model, reader.hooks()), cache)
-    check_logits(model, logits, tokens[:, :stop], start)
+        logits = host.forward(tokens[:, start:stop], in_float32(host, reader.hooks()), cache)
+    check_logits(host, logits, tokens[:, :stop], start)
     if rule == "attention":
         return
     losses = _losses(logits[0], tokens[0, start + 1 : stop + 1])
@@ -223,18 +224,18 @@ def _run_chunk(
 
 
 def _run_whole(
-    model: Model,
+    host: Host,
     tokens: Tensor,
     rule: Rule,
     layers: tuple[int, ...],
     target: tuple[int, int],
     receive: Receive,
 ) -> None:
-    reader = PatternReader(model, rule, layers, 0, receive, cut=False)
-    size = host.shape(model)
+    reader = PatternReader(host, rule, layers, 0, receive, cut=False)
+    size = host.shape
     with keeping_repeats_once(size.heads, size.kv_heads):
-        logits = host.forward(model, tokens[:, :-1], in_float32(model, reader.hooks()))
-    check_logits(model, logits, tokens[:, :-1], 0)
+        logits = host.forward(tokens[:, :-1], in_float32(host, reader.hooks()))
+    check_logits(host, logits, tokens[:, :-1], 0)
     start, stop = target
     reader.backward(_losses(logits[0, start - 1 : stop - 1], tokens[0, start:stop]).sum())
 
@@ -260,7 +261,7 @@ def row_scales(losses: Float[Tensor, " pos"]) -> Float[Tensor, " pos"]:
 
 def check_trace(model: Model, trace: Trace) -> None:
     """Raise `InputError` unless the model can take the trace: its length and its token ids."""
-    size, tokens = host.shape(model), trace.tokens
+    size, tokens = host_of(model).shape, trace.tokens
     if len(tokens) < 2:
         raise InputError(f"a trace of {len(tokens)} token(s) predicts nothing: it needs at least two")
     if len(tokens) > size.context:
@@ -295,32 +296,33 @@ def check_options(length: int, objective: str, rule: str, chunk: object, answer:
         raise InputError(f"answer {answer} must be token positions [start, stop) within 1 to {length}")
 
 
-def _chunk_size(model: Model, length: int, chunk: int | Literal["auto"]) -> int:
+def _chunk_size(host: Host, length: int, chunk: int | Literal["auto"]) -> int:
     if chunk != "auto":
         return min(chunk, length - 1)
-    once, each = _bytes_kept(model, length)
-    fits = min(int((0.8 * free_bytes(device) / share - once) / each) for device, share in spread(model).items())
-    enough = max(16, min(MAX_CHUNK[host.device_of(model).type], ENOUGH_PAIRS // length))
+    once, per_query = _bytes_kept(host, length)
+    shares = spread(host.model).items()
+    fits = min(int((0.8 * free_bytes(device) / share - once) / per_query) for device, share in shares)
+    enough = max(16, min(MAX_CHUNK[host.device.type], ENOUGH_PAIRS // length))
     return max(16, min(enough, fits, length - 1))
 
 
-def _bytes_kept(model: Model, length: int) -> tuple[int, int]:
-    """About what a chunk needs: once, and for each query position (`benchmarks/gpu.py --estimate` counts it exactly).
+def _bytes_kept(host: Host, length: int) -> tuple[int, int]:
+    """About what a chunk needs once, and what it needs for each query (`benchmarks/gpu.py --estimate` counts it exactly).
 
-    Once: keys and values in the cache and for the backward pass, and one layer's repeated. Each: a row of the pattern in
-    every layer, and while a layer runs some six more; activations; logits and their gradient.
+    Once: keys and values in the cache and for the backward pass, and the repeated ones of one layer. For each query: a row
+    of the pattern in every layer, and some six more rows while a layer runs; activations; logits and their gradient.
     """
-    size, element = host.shape(model), next(model.parameters()).element_size()
+    size, element = host.shape, host.dtype.itemsize
     wide = max(4, element)
-    keys = 2 * length * int(model.cfg.d_head) * wide
+    keys = 2 * length * size.d_head * wide
     row = size.heads * length * wide
     once = keys * (2 * size.layers * size.kv_heads + 2 * size.heads)
-    return once, (size.layers + 6) * row + size.layers * 24 * model.cfg.d_model * element + 16 * size.vocabulary
+    return once, (size.layers + 6) * row + size.layers * 24 * size.d_model * element + 16 * size.vocabulary
 
 
-def _warn_if_large(model: Model, queries: int, objective: str) -> None:
-    once, each = _bytes_kept(model, queries)
-    need, free = once + queries * each, sum(map(free_bytes, spread(model)))
+def _warn_if_large(host: Host, queries: int, objective: str) -> None:
+    once, per_query = _bytes_kept(host, queries)
+    need, free = once + queries * per_query, sum(map(free_bytes, spread(host.model)))
     if need > free:
         warnings.warn(
             f"objective {objective!r} keeps the whole graph: about {need / 2**30:.1f} GiB for {queries} tokens, and "

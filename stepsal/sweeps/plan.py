@@ -9,26 +9,23 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepsal.errors import FileError
 from stepsal.generation.generate import Decoding
 from stepsal.generation.questions import Question, read_questions, task_questions, task_room
 from stepsal.interventions.base import Intervention
-from stepsal.models.host import BUNDLED
+from stepsal.models.lookup import look_up
+from stepsal.models.versions import versions
 from stepsal.sweeps.config import SweepConfig
 from stepsal.sweeps.layers_and_heads import Size, chosen_bands
 from stepsal.sweeps.messages import Job, ModelToLoad, Segmentation, WorkItem
 from stepsal.sweeps.settings import Setting, kind_classes
-from stepsal.sweeps.worker import versions
 
 if TYPE_CHECKING:
     from stepsal.diagnosis.bands import Bands
 else:  # imported where used: it takes a while
     Bands = Any
 
-_PEEK = 2**20
 FORMAT = "stepsal sweep 2"
 
 
@@ -139,7 +136,9 @@ def make_plan(config: SweepConfig, device: str) -> Plan:
         lengths = [each.length for each in questions if each.length is not None]
         room = task_room(lengths) if lengths else 512
     decoding = Decoding(room, given.batch_size, given.temperature, given.top_p, given.samples)
-    return Plan(config, *_model(config), device, questions, decoding)
+    model = look_up(config.model.name, config.folder)
+    size = Size(model.layers, model.heads)
+    return Plan(config, model.path, model.fingerprint, model.bytes, size, device, questions, decoding)
 
 
 def load_questions(config: SweepConfig) -> list[Question]:
@@ -151,45 +150,3 @@ def load_questions(config: SweepConfig) -> list[Question]:
         split = given.split or ("validation" if config.grid.shape == "forward-selection" else "test")
         found = task_questions(split, given.length, given.count or 100, given.start)
     return sorted(found, key=lambda each: (each.length or 0, len(str(each.prompt))))
-
-
-def _model(config: SweepConfig) -> tuple[str | None, str, int, Size]:
-    """Where the model is, a hash of what it is, its bytes in float32, its size."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    name = config.model.name
-    path = (
-        None
-        if name == "bundled"
-        else str((config.folder / name).resolve())
-        if (config.folder / name).is_dir()
-        else name
-    )
-    source = Path(BUNDLED if path is None else path)
-    try:
-        found: Any = AutoConfig.from_pretrained(str(source) if source.is_dir() else name)
-        with torch.device("meta"):
-            count = sum(each.numel() for each in AutoModelForCausalLM.from_config(found).parameters())
-    except (OSError, ValueError) as error:
-        raise FileError(
-            f"cannot read the model {name!r}: {error}. Give 'bundled', a Hugging Face model directory or a hub id."
-        ) from error
-    text = found.get_text_config()
-    size = Size(int(text.num_hidden_layers), int(text.num_attention_heads))
-    fingerprint = _fingerprint(source) if source.is_dir() else str(getattr(found, "_commit_hash", None) or name)
-    return path, fingerprint, 4 * count, size
-
-
-def _fingerprint(folder: Path) -> str:
-    """Names, sizes, and the first and last MiB of each file: enough to notice other weights, quick for large ones."""
-    digest = hashlib.sha256()
-    kinds = ("*.json", "*.jinja", "tokenizer.model", "*.safetensors", "*.bin")
-    for path in [path for kind in kinds for path in sorted(folder.glob(kind))]:
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_PEEK))
-            if path.stat().st_size > _PEEK:
-                file.seek(-_PEEK, 2)
-                digest.update(file.read())
-    return digest.hexdigest()

@@ -20,31 +20,19 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from importlib.metadata import version
 from typing import Any
 
-from stepsal._version import __version__
 from stepsal.errors import InputError, StepsalError, UnsupportedModelError
 from stepsal.generation.generate import Decoding, stream
 from stepsal.generation.questions import Question, grade_answer
 from stepsal.interventions.base import from_record
-from stepsal.models import host
+from stepsal.models import host_of
 from stepsal.models.loading import load_model
+from stepsal.models.versions import versions
 from stepsal.plugins import load_plugins
 from stepsal.sweeps.messages import Answer, Job, Reply, WorkItem
 from stepsal.traces.prompt import encode_prompt
 from stepsal.traces.trace import Trace
-
-PACKAGES = ("torch", "transformers", "transformer-lens")
-
-
-def versions() -> dict[str, str]:
-    """The versions of stepsal and of what its numbers depend on.
-
-    >>> list(versions())
-    ['stepsal', 'torch', 'transformers', 'transformer-lens']
-    """
-    return {"stepsal": __version__} | {name: version(name) for name in PACKAGES}
 
 
 class Worker:
@@ -60,7 +48,7 @@ class Worker:
     def _model(self) -> Any:
         expected = self._job.model
         model = load_model(expected.path, device=expected.device, dtype=expected.dtype)
-        size = host.shape(model)
+        size = host_of(model).shape
         if (size.layers, size.heads) != expected.size:
             raise UnsupportedModelError(
                 f"the model has {size.layers} layers of {size.heads} heads, its configuration says {list(expected.size)}"
@@ -98,6 +86,7 @@ class Worker:
 
     def _answers(self, item: WorkItem) -> list[Answer]:
         model, decoding = self._model, replace(self._job.decoding, seed=item.seed)
+        host = host_of(model)
         questions = self._job.questions[item.start : item.stop]
         parts = tuple(map(from_record, item.parts))
         prompts = [self._prompt(question) for question in questions]
@@ -106,12 +95,12 @@ class Worker:
         traces = self._generate(prompts, parts, decoding)
         spent = {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - begin_cpu}
         measured = {name: value / len(traces) for name, value in spent.items()}
-        about = {"model": json.dumps(host.describe(model)), "versions": json.dumps(versions())}
+        about = {"model": json.dumps(host.describe()), "versions": json.dumps(versions())}
         rows = []
         for index, trace in enumerate(traces):
             question = questions[index // decoding.samples]
             tokens, prompt_tokens = trace.tokens.tolist(), int(trace.prompt_tokens or 0)
-            end = model.tokenizer.decode(tokens[-1:]) if tokens[-1] in host.stop_tokens(model) else ""
+            end = model.tokenizer.decode(tokens[-1:]) if tokens[-1] in host.stop_tokens() else ""
             summary = "".join(step.text for step in trace.segment("summary")).removesuffix(end)
             rows.append(
                 {"problem": question.id, "length": question.length, "sample": index % decoding.samples}

@@ -22,6 +22,7 @@ from itertools import accumulate
 from typing import Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
+from stepsal.models.tokenizers import fast_backend
 from stepsal.traces.formats import (
     FormatSpec,
     StepRule,
@@ -54,15 +55,8 @@ def decode(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
 
 def _decoder(tokenizer: Tokenizer) -> Callable[[list[int]], str]:
     """`decode` with this tokenizer; without its class's overhead where that leaves the text to its Rust backend."""
-    backend = _backend(tokenizer)
+    backend = fast_backend(tokenizer)
     return partial(decode, tokenizer) if backend is None else partial(backend.decode, skip_special_tokens=False)
-
-
-def _backend(tokenizer: Any) -> Any:
-    from transformers import PreTrainedTokenizerFast as Plain
-
-    plain = isinstance(tokenizer, Plain) and _same(type(tokenizer), Plain, "decode", "_decode")
-    return tokenizer.backend_tokenizer if plain else None
 
 
 class _WholeTexts(dict[int, str | None]):
@@ -70,7 +64,7 @@ class _WholeTexts(dict[int, str | None]):
     the other, and where those are whole characters."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        backend = _backend(tokenizer)
+        backend = fast_backend(tokenizer)
         byte_level = backend is not None and type(backend.decoder).__name__ == "ByteLevel"
         self._decode = backend.decode if byte_level else None
 
@@ -85,13 +79,9 @@ _whole_texts: WeakKeyDictionary[Any, _WholeTexts] = WeakKeyDictionary()
 
 
 def _whole_texts_of(tokenizer: Tokenizer) -> _WholeTexts:
-    if _backend(tokenizer) is None:  # anything: perhaps not hashable
+    if fast_backend(tokenizer) is None:  # anything: perhaps not hashable
         return _WholeTexts(tokenizer)
     return _whole_texts.setdefault(tokenizer, _WholeTexts(tokenizer))
-
-
-def _same(kind: type, other: type, *methods: str) -> bool:
-    return all(getattr(kind, name) is getattr(other, name) for name in methods)
 
 
 class TextStream:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from stepsal import InputError, StepMap, diagnose, step_saliency
 from stepsal.diagnosis.diagnosis import SMALLEST_REFERENCE, summarise, write_diagnoses
 from stepsal.diagnosis.metrics import METRICS, position_only
-from stepsal.models import host
+from stepsal.models import host_of
 
 SEGMENTS, SIZES = "qtttttss", [20, 5, 6, 7, 5, 4, 3, 4]
 
@@ -169,7 +169,7 @@ def forced(trace, model, layers, keep):
         rows = pattern * mask[keys - queries : keys, :keys]
         return rows / rows.sum(-1, keepdim=True).clamp(min=1e-9)
 
-    return model.hooks(fwd_hooks=[host.at_pattern(layer, force) for layer in layers])
+    return model.hooks(fwd_hooks=[host_of(model).at_pattern(layer, force) for layer in layers])
 
 
 def test_attention_forced_onto_the_current_step_is_diagnosed_as_shallow_lock_in(reasoner, reasoner_traces):

@@ -31,7 +31,8 @@ from stepsal.interventions.intervene import intervene
 from stepsal.interventions.random_bridge import random_groups
 from stepsal.interventions.starvation import starve_pattern
 from stepsal.interventions.stepflow import stepflow
-from stepsal.models import host, support
+from stepsal.models import host_of, support
+from stepsal.models.bridge import BridgeHost
 from stepsal.traces.segment import Segmenter
 
 QUESTION = [{"role": "user", "content": "Facts: m = k + 25. k = 37.\nStart at k. What is m?"}]
@@ -73,7 +74,7 @@ def in_chunks(model, tokens, size, mask=None):
     """Logits by a hand-written loop over a cache."""
     if TL3:
         return hooked.in_chunks(model, tokens, size, mask)
-    cache, logits = host.new_cache(model), []
+    cache, logits = host_of(model).new_cache(), []
     for start in range(0, tokens.shape[1], size):
         stop = min(start + size, tokens.shape[1])
         options = {} if mask is None else {"attention_mask": mask[:, :stop]}
@@ -98,9 +99,8 @@ def patterns(model, tokens, parts, **options):
     def keep(tensor, hook):
         seen[hook.name] = tensor.detach().clone()
 
-    hooks = [
-        hook for layer in range(3) for hook in (host.at_pattern(layer, keep), host.at_head_outputs(model, layer, keep))
-    ]
+    host = host_of(model)
+    hooks = [at(layer, keep) for layer in range(3) for at in (host.at_pattern, host.at_head_outputs)]
     with intervene(model, parts), model.hooks(fwd_hooks=hooks):
         model(tokens, **options)
     found = list(seen.values())
@@ -328,7 +328,7 @@ def test_generation_in_a_batch_is_the_argmax_of_whole_passes(tiny, traces, parts
     ]
     tokens, mask = padded(prompts)
     with intervene(tiny, parts):
-        output = host.decode(tiny, tokens, mask, 12, host.stop_tokens(tiny))
+        output = host_of(tiny).decode(tokens, mask, 12, host_of(tiny).stop_tokens())
         bridge_output = tiny.generate(
             prompts[0].tokens[None], max_new_tokens=5, do_sample=False, verbose=False, return_type="tokens"
         )
@@ -348,7 +348,8 @@ def test_generation_in_a_batch_is_the_argmax_of_whole_passes(tiny, traces, parts
 def test_sliding_windows_see_the_keys_in_the_window_only(tmp_path, traces):
     changes = {"use_sliding_window": True, "sliding_window": 13, "max_window_layers": 1}
     model = stepsal.load_model(save_tiny("qwen2", tmp_path, **changes))
-    assert [host.attention_kind(model, layer) for layer in range(3)] == ["full_attention", *["sliding_attention"] * 2]
+    host = host_of(model)
+    assert [host.attention_kind(layer) for layer in range(3)] == ["full_attention", *["sliding_attention"] * 2]
     trace = traces[0]
     options = {"scope": "segment", "feasible": "share", "tau_max": 0.7, "bos": True}
     expected = logits_with_interventions(model, trace, bridges=[((1, 2), range(4), options)], window=13)
@@ -357,9 +358,8 @@ def test_sliding_windows_see_the_keys_in_the_window_only(tmp_path, traces):
     for parts in (PARTS["both"], PARTS["random bridge"]):
         with intervene(model, parts):
             short = trace.tokens[None, :-15]
-            output = host.decode(
-                model, short, torch.ones_like(short), 12, host.stop_tokens(model)
-            )  # its cache keeps the window only
+            # The cache of its decoding keeps the window only.
+            output = host.decode(short, torch.ones_like(short), 12, host.stop_tokens())
             assert torch.equal(model(output)[0, short.shape[1] - 1 : -1].argmax(-1), output[0, short.shape[1] :])
 
 
@@ -491,6 +491,7 @@ def test_hooks_from_outside_act_before_the_parts_and_hooks_from_inside_after(qwe
     def look(pattern, hook):
         seen["after"] = pattern.clone()
 
+    host = host_of(qwen2)
     with qwen2.hooks(fwd_hooks=[host.at_pattern(0, starve)]), intervene(qwen2, OddsEqualBridge(0)):
         with qwen2.hooks(fwd_hooks=[host.at_pattern(0, look)]):
             qwen2(tokens)
@@ -516,7 +517,7 @@ def influence_under(model, trace, parts):
     def keep(tensor, hook):
         kept[hook.layer()] = tensor
 
-    hooks = [host.at_pattern(layer, keep) for layer in range(3)]
+    hooks = [host_of(model).at_pattern(layer, keep) for layer in range(3)]
     with intervene(model, parts), model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", leaf), *hooks]):
         logits = model(trace.tokens[None])[0]
     used = [kept[layer] for layer in range(3)]
@@ -731,14 +732,14 @@ def test_parts_are_values(qwen2):
 
 @pytest.mark.bridge
 def test_a_text_that_was_not_followed_from_its_start_is_refused(qwen2, traces):
-    cache, tokens = host.new_cache(qwen2), traces[0].tokens[None]
+    cache, tokens = host_of(qwen2).new_cache(), traces[0].tokens[None]
     qwen2(tokens[:, :20], return_type="logits_and_cache", past_key_values=cache)
     with (
         pytest.raises(InputError, match="attends to 20 token\\(s\\) in the cache, but 0 token"),
         intervene(qwen2, stepflow()),
     ):
         qwen2(tokens[:, 20:], return_type="logits_and_cache", past_key_values=cache)
-    cache = host.new_cache(qwen2)
+    cache = host_of(qwen2).new_cache()
     with (
         pytest.raises(InputError, match="attends to 12 token\\(s\\) in the cache, but 20 token"),
         intervene(qwen2, stepflow()),
@@ -751,7 +752,9 @@ def test_a_text_that_was_not_followed_from_its_start_is_refused(qwen2, traces):
 @pytest.mark.bridge
 def test_a_model_that_the_host_does_not_know_is_refused_before_any_pass(qwen2, monkeypatch):
     monkeypatch.setattr(support, "_passed", set())
-    monkeypatch.setattr(host, "at_pattern", lambda layer, look: (f"blocks.{layer}.attn.hook_hidden_states", look))
+    monkeypatch.setattr(
+        BridgeHost, "at_pattern", lambda host, layer, look: (f"blocks.{layer}.attn.hook_hidden_states", look)
+    )
     with (
         pytest.raises(UnsupportedModelError, match="its hook blocks.0.attn.hook_hidden_states never fires"),
         intervene(qwen2, stepflow()),

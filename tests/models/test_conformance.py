@@ -10,7 +10,7 @@ from families import FAMILIES, REFUSED
 import stepsal
 from stepsal import UnsupportedModelError
 from stepsal.interventions import OddsEqualBridge
-from stepsal.models import host
+from stepsal.models.bridge import BridgeHost
 from stepsal.models.support import check_supported
 
 names = {"ids": lambda family: family.name}
@@ -68,7 +68,7 @@ def test_rows_of_gpt_oss_sum_to_less_than_one_and_stay_so_under_the_bridge(tmp_p
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_model_that_loses_its_cache_in_silence_is_refused(dtype, monkeypatch):
     """TransformerLens 4.3 beside transformers 5.24: each token of a cached pass saw itself alone."""
-    with_cache = host.forward
-    monkeypatch.setattr(host, "forward", lambda model, tokens, added, cache=None: with_cache(model, tokens, added))
+    forward = BridgeHost.forward
+    monkeypatch.setattr(BridgeHost, "forward", lambda host, tokens, hooks, cache=None: forward(host, tokens, hooks))
     with pytest.raises(UnsupportedModelError, match="does not read its cache .*pip install 'transformers<5.24'"):
         check_supported(stepsal.load_model(dtype=dtype))

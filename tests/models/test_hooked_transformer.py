@@ -15,7 +15,7 @@ import stepsal
 from stepsal import InputError, Trace, UnsupportedModelError, intervene, step_saliency, token_influence
 from stepsal.interventions import OddsEqualBridge
 from stepsal.interventions.stepflow import stepflow
-from stepsal.models import host
+from stepsal.models import host_of
 
 pytestmark = pytest.mark.skipif(not TL3, reason="needs TransformerLens 3.9: make test-tl3")
 
@@ -89,7 +89,10 @@ def test_saliency_and_interventions_are_exact_whatever_its_attention(changes, tr
 def test_windows_are_followed(traces):
     model, options = make(**WINDOWS), {"scope": "segment", "feasible": "share", "tau_max": 0.7, "bos": True}
     windows = {0: None, 1: 13, 2: 13}
-    assert [host.attention_kind(model, layer) for layer in range(3)] == ["full_attention", *["sliding_attention"] * 2]
+    assert [host_of(model).attention_kind(layer) for layer in range(3)] == [
+        "full_attention",
+        *["sliding_attention"] * 2,
+    ]
     expected = logits_with_interventions(model, traces[0], bridges=[(range(3), range(4), options)], window=windows)
     with torch.no_grad(), intervene(model, OddsEqualBridge("all", tau_max=0.7)):
         torch.testing.assert_close(model(traces[0].tokens[None])[0], expected, rtol=1e-5, atol=1e-5)
@@ -165,12 +168,13 @@ def test_a_model_without_a_tokenizer_has_saliency(qwen2, trace, monkeypatch):
 
 
 def test_the_cache_keeps_no_graph(qwen2, trace):
-    cache = host.new_cache(qwen2)
+    host = host_of(qwen2)
+    cache = host.new_cache()
 
     def leaf(residual, hook):
         return residual.detach().requires_grad_(True)
 
-    host.forward(qwen2, trace.tokens[None], [host.at_residual(0, leaf)], cache)
+    host.forward(trace.tokens[None], [host.at_residual(0, leaf)], cache)
     for entry in cache.entries:
         assert entry.past_keys.shape[1] == len(trace.tokens)
         assert not entry.past_keys.requires_grad
@@ -206,9 +210,8 @@ def test_a_bf16_model_stays_in_its_precision(tmp_path, traces):
     def look(tensor, hook):
         seen.append(tensor.dtype)
 
-    looks = [
-        at for layer in range(3) for at in (host.at_pattern(layer, look), host.at_head_outputs(model, layer, look))
-    ]
+    host = host_of(model)
+    looks = [at(layer, look) for layer in range(3) for at in (host.at_pattern, host.at_head_outputs)]
     with torch.no_grad(), intervene(model, BOTH), model.hooks(fwd_hooks=looks):
         model(traces[0].tokens[None])
     assert set(seen) == {torch.bfloat16}
@@ -271,14 +274,14 @@ def test_embeddings_in_place_of_tokens_are_refused(qwen2):
 
 
 def test_a_text_that_was_not_followed_from_its_start_is_refused(qwen2, traces):
-    cache, tokens = host.new_cache(qwen2), traces[0].tokens[None]
+    cache, tokens = host_of(qwen2).new_cache(), traces[0].tokens[None]
     qwen2(tokens[:, :20], past_kv_cache=cache)
     with pytest.raises(InputError, match="attends to 20 token.* in the cache, but 0 token"), intervene(qwen2, BOTH):
         qwen2(tokens[:, 20:], past_kv_cache=cache)
 
 
 def test_a_frozen_cache_is_refused_the_second_time(qwen2, traces):
-    cache, tokens = host.new_cache(qwen2), traces[0].tokens[None]
+    cache, tokens = host_of(qwen2).new_cache(), traces[0].tokens[None]
     with pytest.raises(InputError, match="attends to 20 token.* in the cache, but 30 token"), intervene(qwen2, BOTH):
         qwen2(tokens[:, :20], past_kv_cache=cache)
         cache.freeze()
@@ -335,7 +338,8 @@ def test_nothing_is_left_in_the_model(qwen2, traces, wrong):
         assert qwen2.embed._forward_pre_hooks
         qwen2(traces[0].tokens[None])
         if wrong:
-            with host.hooks(qwen2, [host.at_tokens(print), ("no.such.hook", print)]):
+            host = host_of(qwen2)
+            with host.hooks([host.at_tokens(print), ("no.such.hook", print)]):
                 pytest.fail("entered")
         raise KeyboardInterrupt
     assert not qwen2.embed._forward_pre_hooks
@@ -344,8 +348,8 @@ def test_nothing_is_left_in_the_model(qwen2, traces, wrong):
 
 
 def test_tokens_can_be_replaced_where_they_come_by(qwen2, trace):
-    other = trace.tokens.flip(0)[None]
-    with torch.no_grad(), host.hooks(qwen2, [host.at_tokens(lambda tokens, hook: other)]):
+    other, host = trace.tokens.flip(0)[None], host_of(qwen2)
+    with torch.no_grad(), host.hooks([host.at_tokens(lambda tokens, hook: other)]):
         found = qwen2(trace.tokens[None])
     assert torch.equal(found, qwen2(other))
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,12 @@ from conftest import save_tiny
 from helpers import relative_error, unchecked
 
 import stepsal
-from stepsal import FileError, InputError, load_model, load_tokenizer, step_saliency
-from stepsal.models.host import BUNDLED, describe, per_query_head, shape
+from stepsal import FileError, InputError, UnsupportedModelError, load_model, load_tokenizer, step_saliency
+from stepsal.models import host_of
+from stepsal.models.bridge import BridgeHost
+from stepsal.models.hooked_transformer import HookedTransformerHost
+from stepsal.models.host import BUNDLED, per_query_head
+from stepsal.models.lookup import look_up
 
 
 @pytest.fixture(scope="module")
@@ -20,25 +25,25 @@ def folder(tmp_path_factory):
 
 # --- loading ---------------------------------------------------------------------------------------------------------
 def test_no_name_is_the_bundled_reasoner(reasoner):
-    assert describe(reasoner)["model"] == "stepsal/reasoner"
+    assert host_of(reasoner).describe()["model"] == "stepsal/reasoner"
     config = json.loads((BUNDLED / "config.json").read_text())
-    assert shape(reasoner).layers == config["num_hidden_layers"]
-    assert shape(reasoner).kv_heads == config["num_key_value_heads"]
+    assert host_of(reasoner).shape.layers == config["num_hidden_layers"]
+    assert host_of(reasoner).shape.kv_heads == config["num_key_value_heads"]
     assert reasoner.tokenizer.get_vocab() == load_tokenizer().get_vocab()
 
 
 @pytest.mark.parametrize("kind", [str, Path])
 def test_a_folder_is_named_by_text_or_path(folder, kind):
     model = load_model(kind(folder))
-    size = shape(model)
+    size = host_of(model).shape
     assert (size.layers, size.heads, size.kv_heads, size.context) == (3, 4, 2, 512)
     assert size.vocabulary == len(load_tokenizer())
-    assert describe(model)["model"] == str(folder)
+    assert host_of(model).describe()["model"] == str(folder)
 
 
 def test_a_relative_folder_is_found(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
-    assert shape(load_model(folder.name)).layers == 3
+    assert host_of(load_model(folder.name)).shape.layers == 3
 
 
 def test_weights_are_frozen_and_the_model_evaluates(folder):
@@ -68,7 +73,7 @@ def test_device_and_precision_are_torch_objects_or_their_names(folder, device, d
     model = load_model(folder, device=device, dtype=dtype)
     assert {parameter.dtype for parameter in model.parameters()} == {expected}
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
-    assert describe(model)["dtype"] == str(expected).removeprefix("torch.")
+    assert host_of(model).describe()["dtype"] == str(expected).removeprefix("torch.")
 
 
 def test_auto_is_float32_on_the_cpu_whatever_the_checkpoint(tmp_path):
@@ -79,7 +84,7 @@ def test_auto_is_float32_on_the_cpu_whatever_the_checkpoint(tmp_path):
     )
     load_tokenizer().save_pretrained(tmp_path / "b")
     assert json.loads((tmp_path / "b" / "config.json").read_text())["dtype"] == "bfloat16"
-    assert describe(load_model(tmp_path / "b", device="cpu"))["dtype"] == "float32"
+    assert host_of(load_model(tmp_path / "b", device="cpu")).describe()["dtype"] == "float32"
 
 
 @pytest.mark.parametrize(
@@ -155,7 +160,7 @@ def test_the_tokenizer_gives_the_ids_of_the_folder(tmp_path, family):
     assert model.tokenizer.encode("one two one") == [2, 1, 2]
     assert model.tokenizer.get_vocab() == {"zero": 0, "two": 1, "one": 2, "<end>": 3}
     assert model.tokenizer.bos_token is None
-    assert shape(model).vocabulary == 7  # the model's, not the tokenizer's
+    assert host_of(model).shape.vocabulary == 7  # the model's, not the tokenizer's
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
@@ -172,6 +177,60 @@ def test_a_bridge_that_the_user_booted_gives_the_same_map(folder, trace):
     found = step_saliency(bridge, trace)
     assert relative_error(found.mass, step_saliency(load_model(folder), trace).mass) <= 1e-6
     assert any(parameter.requires_grad for parameter in bridge.parameters())  # left as the user had it
+
+
+def test_a_host_is_chosen_by_the_name_of_the_model_s_class_or_of_a_base():
+    class HookedTransformer:
+        pass
+
+    class Mine(HookedTransformer):
+        pass
+
+    for model in (HookedTransformer(), Mine()):
+        host = host_of(model)
+        assert isinstance(host, HookedTransformerHost)
+        assert host.model is model
+        with pytest.raises(UnsupportedModelError, match="stepsal.load_model"):
+            host.check_decodes()
+    assert isinstance(host_of(object()), BridgeHost)
+
+
+def test_a_host_holds_nothing_but_its_model(folder):
+    model = load_model(folder)
+    assert host_of(model) == host_of(model)
+    assert host_of(model) != host_of(load_model(folder))
+
+
+def test_a_model_is_looked_up_with_the_sizes_that_it_loads_with(folder):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    facts = look_up(folder.name, folder.parent)
+    model = load_model(facts.path)
+    size = host_of(model).shape
+    assert facts.path == str(folder.resolve())
+    assert (facts.layers, facts.heads) == (size.layers, size.heads)
+    config = AutoConfig.from_pretrained(folder)
+    assert (size.d_model, size.d_head) == (config.hidden_size, config.hidden_size // config.num_attention_heads)
+    original = AutoModelForCausalLM.from_pretrained(folder)
+    assert facts.bytes == 4 * sum(parameter.numel() for parameter in original.parameters())
+
+
+def test_other_weights_and_another_tokenizer_change_the_fingerprint(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    before = look_up(str(folder), Path()).fingerprint
+    assert look_up("copy", tmp_path).fingerprint == before
+    for name in ("model.safetensors", "tokenizer.json"):
+        path = tmp_path / "copy" / name
+        content = path.read_bytes()
+        path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        assert look_up("copy", tmp_path).fingerprint != before
+        path.write_bytes(content)
+    assert look_up("copy", tmp_path).fingerprint == before
+
+
+def test_a_model_that_is_not_there_is_not_looked_up(tmp_path):
+    with pytest.raises(FileError, match=r"(?s)cannot read the model 'nowhere'.* Give 'bundled', a Hugging Face"):
+        look_up("nowhere", tmp_path)
 
 
 def test_every_query_head_gets_a_copy_of_the_keys_it_reads():

@@ -1,0 +1,61 @@
+"""Names and folders to tokenizers, and the Rust tokenizer inside one.
+
+In: a hub id, a local directory, or nothing (the bundled reasoner). Out: a Hugging Face tokenizer that gives the token ids of
+`tokenizer.json`.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stepsal.errors import FileError
+from stepsal.models.host import BUNDLED
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+else:  # imported only where it is used: it takes seconds
+    PreTrainedTokenizerBase = Any
+
+
+def load_tokenizer(name: str | Path | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a hub id or local directory; `None` is the bundled reasoner's.
+
+    `tokenizer.json` is read as it is: for some model types the automatic class gives other token ids. Raises `FileError`
+    where there is no tokenizer.
+
+    >>> from stepsal import load_tokenizer
+    >>> load_tokenizer().decode(load_tokenizer().encode("k = 37."))
+    'k = 37.'
+    """
+    # AutoTokenizer of transformers 5 (up to 5.23.0 at least) puts the model type's own splitting in the place of the one in
+    # tokenizer.json: https://github.com/huggingface/transformers/issues/45920.
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    source = str(BUNDLED if name is None else name)
+    try:
+        if Path(source).is_dir() and not (Path(source) / "tokenizer.json").exists():
+            return AutoTokenizer.from_pretrained(source)
+        try:
+            return PreTrainedTokenizerFast.from_pretrained(source, clean_up_tokenization_spaces=False)
+        except OSError:
+            return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise FileError(
+            f"cannot load a tokenizer from {source!r}: {error}. Give a Hugging Face model directory, or a hub id (that "
+            "needs the network)."
+        ) from error
+
+
+def fast_backend(tokenizer: object) -> Any:
+    """The `tokenizers.Tokenizer` that decodes for this tokenizer, or None where its own class has a hand in the text.
+
+    >>> type(fast_backend(load_tokenizer())).__name__
+    'Tokenizer'
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return None
+    plain = all(
+        getattr(type(tokenizer), name) is getattr(PreTrainedTokenizerFast, name) for name in ("decode", "_decode")
+    )
+    return tokenizer.backend_tokenizer if plain else None
