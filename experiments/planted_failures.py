@@ -29,7 +29,7 @@ from stepsal.diagnosis.metrics import LABELS
 from stepsal.files import atomic_path
 from stepsal.generation.files import generate_file
 from stepsal.generation.generate import Decoding
-from stepsal.generation.questions import task_questions, task_room
+from stepsal.generation.questions import task_questions, tokens_needed
 from stepsal.interventions.intervene import intervene
 from stepsal.interventions.stepflow import (
     NoiseMomentum,
@@ -119,7 +119,7 @@ def answers(model: Model, out: Path, split: str, n: int, parts: Sequence[Part]) 
     path = out / f"{split}-{n}-{hashlib.sha256(repr(tuple(parts)).encode()).hexdigest()[:12]}.jsonl"
     if path.exists():
         return read_traces(path, model.tokenizer)
-    decoding = Decoding(task_room([DEFAULT_LENGTH]), batch_size=64)
+    decoding = Decoding(tokens_needed([DEFAULT_LENGTH]), batch_size=64)
     questions = task_questions(split, [DEFAULT_LENGTH], n)
     return generate_file(model, questions, path, decoding, parts, progress=sys.stderr.isatty())
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from einops import reduce
 
-from experiments.evaluate_reasoner import solve
 from stepsal import plot
 from stepsal.diagnosis.diagnosis import Diagnosis, diagnose
 from stepsal.figures.maps import draw_maps, save_example
 from stepsal.files import atomic_path
+from stepsal.generation.task import answer_problems
 from stepsal.models.loading import load_model
 from stepsal.saliency.folder import save_step_maps
 from stepsal.saliency.influence import token_influence
@@ -37,7 +37,7 @@ METRICS = ("lock_in", "thinking_to_summary")
 def run_demo(out: Path, problems: int = 128, *, progress: bool = True) -> str:
     """Do all of it, write it to `out`, and return what to print."""
     model = load_model()
-    traces = solve(model, problems, progress=progress)
+    traces = answer_problems(model, problems, progress=progress)
     write_traces(out / "traces.jsonl", traces)
     paths = save_step_maps(model, traces, out, progress=progress)
     groups: Groups = {"correct": [], "wrong": []}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from stepsal.errors import FileError
 from stepsal.generation.generate import Decoding
-from stepsal.generation.questions import Question, read_questions, task_questions, task_room
+from stepsal.generation.questions import Question, read_questions, task_questions, tokens_needed
 from stepsal.models.host import BUNDLED
 from stepsal.sweeps.config import SweepConfig
 from stepsal.sweeps.places import Size, chosen_bands
@@ -119,7 +119,7 @@ def make_plan(config: SweepConfig, device: str) -> Plan:
     room = given.max_new_tokens
     if room is None:
         lengths = [each.length for each in questions if each.length is not None]
-        room = task_room(lengths) if lengths else 512
+        room = tokens_needed(lengths) if lengths else 512
     decoding = Decoding(room, given.batch_size, given.temperature, given.top_p, given.samples)
     return Plan(config, *_model(config), device, questions, decoding)
 

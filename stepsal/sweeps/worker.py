@@ -18,12 +18,14 @@ import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
 from stepsal.errors import InputError, StepsalError, UnsupportedModelError
-from stepsal.generation.questions import Question, grade_answer
+from stepsal.generation.grading import grade_trace
+from stepsal.generation.questions import Question
 
 Row = dict[str, Any]
 PACKAGES = ("torch", "transformers", "transformer-lens")
@@ -97,12 +99,10 @@ class Worker:
         for index, trace in enumerate(traces):
             question = questions[index // decoding.samples]
             tokens, prompt_tokens = trace.tokens.tolist(), int(trace.prompt_tokens or 0)
-            end = model.tokenizer.decode(tokens[-1:]) if tokens[-1] in host.stop_tokens(model) else ""
-            summary = "".join(step.text for step in trace.segment("summary")).removesuffix(end)
             rows.append(
                 {"problem": question.id, "length": question.length, "sample": index % decoding.samples}
                 | {"seed": item["seed"], "expected": question.answer}
-                | grade_answer(question, trace.response.removesuffix(end), summary)
+                | asdict(grade_trace(model.tokenizer, question, trace))
                 | {"tokens": len(tokens) - prompt_tokens, "truncated": trace.meta["truncated"]}
                 | each
                 | {"prompt_tokens": prompt_tokens, "trace": tokens}
