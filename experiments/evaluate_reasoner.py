@@ -29,9 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.evaluate_reasoner", description="Measure the reasoner."
     )
-    parser.add_argument(
-        "--model", default=None, help="a directory that `experiments.train_reasoner` wrote (default: the bundled one)"
-    )
+    parser.add_argument("--model", help="a directory that `train_reasoner` wrote (default: the bundled one)")
     parser.add_argument("--default-problems", type=int, default=1000, help="problems of the default length")
     parser.add_argument("--problems", type=int, default=300, help="problems of each other length")
     given = parser.parse_args(arguments)

@@ -4,9 +4,9 @@ In: prompts. Out: a `Trace` for each sample, made from the tokens that the model
 Face's.
 
 1. Prompts of like length are decoded together, left-padded; as many at a time as memory allows.
-2. A sampled token is drawn with one uniform number (`stepsal.generation.sampling`). The numbers come from the seed, the prompt's
-   tokens and the sample's number alone (an equal prompt earlier in the list counts as earlier samples), so an answer depends
-   neither on the batch it was decoded in nor on other prompts, but for rounding.
+2. A sampled token is drawn with one uniform number (`stepsal.generation.sampling`). The numbers come from the seed, the
+   prompt's tokens and the sample's number alone (an equal prompt earlier in the list counts as earlier samples), so an answer
+   depends neither on the batch it was decoded in nor on other prompts, but for rounding.
 3. A response ends with the first end-of-sequence token, of the tokenizer or of the model's generation settings.
 """
 
@@ -53,7 +53,7 @@ def generate(
     Args:
         model: a `TransformerBridge`, from `load_model` or booted by you.
         prompts: texts as the model sees them, or lists of chat messages for the tokenizer's template.
-        interventions: parts of StepFlow that act while decoding (`stepsal.interventions.stepflow`); or, for their `report()`, what
+        interventions: what acts while decoding (`stepsal.interventions.stepflow`); or, for their `report()`, what
             `stepsal.intervene` gave, inside its context.
         max_new_tokens: where a response is cut; `trace.meta["truncated"]` says whether it was.
         batch_size: sequences decoded together at most. Fewer where free memory would not do: `meta["batch_size"]` and a
@@ -65,7 +65,8 @@ def generate(
         seed: the seed of the sampling. A prompt that is given twice gets different samples, like `samples=2`.
         format, steps: how the traces are split, as in `Trace.from_text`. An answer that closes a thinking which nothing opened
             stays as it is, with `meta["unopened_thinking"]` and a warning.
-        progress: show a progress bar. An interrupted call keeps nothing; the command `stepsal generate` goes on where it stopped.
+        progress: show a progress bar. An interrupted call keeps nothing; the command `stepsal generate` goes on where it
+            stopped.
 
     Raises:
         NumericalError: logits that are not finite while sampling.

@@ -17,7 +17,8 @@ from stepsal.ablation.effects import against_controls, by_error, by_length, cost
 from stepsal.ablation.results import Results, accuracy_interval
 from stepsal.ablation.tables import ablation, latex
 from stepsal.ablation.votes import majority_chance, self_consistency
-from stepsal.cli import _MAP_FIGURES, _SWEEP_FIGURES, main
+from stepsal.cli import figure as figure_command
+from stepsal.cli import main
 from stepsal.figures.maps import FIGURES, save_figure
 from stepsal.figures.sweeps import SWEEP_FIGURES, ablation_tables, before_after, compute, draw_before_after, effects
 from stepsal.interventions.stepflow import NoiseMomentum
@@ -396,10 +397,10 @@ def test_of_two_folders_the_trace_that_was_mended_is_shown(tmp_path):
 
 # --- from the command line -------------------------------------------------------------------------------------------
 def test_the_command_knows_every_figure():
-    assert (*_MAP_FIGURES, *_SWEEP_FIGURES, "before_after") == (*FIGURES, *SWEEP_FIGURES)
+    assert (*figure_command.MAP_FIGURES, *figure_command.SWEEP_FIGURES, "before_after") == (*FIGURES, *SWEEP_FIGURES)
 
 
-@pytest.mark.parametrize("name", [name for name in _SWEEP_FIGURES if name != "ablation"])
+@pytest.mark.parametrize("name", [name for name in figure_command.SWEEP_FIGURES if name != "ablation"])
 def test_every_figure_is_drawn_one_column_wide_with_its_caption_and_command(folder, tmp_path, capsys, name):
     from PIL import Image
 
