@@ -1,7 +1,7 @@
-"""Traces as people have them to a file of traces, with the tokens and steps that every later stage reads.
+"""Logs of servers, batches and chats to one file of traces, with the tokens and steps that every later stage reads.
 
-In: JSONL files of any of the shapes of `stepsal.traces.records`. Out: one file as `stepsal.write_traces` writes it, and what could
-not be read, line by line. Nothing is left out in silence.
+In: JSONL files, in any of the shapes of `stepsal.traces.records`. Out: one file as `stepsal.write_traces` writes it, and a list
+of what could not be read, line by line. Nothing is left out in silence.
 """
 
 import warnings
