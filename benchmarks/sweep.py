@@ -29,7 +29,7 @@ def measure(workers: int, threads: int, count: int, tokens: int | None = None) -
     import torch
 
     import stepsal
-    from stepsal.generation.questions import grade_answer
+    from stepsal.generation.grading import grade_answer
     from stepsal.sweeps.config import read_config
     from stepsal.sweeps.grid import next_round
     from stepsal.sweeps.plan import load_questions, make_plan

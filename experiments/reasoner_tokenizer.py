@@ -1,4 +1,7 @@
-"""The bundled reasoner's tokenizer: byte-level BPE with R1's special tokens and chat form, learned from the problems."""
+"""The bundled reasoner's tokenizer: byte-level BPE with R1's special tokens and chat form, learned from the problems.
+
+`experiments.train_reasoner` learns it before it trains the model.
+"""
 
 from typing import TYPE_CHECKING
 

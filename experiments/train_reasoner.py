@@ -9,7 +9,7 @@
    `log.jsonl`; then a checkpoint (weights and optimizer in safetensors, written atomically). An interrupted run goes on
    from the last checkpoint.
 
-The result is a plain Hugging Face directory.
+The result, `DIR/model`, is a plain Hugging Face directory: `stepsal/reasoner/model` is that of one run.
 """
 
 import argparse
@@ -42,7 +42,7 @@ class Settings:
     matrix_decay: float = 0.1
     vector_rate: float = 3e-3  # AdamW's, of embeddings, biases and norms, which are not decayed
     warmup: int = 100
-    decay: float = 0.2  # the last part of the run, in which the learning rates fall to zero
+    decay: float = 0.2  # the last share of the run, in which the learning rates fall to zero
     clip: float = 1.0
     seed: int = 0
 
@@ -76,7 +76,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]  # tokens and targets (-100 where ther
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, problems: Sequence[Problem], parts: int = 4) -> list[Batch]:
-    """Problems -> `parts` right-padded batches, shorter texts first (less padding; the pads carry no loss)."""
+    """Problems to `parts` right-padded batches, shorter texts first, so that there is less padding; pads carry no loss."""
     prompts = [tokenizer.apply_chat_template(p.messages, tokenize=False, add_generation_prompt=True) for p in problems]
     starts = [len(ids) for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]]
     texts = [a + p.response + tokenizer.eos_token for a, p in zip(prompts, problems, strict=True)]
@@ -99,7 +99,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, problems: Sequence[Problem], part
 
 @torch.no_grad()
 def evaluate(model: Qwen2ForCausalLM, batches: list[Batch]) -> dict[str, float]:
-    """Teacher-forced loss, token accuracy, and the part of responses right to the last token (= right when greedy)."""
+    """Teacher-forced loss, token accuracy, and the share of responses right to the last token (= right when greedy)."""
     model.eval()
     loss = right = tokens = whole = rows = 0.0
     for ids, targets in batches:
@@ -115,8 +115,8 @@ def evaluate(model: Qwen2ForCausalLM, batches: list[Batch]) -> dict[str, float]:
 
 
 def _write(path: Path, text: str) -> None:
-    with atomic_path(path) as part:
-        part.write_text(text, encoding="utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 @torch.no_grad()
@@ -182,8 +182,8 @@ def _checkpoint(
     for number, optimizer in enumerate(optimizers):
         for i, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{i}.{key}": value for key, value in state.items()}
-    with atomic_path(out / "checkpoint.safetensors") as part:
-        save_file(tensors, part, metadata={"step": str(step), "seconds": str(seconds)})
+    with atomic_path(out / "checkpoint.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={"step": str(step), "seconds": str(seconds)})
 
 
 def _restore(out: Path, model: Qwen2ForCausalLM, optimizers: list[torch.optim.Optimizer]) -> tuple[int, float]:
@@ -205,7 +205,45 @@ def _restore(out: Path, model: Qwen2ForCausalLM, optimizers: list[torch.optim.Op
     return int(metadata["step"]), float(metadata["seconds"])
 
 
+def training_problems(settings: Settings, step: int) -> list[Problem]:
+    """The problems of a step, the same whenever it is asked for."""
+    first = settings.seed * 10**9 + step * settings.batch
+    return [
+        make_problem("train", index, LENGTHS[index % len(LENGTHS)]) for index in range(first, first + settings.batch)
+    ]
+
+
+def _on_device(batches: list[Batch], device: str) -> list[Batch]:
+    return [(tokens.to(device), targets.to(device)) for tokens, targets in batches]
+
+
+def _update(
+    model: Qwen2ForCausalLM,
+    optimizers: list[torch.optim.Optimizer],
+    batches: list[Batch],
+    settings: Settings,
+    step: int,
+) -> float:
+    """Make one step of the optimizers, and return the loss before it, a mean over tokens."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * settings.schedule(step)
+    count = sum(int((targets != -100).sum()) for _, targets in batches)
+    total = 0.0
+    for tokens, targets in batches:
+        logits = model(input_ids=tokens, use_cache=False).logits
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum") / count
+        loss.backward()
+        total += loss.item()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return total
+
+
 def train(settings: Settings, out: Path, *, evaluate_every: int = 250, device: str = "cpu") -> None:
+    """Train from the last checkpoint in `out`, or from the start, and write the result to `out/model`."""
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
     torch.manual_seed(settings.seed)
@@ -219,40 +257,19 @@ def train(settings: Settings, out: Path, *, evaluate_every: int = 250, device: s
         _write(out / "log.jsonl", "".join(line for line in rows if json.loads(line)["step"] <= step))
         print(f"going on from step {step} in {out}", file=sys.stderr)
 
-    def on_device(batches: list[Batch]) -> list[Batch]:
-        return [(tokens.to(device), targets.to(device)) for tokens, targets in batches]
-
-    validation = on_device(
-        encode(tokenizer, [make_problem("validation", i, LENGTHS[i % len(LENGTHS)]) for i in range(140)], parts=7)
-    )
+    validation = [make_problem("validation", index, LENGTHS[index % len(LENGTHS)]) for index in range(140)]
+    validation_batches = _on_device(encode(tokenizer, validation, parts=7), device)
     start = time.monotonic() - seconds
     model.train()
     bar = tqdm(total=settings.steps, initial=step, desc="training", dynamic_ncols=True)
     while step < settings.steps:
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * settings.schedule(step)
-        first = settings.seed * 10**9 + step * settings.batch
-        problems = [
-            make_problem("train", first + i, LENGTHS[(first + i) % len(LENGTHS)]) for i in range(settings.batch)
-        ]
-        batches = on_device(encode(tokenizer, problems))
-        count = sum(int((targets != -100).sum()) for _, targets in batches)
-        total = 0.0
-        for tokens, targets in batches:
-            logits = model(input_ids=tokens, use_cache=False).logits
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum") / count
-            loss.backward()
-            total += loss.item()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        batches = _on_device(encode(tokenizer, training_problems(settings, step)), device)
+        loss = _update(model, optimizers, batches, settings, step)
         step += 1
         bar.update()
-        bar.set_postfix(loss=f"{total:.3f}")
+        bar.set_postfix(loss=f"{loss:.3f}")
         if step % evaluate_every == 0 or step == settings.steps:
-            row: dict[str, Any] = {"step": step, "train_loss": total, **evaluate(model, validation)}
+            row: dict[str, Any] = {"step": step, "train_loss": loss, **evaluate(model, validation_batches)}
             row["seconds"] = round(time.monotonic() - start, 1)
             with open(out / "log.jsonl", "a", encoding="utf-8") as log:
                 log.write(json.dumps(row) + "\n")

@@ -89,9 +89,9 @@ def reasoner():
 @pytest.fixture(scope="session")
 def reasoner_traces(reasoner):
     """Real traces: the bundled model's own answers to test problems."""
-    from experiments.evaluate_reasoner import solve
+    from stepsal.generation.task import answer_problems
 
-    return solve(stepsal.load_model() if TL3 else reasoner, 12, length=3, progress=False)
+    return answer_problems(stepsal.load_model() if TL3 else reasoner, 12, length=3, progress=False)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +10,9 @@ from conftest import save_tiny
 import stepsal.saliency.folder
 from stepsal import NumericalError, StepMap, UnsupportedModelError, __version__, step_saliency, write_traces
 from stepsal.cli import main
+from stepsal.formats import FORMATS
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -206,12 +212,58 @@ def test_the_same_command_goes_on_after_an_interrupt(run, tmp_path, monkeypatch)
     assert first.stat().st_mtime_ns == written
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["saliency", "--help"], ["demo", "--help"]])
-def test_help_is_printed(arguments, capsys):
+COMMANDS = ("demo", "generate", "traces convert", "saliency", "diagnose", "compare", "sweep", "figure", "report")
+
+
+@pytest.mark.parametrize("command", ["", "traces", *COMMANDS])
+def test_help_is_printed(command, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(arguments)
+        main([*command.split(), "--help"])
     assert ended.value.code == 0
-    assert capsys.readouterr().out.startswith("usage: stepsal")
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"usage: stepsal {command}".rstrip())
+    assert ("--plugin MODULE" in printed) == (command in COMMANDS)
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """The name of a module that registers a format, which is forgotten again after the test."""
+    name = "a_plugin_for_the_command"
+    source = (
+        "from stepsal.formats import FORMATS, Format\nFORMATS['mine'] = Format('mine', (('<think>', '</think>'),))\n"
+    )
+    (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield name
+    FORMATS.pop("mine", None)
+    sys.modules.pop(name, None)
+
+
+def test_what_a_plugin_registers_is_known_to_the_options(run, plugin):
+    assert run("--format", "mine")[0] == 2
+    assert run("--format", "mine", "--plugin", plugin)[0] == 0
+
+
+def test_a_plugin_that_cannot_be_imported_is_bad_usage(run, tmp_path):
+    status, printed, message = run("--plugin", "no_such_module_anywhere")
+    assert (status, printed) == (2, "")
+    assert "no_such_module_anywhere" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_figure_is_bad_usage_and_the_known_ones_are_named(tmp_path, capsys):
+    assert main(["figure", "portrait", str(tmp_path), "--out", str(tmp_path / "a.png")]) == 2
+    message = capsys.readouterr().err
+    assert "unknown figure 'portrait'" in message
+    assert "tokens" in message
+    assert "difficulty" in message
+
+
+def test_the_modules_that_define_the_options_import_nothing_heavy():
+    light = "import sys, types; sys.modules['stepsal'] = package = types.ModuleType('stepsal'); package.__path__ = ['stepsal']"
+    check = "from stepsal.cli import _parser; _parser().format_help(); print(sorted({'torch', 'pandas'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", f"{light}\n{check}"], capture_output=True, text=True, cwd=ROOT)
+    assert found.stdout == "[]\n", found.stderr
 
 
 def test_the_version_is_printed(capsys):

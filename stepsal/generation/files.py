@@ -19,7 +19,8 @@ from typing import IO, Any
 from stepsal.errors import FileError, InputError
 from stepsal.files import agree_on_settings, locked
 from stepsal.generation.generate import Decoding, stream
-from stepsal.generation.questions import Question, grade_answer
+from stepsal.generation.grading import grade_trace
+from stepsal.generation.questions import Question
 from stepsal.interventions.base import Intervention
 from stepsal.models import host_of
 from stepsal.models.host import Model
@@ -118,15 +119,10 @@ def _name(question: Question, sample: int, decoding: Decoding) -> str:
 
 
 def _grade(model: Model, trace: Trace, question: Question, name: str) -> Trace:
-    end = model.tokenizer.decode(trace.tokens[-1:]) if not trace.meta["truncated"] else ""
-    summary = "".join(step.text for step in trace.segment("summary")).removesuffix(end)
-    result = grade_answer(question, trace.response.removesuffix(end), summary)
-    meta = {
-        name: value
-        for name, value in {"length": question.length, "error": result["error"]}.items()
-        if value is not None
-    }
-    return replace(trace, id=name, answer=question.answer, correct=result["correct"], meta=trace.meta | meta)
+    graded = grade_trace(model.tokenizer, question, trace)
+    known = {"length": question.length, "error": graded.error}
+    meta = trace.meta | {key: value for key, value in known.items() if value is not None}
+    return replace(trace, id=name, answer=question.answer, correct=graded.correct, meta=meta)
 
 
 def _begin(partial: Path, about: Path, settings: dict[str, Any], model: Model) -> list[Trace]:

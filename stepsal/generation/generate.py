@@ -4,14 +4,12 @@ In: prompts. Out: a `Trace` for each sample, made from the tokens that the model
 Face's.
 
 1. Prompts of like length are decoded together, left-padded; as many at a time as memory allows.
-2. A sampled token is read off one uniform number: the first token at which the cumulative probability, most likely token
-   first, exceeds it. The numbers come from the seed, the prompt's tokens and the sample's number alone (an equal prompt earlier
-   in the list counts as earlier samples), so an answer depends neither on the batch it was decoded in nor on other prompts, but
-   for rounding.
+2. A sampled token is drawn with one uniform number (`stepsal.generation.sampling`). The numbers come from the seed, the
+   prompt's tokens and the sample's number alone (an equal prompt earlier in the list counts as earlier samples), so an answer
+   depends neither on the batch it was decoded in nor on other prompts, but for rounding.
 3. A response ends with the first end-of-sequence token, of the tokenizer or of the model's generation settings.
 """
 
-import hashlib
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -20,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from stepsal.errors import InputError, NumericalError
+from stepsal.errors import InputError
+from stepsal.generation.sampling import draw_tokens, uniform_numbers
 from stepsal.interventions.base import Intervention, as_interventions
 from stepsal.interventions.intervene import Interventions, intervene
 from stepsal.models import host_of
@@ -50,7 +48,7 @@ def generate(
     steps: StepsSpec = "auto",
     progress: bool = True,
 ) -> list[Trace]:
-    """Responses as traces, in the order of the prompts, the samples of one prompt together.
+    """Let the model answer each prompt; the answers are traces, in the order of the prompts, the samples of a prompt together.
 
     Args:
         model: a `TransformerBridge`, from `load_model` or booted by you.
@@ -64,10 +62,11 @@ def generate(
             model's own generation settings (temperature, repetition penalty, ...) are not used.
         top_p: sample from the most likely tokens that together have this probability.
         samples: responses for each prompt.
-        seed: of the sampling. The same prompt given twice gets different samples, like `samples=2`.
+        seed: the seed of the sampling. A prompt that is given twice gets different samples, like `samples=2`.
         format, steps: how the traces are split, as in `Trace.from_text`. An answer that closes a thinking which nothing opened
             stays as it is, with `meta["unopened_thinking"]` and a warning.
-        progress: show a progress bar. Nothing is kept of an interrupted call: `stepsal generate` goes on where it stopped.
+        progress: show a progress bar. An interrupted call keeps nothing; the command `stepsal generate` goes on where it
+            stopped.
 
     Raises:
         NumericalError: logits that are not finite while sampling.
@@ -137,74 +136,86 @@ def stream(
     steps: StepsSpec = "auto",
     skip: Collection[int] = (),
 ) -> Iterator[dict[int, Trace]]:
-    """`generate` of encoded prompts, batch by batch as they are done: index in its result -> trace; without those in `skip`."""
+    """`generate` for encoded prompts, one batch at a time: yields the traces of a finished batch by their index in the result.
+
+    Traces whose index is in `skip` are not made.
+    """
     host_of(model).check_decodes()
     tokenizer = model.tokenizer
     _check_room(model, encoded, decoding)
-    given = None
+    installed = None
     if isinstance(interventions, Interventions):
-        given, parts = interventions, interventions.interventions
-        if (format, steps) not in (("auto", "auto"), (given.format, given.steps)):
+        installed, chosen = interventions, interventions.interventions
+        if (format, steps) not in (("auto", "auto"), (installed.format, installed.steps)):
             raise InputError(
-                f"format={format!r} and steps={steps!r} differ from those of `intervene`, {given.format!r} and {given.steps!r}"
+                f"format={format!r} and steps={steps!r} differ from those of `intervene`, {installed.format!r} and "
+                f"{installed.steps!r}"
             )
-        format, steps = given.format, given.steps
+        format, steps = installed.format, installed.steps
     else:
-        parts = as_interventions(interventions)
-    units = [unit for unit in _units(encoded, decoding.samples) if unit.index not in skip]
-    if not units:
+        chosen = as_interventions(interventions)
+    requests = [request for request in _requests(encoded, decoding.samples) if request.index not in skip]
+    if not requests:
         return
-    units.sort(key=lambda unit: len(unit.prompt))  # little padding: prompts of like length together
-    own = intervene(model, parts, format=format, steps=steps) if parts and given is None else nullcontext(given)
-    with own as live:
+    requests.sort(key=lambda request: len(request.prompt))  # little padding: prompts of like length together
+    install = chosen and installed is None
+    context = intervene(model, chosen, format=format, steps=steps) if install else nullcontext(installed)
+    with context as live:
         warned = False
-        while units:
-            fit, reason = _affordable(model, units, decoding)
+        while requests:
+            fit, reason = _affordable(model, requests, decoding)
             if reason and not warned:
                 warnings.warn(reason, stacklevel=3)
                 warned = True
-            batch, units = units[:fit], units[fit:]
+            batch, requests = requests[:fit], requests[fit:]
             if live is not None:
-                live.question_tokens = [question_length(tokenizer, unit.prompt, format) for unit in batch]
-            meta: dict[str, Any] = {"interventions": [each.record for each in parts]} if parts else {}
+                live.question_tokens = [question_length(tokenizer, request.prompt, format) for request in batch]
+            meta: dict[str, Any] = {"interventions": [each.record for each in chosen]} if chosen else {}
             if reason:
                 meta["batch_size"] = fit
             responses = _decode(model, batch, decoding)
             if live is not None:
                 live.question_tokens = None
             yield {
-                unit.index: _trace(model, unit, response, decoding, meta, format, steps)
-                for unit, response in zip(batch, responses, strict=True)
+                request.index: _trace(model, request, response, decoding, meta, format, steps)
+                for request, response in zip(batch, responses, strict=True)
             }
 
 
 @dataclass(frozen=True)
-class _Unit:
-    """One response to make: its index in the result, its prompt's, the sample, and which of this prompt's answers it is."""
+class Request:
+    """One response that is to be made.
+
+    Attributes:
+        index: the trace's index in the result.
+        prompt: the prompt's tokens.
+        prompt_index: the prompt's index in the list.
+        sample: the response's number among the samples for this prompt.
+        repetition: the response's number among all responses to this prompt and to equal ones earlier in the list.
+    """
 
     index: int
+    prompt: list[int]
     prompt_index: int
     sample: int
-    draw: int
-    prompt: list[int]
+    repetition: int
 
 
-def _units(encoded: Sequence[list[int]], samples: int) -> list[_Unit]:
-    seen: dict[tuple[int, ...], int] = {}
-    units = []
+def _requests(encoded: Sequence[list[int]], samples: int) -> list[Request]:
+    asked: dict[tuple[int, ...], int] = {}
+    requests = []
     for prompt_index, prompt in enumerate(encoded):
-        before = seen.get(tuple(prompt), 0)
-        seen[tuple(prompt)] = before + samples
-        units += [
-            _Unit(prompt_index * samples + sample, prompt_index, sample, before + sample, prompt)
+        before = asked.get(tuple(prompt), 0)
+        asked[tuple(prompt)] = before + samples
+        requests += [
+            Request(prompt_index * samples + sample, prompt, prompt_index, sample, before + sample)
             for sample in range(samples)
         ]
-    return units
+    return requests
 
 
 def _check_room(model: Model, encoded: Sequence[list[int]], decoding: Decoding) -> None:
-    host = host_of(model)
-    context, longest = host.shape.context, max(map(len, encoded), default=0)
+    context, longest = host_of(model).shape.context, max(map(len, encoded), default=0)
     if longest + decoding.max_new_tokens > context:
         which = next(index for index, each in enumerate(encoded) if len(each) == longest)
         fix = f"use max_new_tokens={context - longest} at most" if longest < context else "shorten it, or leave it out"
@@ -212,22 +223,22 @@ def _check_room(model: Model, encoded: Sequence[list[int]], decoding: Decoding) 
             f"prompt {which}, of {longest} tokens, and max_new_tokens={decoding.max_new_tokens} do not fit the model's context "
             f"of {context}: {fix}"
         )
-    if not host.stop_tokens():
+    if not host_of(model).stop_tokens():
         raise InputError("the tokenizer has no end-of-sequence token, so no answer would end: set tokenizer.eos_token")
 
 
-def _affordable(model: Model, units: list[_Unit], decoding: Decoding) -> tuple[int, str]:
-    """How many of the next units to decode together, and, where that is for lack of memory, a sentence that says so."""
-    size = min(decoding.batch_size, len(units))
-    longest = len(units[size - 1].prompt)
+def _affordable(model: Model, requests: list[Request], decoding: Decoding) -> tuple[int, str]:
+    """How many of the next requests to decode together, and where memory is too short for the batch a sentence that says so."""
+    size = min(decoding.batch_size, len(requests))
+    longest = len(requests[size - 1].prompt)
     host = host_of(model)
-    each = host.decoding_bytes(longest, longest + decoding.max_new_tokens)
+    per_sequence = host.decoding_bytes(longest, longest + decoding.max_new_tokens)
     free = free_bytes(host.device)
-    fit = max(1, int(0.8 * free / each))
+    fit = max(1, int(0.8 * free / per_sequence))
     if fit >= size:
         return size, ""
     reason = (
-        f"batch_size={decoding.batch_size} would need about {decoding.batch_size * each / 2**30:.2g} GiB and "
+        f"batch_size={decoding.batch_size} would need about {decoding.batch_size * per_sequence / 2**30:.2g} GiB and "
         f"{free / 2**30:.2g} GiB are free: decoding {fit} sequence(s) at a time"
     )
     return min(size, fit), reason
@@ -235,26 +246,26 @@ def _affordable(model: Model, units: list[_Unit], decoding: Decoding) -> tuple[i
 
 def _trace(
     model: Model,
-    unit: _Unit,
+    request: Request,
     response: list[int],
     decoding: Decoding,
     meta: dict[str, Any],
     format: FormatSpec,
     steps: StepsSpec,
 ) -> Trace:
-    name = f"trace-{unit.prompt_index}" + (f"-{unit.sample}" if decoding.samples > 1 else "")
+    name = f"trace-{request.prompt_index}" + (f"-{request.sample}" if decoding.samples > 1 else "")
     sampling = {
         "temperature": decoding.temperature,
         "top_p": decoding.top_p,
         "seed": decoding.seed,
-        "sample": unit.draw,
+        "sample": request.repetition,
     }
     meta = (
         {"truncated": response[-1] not in host_of(model).stop_tokens()}
         | (sampling if decoding.temperature else {})
         | meta
     )
-    tokens, length = unit.prompt + response, len(unit.prompt)
+    tokens, length = request.prompt + response, len(request.prompt)
     trace = split_tokens(model.tokenizer, tokens, format, steps, length, id=name, meta=meta)
     if format == "auto" and (found := unopened(trace)):
         trace.meta["unopened_thinking"] = True
@@ -266,27 +277,30 @@ def _trace(
     return trace
 
 
-def _decode(model: Model, units: list[_Unit], decoding: Decoding) -> list[list[int]]:
+def _decode(model: Model, requests: list[Request], decoding: Decoding) -> list[list[int]]:
     """The responses, up to and including the first token that ends a sequence."""
     host = host_of(model)
     ends, known = host.stop_tokens(), len(model.tokenizer)  # a vocabulary may be padded
-    width, device = max(len(unit.prompt) for unit in units), host.device
-    tokens = torch.full((len(units), width), min(ends))
+    width, device = max(len(request.prompt) for request in requests), host.device
+    tokens = torch.full((len(requests), width), min(ends))
     mask = torch.zeros_like(tokens)
-    for row, unit in enumerate(units):
-        tokens[row, width - len(unit.prompt) :] = torch.tensor(unit.prompt)
-        mask[row, width - len(unit.prompt) :] = 1
+    for row, request in enumerate(requests):
+        tokens[row, width - len(request.prompt) :] = torch.tensor(request.prompt)
+        mask[row, width - len(request.prompt) :] = 1
     numbers = None
     if decoding.temperature > 0:
-        drawn = np.stack([_numbers(unit, decoding) for unit in units])
-        numbers = torch.from_numpy(np.minimum(drawn, 1 - 2**-24)).to(torch.float32)  # rounding must not give 1
+        count = decoding.max_new_tokens
+        uniform = np.stack(
+            [uniform_numbers(request.prompt, request.repetition, decoding.seed, count) for request in requests]
+        )
+        numbers = torch.from_numpy(np.minimum(uniform, 1 - 2**-24)).to(torch.float32)  # rounding must not give 1
 
     def choose(so_far: Tensor, logits: Tensor) -> Tensor:
         logits = logits.masked_fill(torch.arange(logits.shape[1], device=logits.device) >= known, -torch.inf)
         if numbers is None:
             return logits
         number = numbers[:, so_far.shape[1] - width].to(logits.device)
-        chosen = draw(logits, decoding.temperature, decoding.top_p, number)
+        chosen = draw_tokens(logits, decoding.temperature, decoding.top_p, number)
         return torch.full_like(logits, -torch.inf).scatter(1, chosen[:, None], 0.0)
 
     with torch.no_grad(), host.frozen():
@@ -296,33 +310,3 @@ def _decode(model: Model, units: list[_Unit], decoding: Decoding) -> list[list[i
         stop = next((at + 1 for at, token in enumerate(row) if token in ends), len(row))
         responses.append(row[:stop])
     return responses
-
-
-def _numbers(unit: _Unit, decoding: Decoding) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """One uniform number for each token of a response."""
-    digest = hashlib.sha256(np.asarray(unit.prompt, dtype="<i8").tobytes()).digest()
-    words = [int.from_bytes(digest[at : at + 4], "little") for at in range(0, 16, 4)]
-    return np.random.default_rng([decoding.seed, unit.draw, *words]).random(decoding.max_new_tokens)
-
-
-def draw(
-    logits: Float[Tensor, "batch vocabulary"], temperature: float, top_p: float, numbers: Float[Tensor, " batch"]
-) -> Int[Tensor, " batch"]:
-    """One token for each row, read off a uniform number in [0, 1).
-
-    >>> draw(torch.log(torch.tensor([[0.2, 0.5, 0.3]] * 3)), 1.0, 0.75, torch.tensor([0.0, 0.6, 0.99])).tolist()
-    [1, 1, 2]
-    """
-    logits = logits.float()
-    if bool(torch.isnan(logits).any() | (logits == torch.inf).any()):
-        raise NumericalError(
-            "the logits of the next token are not finite. Check the weights, or load the model in a wider precision "
-            "(dtype='float32')."
-        )
-    cooled = (logits - logits.amax(-1, keepdim=True)) / temperature
-    probabilities, order = torch.softmax(cooled, -1).sort(dim=-1, descending=True, stable=True)
-    ends = probabilities.cumsum(-1)
-    kept = (ends - probabilities < top_p).sum(-1, keepdim=True)  # at least the first
-    limit = ends.gather(-1, kept - 1)
-    index = (ends <= numbers[:, None] * limit).sum(-1, keepdim=True)
-    return order.gather(-1, torch.minimum(index, kept - 1))[:, 0]

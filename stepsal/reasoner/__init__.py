@@ -1,7 +1,8 @@
 """The bundled reasoner: a small trained model that reasons in steps, its problems, and how to grade what it writes.
 
-`problems` makes and grades the problems. The weights, tokenizer, settings and training log are in `model/`, a plain
-Hugging Face directory. `experiments/train_reasoner.py` trained the model, `experiments/evaluate_reasoner.py` measured it.
+`problems` makes and grades the problems. The weights, tokenizer, settings and training log are in `model/`, a plain Hugging
+Face directory. In a clone of the repository, `experiments/train_reasoner.py` trained the model and
+`experiments/evaluate_reasoner.py` measured it.
 """
 
 from stepsal.reasoner.problems import (

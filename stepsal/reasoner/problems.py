@@ -83,9 +83,14 @@ class Problem:
         return [{"role": "user", "content": self.question}]
 
     @property
+    def values(self) -> dict[str, int]:
+        """The value of each variable of the chain."""
+        return {premise.name: premise.value for premise in self.chain}
+
+    @property
     def response(self) -> str:
         """The right thinking and summary, from just after the prompt's `<think>` and line break on."""
-        values = {p.name: p.value for p in self.chain}
+        values = self.values
         lines = [f"First {self.chain[0]}."]
         for i, p in enumerate(self.chain[1:]):
             left, right = values[p.left or ""], values.get(p.right, p.right)
@@ -101,7 +106,7 @@ class Problem:
 
 
 def make_problem(split: str, index: int, length: int = DEFAULT_LENGTH) -> Problem:
-    """The `index`-th problem of a split at a chain length; the same arguments always give the same problem.
+    """The problem at an index of a split, for one chain length; the same arguments always give the same problem.
 
     Raises `ValueError` for an unknown split or a length outside 2-16.
 
@@ -115,19 +120,7 @@ def make_problem(split: str, index: int, length: int = DEFAULT_LENGTH) -> Proble
             f"length {length} is outside 2-16: longer ones were never trained on, shorter ones carry nothing far"
         )
     rng = random.Random(f"stepsal-{split}-{length}-{index}")
-    while True:
-        steps = _draw_chain(rng, length)
-        last = steps[-1][0]
-        asks = [
-            (op, i)
-            for i, (value, *_) in enumerate(steps[: max(1, length - 1)])
-            for op in "+-"
-            if SMALLEST <= _apply(last, op, value) <= LARGEST
-        ]
-        if asks:
-            op, asked = rng.choice(asks)
-            if _split_of((steps, op, asked)) == split:
-                break
+    steps, op, asked = _draw_task(rng, split, length)
     names = rng.sample(string.ascii_lowercase, length + 5)
     chain = [_Premise(names[0], steps[0][0])]
     for i, (value, step_op, number, reused) in enumerate(steps[1:], start=1):
@@ -148,12 +141,12 @@ def make_problem(split: str, index: int, length: int = DEFAULT_LENGTH) -> Proble
         chain=tuple(chain),
         asked=chain[asked].name,
         op=op,
-        answer=_apply(last, op, chain[asked].value),
+        answer=_apply(chain[-1].value, op, chain[asked].value),
     )
 
 
 def make_problems(split: str, n: int, length: int = DEFAULT_LENGTH, start: int = 0) -> list[Problem]:
-    """`n` different problems of one length, from index `start` on (indices whose question came before are passed over)."""
+    """`n` different problems of one length, from index `start` on. An index whose question came up before is passed over."""
     return list(islice(_distinct(split, length, start), n))
 
 
@@ -168,6 +161,23 @@ def _distinct(split: str, length: int, start: int) -> Iterator[Problem]:
 
 # A drawn step: (value, operator, number, index of the reused step or None); the first has a value only.
 _Step = tuple[int, str, int, int | None]
+
+
+def _draw_task(rng: random.Random, split: str, length: int) -> tuple[list[_Step], str, int]:
+    """A chain of this split, and the operator and the earlier step that the final question asks for."""
+    while True:
+        steps = _draw_chain(rng, length)
+        last = steps[-1][0]
+        questions = [
+            (op, i)
+            for i, (value, *_) in enumerate(steps[: max(1, length - 1)])
+            for op in "+-"
+            if SMALLEST <= _apply(last, op, value) <= LARGEST
+        ]
+        if questions:
+            op, asked = rng.choice(questions)
+            if _split_of((steps, op, asked)) == split:
+                return steps, op, asked
 
 
 def _draw_chain(rng: random.Random, length: int) -> list[_Step]:
@@ -261,40 +271,46 @@ def grade(problem: Problem, response: str) -> Grade:
 
 def _first_error(problem: Problem, response: str) -> str | None:
     thinking, closed, summary = response.partition("</think>")
-    values = {p.name: p.value for p in problem.chain}
     lines = thinking.strip().split("\n\n")
-    for i, line in enumerate(lines):
-        match = (_STEP if i else _FIRST).fullmatch(line)
-        if not match:
-            return "malformed"
-        if i >= len(problem.chain):
-            return "wrong variable"
-        premise = problem.chain[i]
-        if match[1] != (premise.left or premise.name):
-            return "wrong variable"
-        if i == 0:
-            if int(match[2]) != premise.value:
-                return "wrong premise"
-            continue
-        if match.group(2, 3, 4) != (premise.op, premise.right, premise.name):
-            return "wrong premise"
-        if match[5] != premise.name:
-            return "wrong variable"
-        if (kind := _check(match.group(6, 7, 8, 9), values, (match[1], match[2], match[3]))) is not None:
-            return kind
-        if match[10] != premise.name:
-            return "wrong variable"
+    for index, line in enumerate(lines):
+        if error := _step_error(problem, index, line):
+            return error
     if not closed:
         return "malformed"
     if len(lines) < len(problem.chain):
         return "wrong variable"
+    return _summary_error(problem, summary)
+
+
+def _step_error(problem: Problem, index: int, line: str) -> str | None:
+    """The first deviation of a line of the thinking from the right solution's line at this index."""
+    match = (_STEP if index else _FIRST).fullmatch(line)
+    if not match:
+        return "malformed"
+    if index >= len(problem.chain):
+        return "wrong variable"
+    premise = problem.chain[index]
+    if match[1] != (premise.left or premise.name):
+        return "wrong variable"
+    if index == 0:
+        return None if int(match[2]) == premise.value else "wrong premise"
+    if match.group(2, 3, 4) != (premise.op, premise.right, premise.name):
+        return "wrong premise"
+    if match[5] != premise.name:
+        return "wrong variable"
+    error = _check(match.group(6, 7, 8, 9), problem.values, (match[1], match[2], match[3]))
+    return error or (None if match[10] == premise.name else "wrong variable")
+
+
+def _summary_error(problem: Problem, summary: str) -> str | None:
+    """The first deviation of the text after the thinking: what is recalled, then the last sum or difference."""
     paragraphs = summary.strip().split("\n\n")
-    recall, answer = (
-        (_RECALL.fullmatch(paragraphs[0]), _ANSWER.fullmatch(paragraphs[1])) if len(paragraphs) == 2 else (None, None)
-    )
+    if len(paragraphs) != 2:
+        return "malformed"
+    recall, answer = _RECALL.fullmatch(paragraphs[0]), _ANSWER.fullmatch(paragraphs[1])
     if not recall or not answer:
         return "malformed"
-    last = problem.chain[-1].name
+    last, values = problem.chain[-1].name, problem.values
     if recall.groups() != (last, str(values[last]), problem.asked, str(values[problem.asked])):
         return "wrong variable"
     if answer.group(1, 3) != (last, problem.asked):

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from stepsal.generation.generate import Decoding
-from stepsal.generation.questions import Question, read_questions, task_questions, task_room
+from stepsal.generation.questions import Question, read_questions, task_questions, tokens_needed
 from stepsal.interventions.base import Intervention
 from stepsal.models.lookup import look_up
 from stepsal.models.versions import versions
@@ -134,7 +134,7 @@ def make_plan(config: SweepConfig, device: str) -> Plan:
     room = given.max_new_tokens
     if room is None:
         lengths = [each.length for each in questions if each.length is not None]
-        room = task_room(lengths) if lengths else 512
+        room = tokens_needed(lengths) if lengths else 512
     decoding = Decoding(room, given.batch_size, given.temperature, given.top_p, given.samples)
     model = look_up(config.model.name, config.folder)
     size = Size(model.layers, model.heads)

@@ -18,13 +18,14 @@ import threading
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
 
 from stepsal.errors import InputError, StepsalError, UnsupportedModelError
 from stepsal.generation.generate import Decoding, stream
-from stepsal.generation.questions import Question, grade_answer
+from stepsal.generation.grading import grade_trace
+from stepsal.generation.questions import Question
 from stepsal.interventions.base import from_record
 from stepsal.models import host_of
 from stepsal.models.loading import load_model
@@ -100,12 +101,10 @@ class Worker:
         for index, trace in enumerate(traces):
             question = questions[index // decoding.samples]
             tokens, prompt_tokens = trace.tokens.tolist(), int(trace.prompt_tokens or 0)
-            end = model.tokenizer.decode(tokens[-1:]) if tokens[-1] in host.stop_tokens() else ""
-            summary = "".join(step.text for step in trace.segment("summary")).removesuffix(end)
             rows.append(
                 {"problem": question.id, "length": question.length, "sample": index % decoding.samples}
                 | {"seed": item.seed, "expected": question.answer}
-                | grade_answer(question, trace.response.removesuffix(end), summary)
+                | asdict(grade_trace(model.tokenizer, question, trace))
                 | {"tokens": len(tokens) - prompt_tokens, "truncated": trace.meta["truncated"]}
                 | measured
                 | {"prompt_tokens": prompt_tokens, "trace": tokens}

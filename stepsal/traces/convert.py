@@ -1,7 +1,7 @@
-"""Traces as people have them to a file of traces, with the tokens and steps that every later stage reads.
+"""Logs of servers, batches and chats to one file of traces, with the tokens and steps that every later stage reads.
 
-In: JSONL files of any of the shapes of `stepsal.traces.records`. Out: one file as `stepsal.write_traces` writes it, and what
-could not be read, line by line. Nothing is left out in silence.
+In: JSONL files, in any of the shapes of `stepsal.traces.records`. Out: one file as `stepsal.write_traces` writes it, and a list
+of what could not be read, line by line. Nothing is left out in silence.
 """
 
 import warnings
@@ -31,7 +31,15 @@ class Unread:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written and what was not: numbers of traces, `lossy` and `rebuilt` among the `written`."""
+    """What was written and what was not.
+
+    Attributes:
+        out: the file of traces.
+        written: the number of traces in it.
+        lossy: the number of these whose text the tokenizer does not give back.
+        rebuilt: the number of these whose response was put together from fields.
+        unread: the lines that gave no trace.
+    """
 
     out: Path
     written: int
@@ -40,13 +48,13 @@ class Conversion:
     unread: tuple[Unread, ...]
 
     def __str__(self) -> str:
-        said = [f"{self.written} trace{'s' * (self.written != 1)}"]
+        counts = [f"{self.written} trace{'s' * (self.written != 1)}"]
         if self.lossy:
-            said.append(f"{self.lossy} whose text the tokenizer does not give back (meta: lossy_tokenization)")
+            counts.append(f"{self.lossy} whose text the tokenizer does not give back (meta: lossy_tokenization)")
         if self.rebuilt:
-            said.append(f"{self.rebuilt} put together from fields (meta: rebuilt_response)")
-        said.append(f"{len(self.unread)} not read" if self.unread else "everything read")
-        return f"{self.out}   {', '.join(said)}"
+            counts.append(f"{self.rebuilt} put together from fields (meta: rebuilt_response)")
+        counts.append(f"{len(self.unread)} not read" if self.unread else "everything read")
+        return f"{self.out}   {', '.join(counts)}"
 
 
 def convert_traces(
@@ -79,7 +87,7 @@ def convert_traces(
     lines = _lines(paths, tokenizer, format, steps, unread, counts)
     first = next(lines, None)
     if first is not None:
-        with atomic_path(out) as part, part.open("wb") as file:
+        with atomic_path(out) as temporary, temporary.open("wb") as file:
             file.write(first + b"\n")
             file.writelines(line + b"\n" for line in lines)
     elif not unread:
@@ -96,15 +104,15 @@ def _lines(
     unread: list[Unread],
     counts: dict[str, int],
 ) -> Iterator[bytes]:
-    """Each trace as a line; what gives none goes to `unread`."""
-    found = read_lines(paths, tokenizer, format, steps)
+    """Every trace as a line of the result. A line that gives none is appended to `unread`; the traces are added to `counts`."""
+    results = read_lines(paths, tokenizer, format, steps)
     while True:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="trace .* does not give the text back")  # counted
-            each = next(found, None)
-        if each is None:
+            result = next(results, None)
+        if result is None:
             return
-        path, number, trace = each
+        path, number, trace = result
         try:
             line = trace_line(trace) if isinstance(trace, Trace) else None
         except InputError as error:

@@ -22,7 +22,7 @@ from stepsal.traces.records import answers, is_request, trace_of
 from stepsal.traces.segment import Tokenizer
 from stepsal.traces.trace import Trace
 
-Found = tuple[str | Path, int, Trace | FileError | InputError]
+LineResult = tuple[str | Path, int, Trace | FileError | InputError]
 """A trace, or why there is none, with the file and the number of its line."""
 
 
@@ -36,7 +36,7 @@ def read_traces(
 ) -> list[Trace]:
     """The traces of a JSONL file, in order.
 
-    `format` and `steps` other than `auto` go before those in the file. `tokens` in the file are used as they are. A
+    `format` and `steps` other than `auto` take precedence over those in the file. `tokens` in the file are used as they are. A
     trace without an id is called `line-N`. Raises `FileError` or `InputError` with the line's number; `on_error="skip"`
     leaves such lines out and warns once, with their numbers and what is wrong with each.
 
@@ -66,19 +66,21 @@ def read_traces(
 
 def read_lines(
     paths: Sequence[str | Path], tokenizer: Tokenizer, format: FormatSpec = "auto", steps: StepsSpec = "auto"
-) -> Iterator[Found]:
-    """Everything in JSONL files, in order: traces, and what is wrong with the other lines. `FileError` as `read_traces`.
+) -> Iterator[LineResult]:
+    """Everything in JSONL files, in order: traces, and errors that say what is wrong with the other lines.
+
+    Raises `FileError` for a file that cannot be read.
 
     A batch's requests may stand anywhere in these files: they go with the responses of the same `custom_id`.
     """
     find_formats(format)  # a wrong option is no line's fault
     find_rule(steps, "paragraph")
-    requests = _requests(paths)
+    requests = _answered_requests(paths)
     places: dict[str, str] = {}
     for path in paths:
         prefix = f"{Path(path).stem}-" if len(paths) > 1 else ""
         for number, line in _lines(path):
-            for found in _read(line, tokenizer, format, steps, f"{prefix}line-{number}", requests):
+            for found in _read_line(line, tokenizer, format, steps, f"{prefix}line-{number}", requests):
                 if not isinstance(found, Trace) or found.id not in places:
                     yield path, number, found
                 else:
@@ -88,10 +90,10 @@ def read_lines(
                     places.setdefault(found.id, f"line {number}" if len(paths) == 1 else f"{path}, line {number}")
 
 
-def _read(
+def _read_line(
     line: bytes, tokenizer: Tokenizer, format: FormatSpec, steps: StepsSpec, id: str, requests: dict[str, Any]
 ) -> Iterator[Trace | FileError | InputError]:
-    """The traces of a line, each or why there is none."""
+    """The traces of a line, and in the place of each that cannot be made the error that says why."""
     try:
         records = answers(_parse(line), id, requests)
     except (FileError, InputError) as error:
@@ -116,7 +118,7 @@ def _lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
         raise FileError(f"cannot read traces from {path}: {error.strerror or error}") from error
 
 
-def _requests(paths: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
+def _answered_requests(paths: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
     """The requests of batches that are answered in these files, by `custom_id`."""
     requests: dict[str, dict[str, Any]] = {}
     answered: set[Any] = set()
@@ -149,7 +151,7 @@ def write_traces(path: str | Path, traces: Iterable[Trace]) -> None:
     [Trace('a', 11 tokens, steps: 1 question, 1 thinking, 1 summary)]
     """
     ids: set[str] = set()
-    with atomic_path(path) as part, part.open("wb") as file:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         for index, trace in enumerate(traces):
             if trace.id in ids:
                 raise InputError(f"trace {index} has the id {trace.id!r} of an earlier one: ids must differ in a file")
@@ -209,7 +211,7 @@ def _parse(line: bytes) -> dict[str, Any]:
 
 
 def read_grades(path: str | Path) -> dict[str, bool]:
-    """`correct` by id, of the lines of a JSONL file that have both; nothing else of them is read.
+    """The value of `correct` by `id`, for the lines of a JSONL file that have both. Other fields are not read.
 
     Raises `FileError` for a file that cannot be read and `InputError`, with its number, for a line that is not JSON.
     """

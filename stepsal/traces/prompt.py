@@ -13,12 +13,19 @@ from stepsal.traces.formats import FormatSpec, find_formats, last_marker
 from stepsal.traces.segment import TextStream, Tokenizer, decode
 
 Prompt = str | Sequence[Mapping[str, Any]] | Mapping[str, Any]
-"""The text exactly as the model sees it, or chat messages for the tokenizer's template, or these as servers take them: a
-request with `messages` and whatever of `REQUEST` changes the prompt."""
+"""The text exactly as the model sees it, or chat messages for the tokenizer's template, or a request as servers take it: an
+object with `messages` and any other of `REQUEST_FIELDS`, which change the prompt."""
 
-REQUEST: tuple[str, ...] = ("messages", "tools", "documents", "chat_template_kwargs", "reasoning_effort")
-REQUEST += ("add_generation_prompt", "continue_final_message")
-_REASONING = ("reasoning_content", "reasoning", "thinking")
+REQUEST_FIELDS = (
+    "messages",
+    "tools",
+    "documents",
+    "chat_template_kwargs",
+    "reasoning_effort",
+    "add_generation_prompt",
+    "continue_final_message",
+)
+_REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 
 
 def prompt_text(tokenizer: Tokenizer, prompt: Prompt) -> str:
@@ -41,8 +48,8 @@ def prompt_text(tokenizer: Tokenizer, prompt: Prompt) -> str:
             "the prompt is a list of messages, but the tokenizer has no chat template: give the prompt as the text "
             "that the model sees, or set tokenizer.chat_template"
         )
-    given = {name: request[name] for name in REQUEST[1:] if request.get(name) is not None}
-    options: dict[str, Any] = {"add_generation_prompt": True, **given}
+    fields = {name: request[name] for name in REQUEST_FIELDS[1:] if request.get(name) is not None}
+    options: dict[str, Any] = {"add_generation_prompt": True, **fields}
     try:
         options |= options.pop("chat_template_kwargs", {})
         conversation = [_for_template(message) for message in messages]
@@ -57,7 +64,7 @@ def prompt_text(tokenizer: Tokenizer, prompt: Prompt) -> str:
 
 
 def shown(value: Any) -> str:
-    """The value in a message's length.
+    """The value's `repr`, cut to a length that fits a message.
 
     >>> shown("a" * 100)[-5:]
     'aa...'
@@ -87,18 +94,18 @@ def _check_part(part: Any, text: str) -> None:
 def _for_template(message: Mapping[str, Any]) -> dict[str, Any]:
     """The message as templates take it, which differ: the reasoning under each name, arguments as objects, one text."""
     message = dict(message)
-    reasoning = next((message[name] for name in _REASONING if message.get(name)), None)
+    reasoning = next((message[name] for name in _REASONING_FIELDS if message.get(name)), None)
     if reasoning is not None:  # later versions of transformers do this, too
-        message |= dict.fromkeys(_REASONING, reasoning)
+        message |= dict.fromkeys(_REASONING_FIELDS, reasoning)
     content = message.get("content")
     if isinstance(content, list) and [part.get("type") for part in content] == ["text"]:
         message["content"] = content[0]["text"]
     if message.get("tool_calls"):
-        message["tool_calls"] = [_with_object(call) for call in message["tool_calls"]]
+        message["tool_calls"] = [_with_parsed_arguments(call) for call in message["tool_calls"]]
     return message
 
 
-def _with_object(call: Mapping[str, Any]) -> dict[str, Any]:
+def _with_parsed_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
     function = call.get("function")
     if isinstance(function, Mapping) and isinstance(function.get("arguments"), str):
         return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
@@ -128,11 +135,11 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
     4
     """
     ids = _encode(tokenizer, prompt_text(tokenizer, prompt))
-    return [*_bos(tokenizer, ids), *ids] if isinstance(prompt, str) else ids
+    return [*_missing_bos(tokenizer, ids), *ids] if isinstance(prompt, str) else ids
 
 
 def encode_text(tokenizer: Tokenizer, prompt: Prompt, response: str) -> tuple[list[int], int, str]:
-    """Token ids, how many of them are the prompt, and what is lost ("" where they decode to the text exactly).
+    """Token ids, the number of them that are the prompt, and what is lost ("" where they decode to the text exactly).
 
     Prompt and response are encoded each by itself, as a model generates; where that does not give the text back (a
     tokenizer that puts a space before whatever it is given), both together.
@@ -160,7 +167,7 @@ def encode_text(tokenizer: Tokenizer, prompt: Prompt, response: str) -> tuple[li
     for name, part, count in (("prompt", text, prompt_tokens), ("response", response, len(ids) - prompt_tokens)):
         if count < 1:
             raise InputError(f"the {name} {part[:50]!r} gives no token of its own: a trace needs one at least")
-    bos = _bos(tokenizer, ids) if isinstance(prompt, str) else []
+    bos = _missing_bos(tokenizer, ids) if isinstance(prompt, str) else []
     return bos + ids, len(bos) + prompt_tokens, lost
 
 
@@ -179,7 +186,8 @@ def tokens_within(tokenizer: Tokenizer, tokens: Sequence[int], characters: int) 
     return len(tokens)
 
 
-def _bos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+def _missing_bos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """The BOS as a list, where the tokenizer puts one before a text by default and the ids have none; else an empty list."""
     bos = getattr(tokenizer, "bos_token_id", None)
     return [bos] if bos is not None and ids[:1] != [bos] == list(tokenizer.encode("a"))[:1] else []
 

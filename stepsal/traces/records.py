@@ -1,4 +1,4 @@
-"""One JSON object, as people have them, to traces.
+"""One JSON object, as servers and chats log them, to traces.
 
 In: an object of a JSONL file. Out: a `Trace` for each answer in it.
 
@@ -15,13 +15,21 @@ from typing import Any
 
 from stepsal.errors import InputError
 from stepsal.traces.formats import LAYOUTS, FormatSpec, StepsSpec, find_formats, find_marker, usual
-from stepsal.traces.prompt import REQUEST, Prompt, encode_prompt, prompt_text, shown, starts_thinking, tokens_within
+from stepsal.traces.prompt import (
+    REQUEST_FIELDS,
+    Prompt,
+    encode_prompt,
+    prompt_text,
+    shown,
+    starts_thinking,
+    tokens_within,
+)
 from stepsal.traces.segment import Tokenizer, decode
 from stepsal.traces.trace import Trace, check_tokens, split_tokens
 
-_KINDS = {str: "a string", int: "a whole number", bool: "true or false", list: "a list", dict: "an object"}
-_OF_MESSAGE = ("content", "reasoning_content", "reasoning", "tool_calls")
-_OF_ANSWER = ("response", "tokens", "token_ids", *_OF_MESSAGE)
+_KIND_NAMES = {str: "a string", int: "a whole number", bool: "true or false", list: "a list", dict: "an object"}
+_MESSAGE_FIELDS = ("content", "reasoning_content", "reasoning", "tool_calls")
+_ANSWER_FIELDS = ("response", "tokens", "token_ids", *_MESSAGE_FIELDS)
 
 
 def answers(record: dict[str, Any], id: str, requests: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -38,14 +46,14 @@ def answers(record: dict[str, Any], id: str, requests: Mapping[str, dict[str, An
     id = next((str(name) for name in names if isinstance(name, str | int) and not isinstance(name, bool)), id)
     choices = answer.get("choices")
     if choices is None and answer is record:
-        if record.get("error") and not any(record.get(name) for name in _OF_ANSWER):
+        if record.get("error") and not any(record.get(name) for name in _ANSWER_FIELDS):
             raise InputError(f"the server answered with an error: {shown(record['error'])}")
         if is_request(record):
             if record["custom_id"] in requests:
                 return []
             raise InputError("this is a request, and no line of these files is the response to it")
-        return [_plain(record) | {"id": id if record.get("id") is None else record["id"]}]
-    if choices is None and any(name in answer for name in _OF_MESSAGE):
+        return [_with_prompt(record) | {"id": id if record.get("id") is None else record["id"]}]
+    if choices is None and any(name in answer for name in _MESSAGE_FIELDS):
         choices = [{"message": answer}]
     if not isinstance(choices, list) or not choices:
         raise InputError(f"there are no 'choices' in the server's response, found {shown(answer)}")
@@ -65,19 +73,19 @@ def is_request(record: dict[str, Any]) -> bool:
     )
 
 
-def _plain(record: dict[str, Any]) -> dict[str, Any]:
-    """The object with a prompt, where it has messages."""
+def _with_prompt(record: dict[str, Any]) -> dict[str, Any]:
+    """The object; where it has messages, with the prompt that they make."""
     messages = _field(record, "messages", list)
     if messages is None:
         return record
     *prompt, message = messages or [None]
-    beside = any(record.get(name) is not None for name in ("response", *_OF_MESSAGE))
+    beside = any(record.get(name) is not None for name in ("response", *_MESSAGE_FIELDS))
     if not beside and prompt and isinstance(message, dict) and message.get("role") == "assistant":
-        own = {name: message[name] for name in (*_OF_ANSWER, "prompt_token_ids") if name in message}
-        return {**record, "prompt": {**_chat(record), "messages": prompt}, **own}
-    if not beside and not any(record.get(name) for name in _OF_ANSWER):
+        own = {name: message[name] for name in (*_ANSWER_FIELDS, "prompt_token_ids") if name in message}
+        return {**record, "prompt": {**_prompt_fields(record), "messages": prompt}, **own}
+    if not beside and not any(record.get(name) for name in _ANSWER_FIELDS):
         raise InputError("'messages' must be a prompt's messages, then one with the role 'assistant', the response")
-    return {**record, "prompt": _chat(record)}
+    return {**record, "prompt": _prompt_fields(record)}
 
 
 def _choice(choice: Any, answer: dict[str, Any], request: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
@@ -87,11 +95,11 @@ def _choice(choice: Any, answer: dict[str, Any], request: dict[str, Any], record
             f"a choice needs a 'message' or a 'text', found {shown(choice)}: the pieces of a stream are not put together"
         )
     message = choice["message"] if isinstance(choice.get("message"), dict) else {"response": choice.get("text")}
-    found = {name: message[name] for name in ("response", *_OF_MESSAGE) if name in message}
+    found = {name: message[name] for name in ("response", *_MESSAGE_FIELDS) if name in message}
     found |= {name: record[name] for name in ("answer", "correct") if name in record}
     about = {"model": answer.get("model"), "finish_reason": choice.get("finish_reason")}
     found["meta"] = {**(_field(record, "meta", dict) or {}), **{k: v for k, v in about.items() if v is not None}}
-    prompt = _chat(request) if "messages" in request else request.get("prompt")
+    prompt = _prompt_fields(request) if "messages" in request else request.get("prompt")
     if isinstance(prompt, list) and prompt and not isinstance(prompt[0], dict):  # the completions API's
         ids = all(isinstance(each, int) for each in prompt)
         if not ids and len(prompt) > 1:
@@ -102,33 +110,25 @@ def _choice(choice: Any, answer: dict[str, Any], request: dict[str, Any], record
     return found | {name: place[name] for name, all_of in places.items() for place in all_of if place.get(name)}
 
 
-def _chat(request: dict[str, Any]) -> dict[str, Any]:
-    """What of a request decides the prompt."""
-    return {name: request[name] for name in REQUEST if request.get(name) is not None}
+def _prompt_fields(request: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a request that decide the prompt."""
+    return {name: request[name] for name in REQUEST_FIELDS if request.get(name) is not None}
 
 
 def trace_of(
     record: dict[str, Any], tokenizer: Tokenizer, format: FormatSpec = "auto", steps: StepsSpec = "auto"
 ) -> Trace:
-    """The trace of an answer; `format` and `steps` other than `auto` go before those that it was written with.
+    """The trace of an answer. `format` and `steps` other than `auto` take precedence over those that it was written with.
 
     >>> from stepsal import load_tokenizer
     >>> trace_of({"id": "a", "prompt": "2+2?", "reasoning_content": "Add.", "content": "4"}, load_tokenizer()).response
     '<think>\\nAdd.\\n</think>\\n\\n4'
     """
     stored = _field(record, "segmentation", dict) or {}
-    if format == "auto" and stored:
-        kept = _field(stored, "format", str, list)
-        if isinstance(kept, list):
-            if [type(marker) for marker in kept] != [str, str]:
-                raise InputError(f"format={shown(kept)} is not known: a pair of markers is two strings")
-            kept = (kept[0], kept[1])
-        format = kept or "auto"
-    if isinstance(steps, str) and steps == "auto":
-        steps = _field(stored, "steps", str) or "auto"
-    given = _field(record, "id", str, int)
+    format, steps = _segmentation(stored, format, steps)
+    id = _field(record, "id", str, int)
     keep: dict[str, Any] = {
-        "id": "" if given is None else str(given),
+        "id": "" if id is None else str(id),
         "answer": record.get("answer"),
         "correct": _field(record, "correct", bool),
         "meta": _field(record, "meta", dict),
@@ -149,23 +149,37 @@ def trace_of(
             raise InputError("the tokens show no opening marker: give the 'prompt' that they begin with")
         return trace
     if ids is not None:
-        prompt_ids = encode_prompt(tokenizer, _known(prompt, record)) if prompt_ids is None else prompt_ids
+        prompt_ids = encode_prompt(tokenizer, _require_prompt(prompt, record)) if prompt_ids is None else prompt_ids
         tokens = check_tokens(prompt_ids + ids, len(tokenizer))
-        _check_said(tokenizer, tokens[len(prompt_ids) :], record)
+        _check_ids_against_text(tokenizer, tokens[len(prompt_ids) :], record)
         return Trace.from_tokens(tokenizer, tokens, prompt_tokens=len(prompt_ids), **keep)
     if prompt_ids is not None:
         prompt = decode(tokenizer, check_tokens(prompt_ids, len(tokenizer)))
-    prompt = _known(prompt, record)
+    prompt = _require_prompt(prompt, record)
     response, rebuilt = _response(record, tokenizer, prompt, format)
     if rebuilt:
         keep["meta"] = {**(keep["meta"] or {}), "rebuilt_response": True}
     return Trace.from_text(tokenizer, prompt, response, **keep)
 
 
-def _known(prompt: Prompt | None, record: dict[str, Any]) -> Prompt:
+def _segmentation(stored: dict[str, Any], format: FormatSpec, steps: StepsSpec) -> tuple[FormatSpec, StepsSpec]:
+    """The format and step rule to use: those that are asked for, or in the place of `auto` those that are stored."""
+    if format == "auto" and stored:
+        kept = _field(stored, "format", str, list)
+        if isinstance(kept, list):
+            if [type(marker) for marker in kept] != [str, str]:
+                raise InputError(f"format={shown(kept)} is not known: a pair of markers is two strings")
+            kept = (kept[0], kept[1])
+        format = kept or "auto"
+    if isinstance(steps, str) and steps == "auto":
+        steps = _field(stored, "steps", str) or "auto"
+    return format, steps
+
+
+def _require_prompt(prompt: Prompt | None, record: dict[str, Any]) -> Prompt:
     if prompt is None:
         raise InputError(
-            f"there is no 'prompt' (or it is empty), no 'messages' and no 'prompt_token_ids'; found {_names(record)}"
+            f"there is no 'prompt' (or it is empty), no 'messages' and no 'prompt_token_ids'; found {_field_names(record)}"
         )
     return prompt
 
@@ -173,17 +187,17 @@ def _known(prompt: Prompt | None, record: dict[str, Any]) -> Prompt:
 def _response(record: dict[str, Any], tokenizer: Tokenizer, prompt: Prompt, format: FormatSpec) -> tuple[str, bool]:
     """The response's text, and whether it was put together from fields."""
     response, calls = _field(record, "response", str), _field(record, "tool_calls", list)
-    content, thought = _parts(_field(record, "content", str, list))
+    content, thought = _text_and_thinking(_field(record, "content", str, list))
     reasoning = _field(record, "reasoning_content", str) or _field(record, "reasoning", str) or thought
     if response is not None and reasoning:
         raise InputError("'response' and 'reasoning_content' cannot both be given: call the answer alone 'content'")
     if response is None and calls:
-        return _with_calls(tokenizer, prompt, record, [*filter(None, (reasoning, content))], calls), True
+        return _with_tool_calls(tokenizer, prompt, record, [*filter(None, (reasoning, content))], calls), True
     text, rebuilt = (response if response is not None else content), False
     if response is None and (reasoning or content):
-        text, rebuilt = _join(tokenizer, prompt_text(tokenizer, prompt), reasoning or "", content or "", format)
+        text, rebuilt = _put_together(tokenizer, prompt_text(tokenizer, prompt), reasoning or "", content or "", format)
     if text is None:
-        raise InputError(f"there is no 'response' (nor 'content'); found {_names(record)}")
+        raise InputError(f"there is no 'response' (nor 'content'); found {_field_names(record)}")
     if not isinstance(prompt, str) and (pair := starts_thinking(prompt_text(tokenizer, prompt), format)):
         at = find_marker(pair[0], text.lstrip())
         if at and at[0] == 0:  # the server's template did not open the thinking, so the model did: the same text
@@ -191,7 +205,7 @@ def _response(record: dict[str, Any], tokenizer: Tokenizer, prompt: Prompt, form
     return text, rebuilt
 
 
-def _parts(content: str | list[Any] | None) -> tuple[str | None, str]:
+def _text_and_thinking(content: str | list[Any] | None) -> tuple[str | None, str]:
     """A message's content, which may be a list of parts, as text and as thinking."""
     if not isinstance(content, list):
         return content, ""
@@ -201,14 +215,16 @@ def _parts(content: str | list[Any] | None) -> tuple[str | None, str]:
         kind = kind if isinstance(kind, str) else ""
         value = part.get(kind) if kind in said else None
         if kind == "thinking" and isinstance(value, list):
-            value = _parts(value)[0]
+            value = _text_and_thinking(value)[0]
         if not isinstance(value, str):
             raise InputError(f"a response's content is text or thinking, found the part {shown(part)}")
         said[kind].append(value)
     return "".join(said["text"]), "".join(said["thinking"])
 
 
-def _join(tokenizer: Tokenizer, prompt: str, reasoning: str, content: str, format: FormatSpec) -> tuple[str, bool]:
+def _put_together(
+    tokenizer: Tokenizer, prompt: str, reasoning: str, content: str, format: FormatSpec
+) -> tuple[str, bool]:
     """The response as the model wrote it, with the markers that the prompt opened, or that the template names."""
     pairs = [pair for each in find_formats(format) for pair in each.markers]
     template = str(getattr(tokenizer, "chat_template", None))
@@ -231,14 +247,14 @@ def _join(tokenizer: Tokenizer, prompt: str, reasoning: str, content: str, forma
     return layout.format(**marks, reasoning=reasoning, content=content), layout != "{content}"
 
 
-def _with_calls(
+def _with_tool_calls(
     tokenizer: Tokenizer, prompt: Prompt, record: dict[str, Any], texts: list[str], calls: list[Any]
 ) -> str:
     """The response as the tokenizer's template writes it: how a model calls a tool, nothing else knows."""
     if not isinstance(prompt, str):
         before = prompt_text(tokenizer, prompt)
         request = prompt if isinstance(prompt, Mapping) else {"messages": prompt}
-        message = {"content": None, **{name: record[name] for name in _OF_MESSAGE if name in record}}
+        message = {"content": None, **{name: record[name] for name in _MESSAGE_FIELDS if name in record}}
         messages = [*request["messages"], {"role": "assistant", **message}]
         after = prompt_text(tokenizer, {**request, "messages": messages, "add_generation_prompt": False})
         functions = [call.get("function") if isinstance(call, dict) else None for call in calls]
@@ -263,31 +279,31 @@ def _prompt_length(tokenizer: Tokenizer, tokens: list[int], prompt: str) -> int:
     return tokens_within(tokenizer, tokens, at + len(prompt))
 
 
-def _check_said(tokenizer: Tokenizer, ids: list[int], record: dict[str, Any]) -> None:
-    """The ids must say what the text beside them says, line by line, white space and special tokens aside."""
+def _check_ids_against_text(tokenizer: Tokenizer, ids: list[int], record: dict[str, Any]) -> None:
+    """Refuse token ids whose text is not the text beside them, line by line, white space and special tokens aside."""
     whole, bare = (tokenizer.decode(ids, skip_special_tokens=skip) for skip in (False, True))
-    said = [_solid(str(text)) for text in (whole, bare)]
+    said = [_without_space(str(text)) for text in (whole, bare)]
     for name in ("response", "content", "reasoning_content", "reasoning"):
         text = record.get(name)
         for line in text.splitlines() if isinstance(text, str) else ():
-            if not any(_solid(line) in each for each in said):
+            if not any(_without_space(line) in each for each in said):
                 raise InputError(
                     f"the token ids say {shown(whole)}, and not what {name!r} says: {shown(line)}. Use the tokenizer that the "
                     "ids come from, or leave them out"
                 )
 
 
-def _names(record: dict[str, Any]) -> str:
+def _field_names(record: dict[str, Any]) -> str:
     return shown([name for name in record if name != "id"])
 
 
-def _solid(text: str) -> str:
+def _without_space(text: str) -> str:
     return "".join(text.replace("\ufffd", "").split())
 
 
 def _field(record: dict[str, Any], name: str, *kinds: type) -> Any:
-    """The field, None where it is missing or null; an `InputError` where it is of another kind."""
+    """The field's value, or None where it is missing or null. Raises `InputError` for a value of another kind."""
     value = record.get(name)
     if value is None or (isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))):
         return value
-    raise InputError(f"{name!r} must be {' or '.join(_KINDS[kind] for kind in kinds)}, found {shown(value)}")
+    raise InputError(f"{name!r} must be {' or '.join(_KIND_NAMES[kind] for kind in kinds)}, found {shown(value)}")

@@ -187,7 +187,7 @@ def split_tokens(
     prompt_tokens: int | None = None,
     **keep: Any,
 ) -> Trace:
-    """`Trace.from_tokens`, whatever the text says: for what a model has just written, or what was a trace before.
+    """`Trace.from_tokens` without its check of the markers: for what a model has just written, and for what was a trace before.
 
     >>> from stepsal import load_tokenizer
     >>> tokenizer = load_tokenizer()
@@ -252,7 +252,7 @@ def check_tokens(tokens: Any, vocabulary: int) -> list[int]:
 
 
 def unopened(trace: Trace) -> tuple[str, str, str] | None:
-    """The format and markers of a thinking that the response closes and nothing opened, if there is one."""
+    """The format, opening and closing marker of a thinking that the response closes though nothing opened it; else None."""
     if trace.segment("thinking"):
         return None
     pairs = [(each.name, *pair) for each in FORMATS.values() for pair in each.markers]
@@ -266,7 +266,10 @@ def unopened(trace: Trace) -> tuple[str, str, str] | None:
 
 
 def check_opened(trace: Trace) -> None:
-    """`auto` must not take a whole reasoning for the summary because a server cut the opening marker off."""
+    """Refuse a response that closes a thinking which nothing opened: `auto` would take all of it for the summary.
+
+    Some servers cut the opening marker off.
+    """
     if found := unopened(trace):
         name, opening, closing = found
         raise InputError(

@@ -17,9 +17,10 @@ from stepsal.ablation.effects import against_controls, by_error, by_length, cost
 from stepsal.ablation.results import Results, accuracy_interval
 from stepsal.ablation.tables import ablation, latex
 from stepsal.ablation.votes import majority_chance, self_consistency
-from stepsal.cli import _MAP_FIGURES, _SWEEP_FIGURES, main
+from stepsal.cli import main
+from stepsal.figures.maps import MAP_FIGURES
 from stepsal.figures.save import FIGURES, save_figure
-from stepsal.figures.sweeps import ablation_tables, before_after, compute, draw_before_after, effects
+from stepsal.figures.sweeps import SWEEP_FIGURES, ablation_tables, before_after, compute, draw_before_after, effects
 from stepsal.interventions import NoiseMomentum
 from stepsal.saliency.folder import map_path
 from stepsal.statistics.paired import holm, paired
@@ -395,11 +396,15 @@ def test_of_two_folders_the_trace_that_was_mended_is_shown(tmp_path):
 
 
 # --- from the command line -------------------------------------------------------------------------------------------
-def test_the_command_knows_every_figure():
-    assert (*_MAP_FIGURES, *_SWEEP_FIGURES, "before_after") == tuple(FIGURES)
+def test_the_command_line_names_every_figure(capsys):
+    with pytest.raises(SystemExit):
+        main(["figure", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"of step maps: {', '.join(MAP_FIGURES)}; of a sweep: " in shown
+    assert all(name in shown for name in FIGURES)
 
 
-@pytest.mark.parametrize("name", [name for name in _SWEEP_FIGURES if name != "ablation"])
+@pytest.mark.parametrize("name", [name for name in SWEEP_FIGURES if name not in ("ablation", "before_after")])
 def test_every_figure_is_drawn_one_column_wide_with_its_caption_and_command(folder, tmp_path, capsys, name):
     from PIL import Image
 

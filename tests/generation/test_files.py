@@ -156,11 +156,11 @@ def test_the_command_says_what_it_cannot_do(tmp_path, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
-def test_a_value_for_an_unknown_part_is_bad_usage(tmp_path, capsys):
+def test_a_value_for_an_unknown_intervention_is_bad_usage(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["generate", "1", "--out", str(tmp_path / "t.jsonl"), "--oeb", "--layers", "bridge=0"])
     assert ended.value.code == 2
-    assert "a part is oeb or smi" in capsys.readouterr().err
+    assert "an intervention is oeb or smi" in capsys.readouterr().err
 
 
 def test_a_broken_problem_is_named_by_its_line(tmp_path):

@@ -19,7 +19,7 @@ from stepsal import (
     stepflow,
     write_traces,
 )
-from stepsal.generation.generate import draw
+from stepsal.generation.sampling import draw_tokens
 from stepsal.reasoner import make_problems
 from stepsal.traces.prompt import prompt_text
 
@@ -124,16 +124,16 @@ def test_a_low_temperature_or_top_p_is_greedy(reasoner, traces):
 def test_tokens_are_drawn_as_often_as_they_are_likely():
     probabilities = torch.tensor([0.1, 0.4, 0.2, 0.3])
     grid = (torch.arange(10_000) + 0.5) / 10_000  # every quantile once: shares are exact but for the grid
-    drawn = draw(probabilities.log().expand(len(grid), 4), 1.0, 1.0, grid)
+    drawn = draw_tokens(probabilities.log().expand(len(grid), 4), 1.0, 1.0, grid)
     assert torch.allclose(drawn.bincount() / len(grid), probabilities, atol=2e-4)
-    cooler = draw(probabilities.log().expand(len(grid), 4), 0.5, 1.0, grid)
+    cooler = draw_tokens(probabilities.log().expand(len(grid), 4), 0.5, 1.0, grid)
     assert torch.allclose(cooler.bincount() / len(grid), probabilities**2 / (probabilities**2).sum(), atol=2e-4)
 
 
 def test_top_p_keeps_the_smallest_set_that_reaches_it_with_its_proportions():
     probabilities = torch.tensor([0.1, 0.4, 0.2, 0.3])
     grid = (torch.arange(10_000) + 0.5) / 10_000
-    drawn = draw(probabilities.log().expand(len(grid), 4), 1.0, 0.6, grid)
+    drawn = draw_tokens(probabilities.log().expand(len(grid), 4), 1.0, 0.6, grid)
     assert torch.allclose(drawn.bincount(minlength=4) / len(grid), torch.tensor([0, 4 / 7, 0, 3 / 7]), atol=2e-4)
 
 
@@ -145,7 +145,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it_with_its_proportions():
 )
 def test_a_drawn_token_is_always_one_of_the_smallest_set(logits, temperature, top_p, number):
     probabilities = torch.softmax(torch.tensor(logits) / temperature, 0)
-    (token,) = draw(torch.tensor([logits]), temperature, top_p, torch.tensor([number])).tolist()
+    (token,) = draw_tokens(torch.tensor([logits]), temperature, top_p, torch.tensor([number])).tolist()
     more_likely = probabilities[probabilities > probabilities[token]].sum()
     assert more_likely < top_p + 1e-5
 
@@ -297,5 +297,5 @@ def test_one_prompt_in_the_place_of_a_list_is_refused(reasoner):
 
 def test_logits_that_are_not_finite_are_named():
     with pytest.raises(NumericalError, match="not finite"):
-        draw(torch.tensor([[0.0, float("nan")]]), 1.0, 1.0, torch.tensor([0.5]))
-    assert draw(torch.tensor([[0.0, 3.0]]), 1e-6, 1.0, torch.tensor([0.99])).tolist() == [1]
+        draw_tokens(torch.tensor([[0.0, float("nan")]]), 1.0, 1.0, torch.tensor([0.5]))
+    assert draw_tokens(torch.tensor([[0.0, 3.0]]), 1e-6, 1.0, torch.tensor([0.99])).tolist() == [1]

@@ -178,16 +178,16 @@ def test_every_answer_is_right_or_has_a_kind_of_error(reasoner_traces):
 
 def test_the_reasoner_is_often_right_and_often_wrong(reasoner):
     """Both kinds of traces abound at the default length: the 99.9 % range of 96 draws at 60 to 90 % right."""
-    from experiments.evaluate_reasoner import solve
+    from stepsal.generation.task import answer_problems
 
-    right = sum(bool(trace.correct) for trace in solve(reasoner, 96, progress=False))
+    right = sum(bool(trace.correct) for trace in answer_problems(reasoner, 96, progress=False))
     assert 41 <= right <= 94
 
 
 def test_a_killed_training_run_goes_on_as_if_undisturbed(tmp_path, monkeypatch):
     from safetensors.torch import load_file
 
-    from stepsal.reasoner import train as training
+    from experiments import train_reasoner as training
 
     settings = training.Settings(steps=3, batch=2)
     training.train(settings, tmp_path / "whole", evaluate_every=1)

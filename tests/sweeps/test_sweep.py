@@ -23,7 +23,7 @@ from stepsal import Comparison, choose_layers, compare, diagnose
 from stepsal.ablation.results import Results
 from stepsal.cli import main
 from stepsal.errors import FileError, InputError, StepsalError
-from stepsal.generation.questions import final_answer
+from stepsal.generation.grading import final_answer
 from stepsal.interventions.base import from_record
 from stepsal.reasoner.problems import make_problem
 from stepsal.saliency.folder import group_maps, load_step_maps, map_path

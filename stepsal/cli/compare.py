@@ -1,0 +1,34 @@
+"""`stepsal compare`."""
+
+import argparse
+from pathlib import Path
+
+from stepsal.cli import options
+
+
+def add(commands: "options.Commands") -> None:
+    parser = commands.add_parser(
+        "compare",
+        parents=[options.maps_folder(), options.seed(), options.plugins()],
+        help="correct against wrong traces, with intervals and controls",
+        description="Compare the correct with the wrong traces of DIR. Writes DIR/comparison.json and prints its table.",
+    )
+    parser.add_argument(
+        "--traces", type=Path, default=None, metavar="TRACES.jsonl", help='"correct" by id, where the maps do not say'
+    )
+    parser.add_argument(
+        "--resamples", type=options.positive, default=2000, help="bootstrap and permutations (default: %(default)s)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(given: argparse.Namespace) -> None:
+    from stepsal.diagnosis.comparison import compare
+    from stepsal.saliency.folder import group_maps, load_step_maps
+    from stepsal.traces.files import read_grades
+
+    grades = None if given.traces is None else read_grades(given.traces)
+    groups = group_maps(load_step_maps(given.folder, progress=True), grades)
+    result = compare(groups["correct"], groups["wrong"], resamples=given.resamples, seed=given.seed)
+    result.save(given.folder / "comparison.json")
+    print(f"{result.summary()}\n\n{given.folder}/comparison.json   all of it (stepsal.Comparison.load)")

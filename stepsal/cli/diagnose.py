@@ -1,0 +1,33 @@
+"""`stepsal diagnose`."""
+
+import argparse
+from pathlib import Path
+
+from stepsal.cli import options
+
+
+def add(commands: "options.Commands") -> None:
+    parser = commands.add_parser(
+        "diagnose",
+        parents=[options.maps_folder(), options.plugins()],
+        help="metrics and verdicts of each trace's step map",
+        description="Judge each step map in DIR. Writes DIR/diagnosis.jsonl, a line per trace, and prints a summary.",
+    )
+    parser.add_argument(
+        "--reference", type=Path, metavar="DIR2", help="judge against the correct traces of this folder (same model)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(given: argparse.Namespace) -> None:
+    from stepsal.diagnosis.diagnosis import diagnose, summarise, write_diagnoses
+    from stepsal.saliency.folder import group_maps, load_step_maps
+
+    maps = load_step_maps(given.folder, progress=True)
+    reference = None
+    if given.reference is not None:
+        correct = group_maps(load_step_maps(given.reference, progress=True))["correct"]
+        reference = [diagnose(stepmap) for stepmap in correct]
+    diagnoses = [diagnose(stepmap, reference=reference) for stepmap in maps]
+    write_diagnoses(given.folder / "diagnosis.jsonl", diagnoses)
+    print(f"{summarise(diagnoses)}\n\n{given.folder}/diagnosis.jsonl   a line per trace")

@@ -1,0 +1,37 @@
+"""`stepsal figure`."""
+
+import argparse
+from pathlib import Path
+
+from stepsal.cli import options
+
+
+def add(commands: "options.Commands") -> None:
+    from stepsal.figures.maps import MAP_FIGURES
+    from stepsal.figures.save import FIGURES
+
+    of_sweeps = [name for name in FIGURES if name not in (*MAP_FIGURES, "before_after")]
+    parser = commands.add_parser(
+        "figure",
+        parents=[options.plugins()],
+        help="a figure for a paper, from a folder of results (PNG, PDF, caption)",
+    )
+    parser.add_argument(
+        "name",
+        metavar="NAME",
+        help=f"of step maps: {', '.join(MAP_FIGURES)}; of a sweep: {', '.join(of_sweeps)}; of two folders of step maps: "
+        "before_after",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="what `stepsal saliency`, `demo` or `sweep` wrote")
+    parser.add_argument(
+        "second", type=Path, nargs="?", metavar="DIR2", help="before_after: after; compute: a sweep with samples"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="its PDF and caption go beside it")
+    parser.set_defaults(run=run)
+
+
+def run(given: argparse.Namespace) -> None:
+    from stepsal.figures.save import save_figure
+
+    for path in save_figure(given.name, given.folder, given.out, second=given.second):
+        print(path)

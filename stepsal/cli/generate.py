@@ -1,0 +1,67 @@
+"""`stepsal generate`."""
+
+import argparse
+from pathlib import Path
+
+from stepsal.cli import options
+from stepsal.cli.interventions import chosen_interventions, intervention_options
+from stepsal.cli.process import prepare_process
+from stepsal.errors import InputError
+
+
+def add(commands: "options.Commands") -> None:
+    parser = commands.add_parser(
+        "generate",
+        parents=[
+            options.seed(),
+            intervention_options(),
+            options.segmentation(),
+            options.placement(),
+            options.plugins(),
+        ],
+        help="answers as traces, with StepFlow or without",
+        description="Answer problems and write the traces, graded where the answers are known. Run again after an interrupt.",
+    )
+    parser.add_argument(
+        "problems",
+        metavar="PROBLEMS",
+        help='a JSONL file of {"prompt", "answer"?, "id"?}, or how many test problems of the bundled task',
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="TRACES.jsonl")
+    parser.add_argument("--model", default=None, metavar="NAME_OR_DIR", help="default: the bundled reasoner")
+    parser.add_argument(
+        "--max-new-tokens", type=options.positive, default=None, help="default: 512, or what the task needs"
+    )
+    parser.add_argument("--batch-size", type=options.positive, default=8)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--samples", type=options.positive, default=1, help="answers to each problem")
+    parser.set_defaults(run=run)
+
+
+def run(given: argparse.Namespace) -> None:
+    prepare_process()
+    from stepsal.generation.files import generate_file, refuse_existing
+    from stepsal.generation.generate import Decoding
+    from stepsal.generation.questions import read_questions, task_questions, tokens_needed
+    from stepsal.models.loading import load_model
+    from stepsal.reasoner import DEFAULT_LENGTH
+
+    interventions = chosen_interventions(given)
+    max_new_tokens = given.max_new_tokens
+    if given.problems.isdecimal():
+        if int(given.problems) == 0:
+            raise InputError("0 problems: give how many, at least 1, or a JSONL file")
+        questions = task_questions("test", [DEFAULT_LENGTH], int(given.problems))
+        max_new_tokens = max_new_tokens or tokens_needed([DEFAULT_LENGTH])
+    else:
+        questions = read_questions(Path(given.problems), graded=False)
+    refuse_existing(given.out)  # before minutes of loading weights
+    decoding = Decoding(
+        max_new_tokens or 512, given.batch_size, given.temperature, given.top_p, given.samples, given.seed
+    )
+    model = load_model(given.model, device=given.device, dtype=given.dtype, device_map=given.device_map)
+    traces = generate_file(model, questions, given.out, decoding, interventions, format=given.format, steps=given.steps)
+    graded = [trace.correct for trace in traces if trace.correct is not None]
+    share = f", {sum(graded)} of {len(graded)} right ({sum(graded) / len(graded):.1%})" if graded else ""
+    print(f"{given.out}   {len(traces)} trace{'s' * (len(traces) != 1)}{share}")

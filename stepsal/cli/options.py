@@ -1,0 +1,98 @@
+"""Options that several commands share, as parents for `argparse`, and the values that options take.
+
+A parent with a title makes a group of its own in a command's help. Names that a plug-in may register (formats, step rules,
+figures, interventions) are no `choices` here: they are checked when the command runs, after the plug-ins were loaded.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    """What a command's `add` adds its parser to."""
+
+
+def plugins() -> argparse.ArgumentParser:
+    parent, group = _titled("plug-ins")
+    group.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        dest="plugins",
+        metavar="MODULE",
+        help="import this module first, for the formats, metrics, interventions, ... that it registers; may be repeated",
+    )
+    return parent
+
+
+def segmentation(default: str | None = "auto") -> argparse.ArgumentParser:
+    """How traces are split. `default` None: as the file of traces says."""
+    formats, steps = "auto, think, harmony or plain", "auto, paragraph, sentence or line"
+    if default is None:
+        formats, steps = f"{formats} (default: as the file says, or auto)", f"{steps} (default: likewise)"
+    parent, group = _titled("how traces are split into steps")
+    group.add_argument("--format", default=default, help=formats)
+    group.add_argument("--steps", default=default, help=steps)
+    return parent
+
+
+def placement() -> argparse.ArgumentParser:
+    """Where the model runs, and in which precision."""
+    parent, group = _titled("where the model runs")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0, mps, ... (default: %(default)s)")
+    group.add_argument(
+        "--device-map",
+        metavar="MAP",
+        help="for a model larger than one GPU: 'auto' or 'balanced', in the place of --device",
+    )
+    group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
+    return parent
+
+
+def maps_folder() -> argparse.ArgumentParser:
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument("folder", type=Path, metavar="DIR", help="what `stepsal saliency` or `stepsal demo` wrote")
+    return parent
+
+
+def seed() -> argparse.ArgumentParser:
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
+    return parent
+
+
+def _titled(title: str) -> tuple[argparse.ArgumentParser, argparse._ArgumentGroup]:
+    parent = argparse.ArgumentParser(add_help=False)
+    return parent, parent.add_argument_group(title)
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, at least 1")
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
+    return value
+
+
+def chunk_size(text: str) -> int | str:
+    if text != "auto" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a whole number")
+    return text if text == "auto" else positive(text)
+
+
+def indices(text: str) -> list[int]:
+    try:
+        return [int(index) for index in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of indices such as 0,3,7") from error
+
+
+def layers(text: str) -> str | list[int]:
+    if text.isalpha():
+        return text  # the name of a band: the model says whether there is such a band
+    try:
+        return [int(index) for index in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a band nor indices such as 0,3,7") from error
