@@ -29,8 +29,8 @@ sweeps: $(STAMP)  ## StepFlow on the bundled reasoner: every table and figure of
 	$(BIN)/python figures/strength.py build/select
 	$(BIN)/python figures/grid.py build/layers_heads
 	$(BIN)/python figures/compute.py build/compute build/sampled
-	$(BIN)/python -m experiments.planted_failures --out build/mend
-	$(BIN)/python figures/before_after.py build/mend/planted.safetensors build/mend/mended.safetensors
+	$(BIN)/python -m experiments.planted_failures --out build/planted
+	$(BIN)/python figures/before_after.py build/planted/planted.safetensors build/planted/mended.safetensors
 
 test: $(STAMP)  ## the suite, docstring examples included; offline, CPU (about 5 minutes)
 	$(PYTEST) -m "not slow"
