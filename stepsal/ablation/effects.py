@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from stepsal.ablation.labels import describe, head_pairs, shared_with_control, shown_fields, title, varied_fields
+from stepsal.ablation.labels import acts_alike, describe, head_pairs, shown_fields, title, varied_fields
 from stepsal.ablation.results import Results, accuracy_interval, as_table, compare_answers, corrected
 from stepsal.errors import InputError
 from stepsal.interventions.base import INTERVENTIONS
@@ -55,7 +55,7 @@ def against_controls(results: Results) -> DataFrame:
     rows = []
     for setting in results.treated:
         for control in results.treated:
-            if control.controls_for == setting.kind and shared_with_control(control) == shared_with_control(setting):
+            if control.controls_for == setting.kind and acts_alike(setting, control):
                 found = compare_answers(results.right(control), results.right(setting), False)
                 rows.append({"id": setting.id, "setting": title(setting), "control": title(control)} | found)
     return corrected(rows)

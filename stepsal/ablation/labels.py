@@ -95,8 +95,7 @@ def describe(intervention: Intervention, names: Sequence[str]) -> str:
                 words.append(f"head{'s' * (len(pairs) > 1)} " + " ".join(f"{layer}.{head}" for layer, head in pairs))
         else:
             option = intervention.options()[name]
-            symbol = option.symbol if option.symbol != option.field else option.field
-            words.append(f"{symbol} {option.shown(getattr(intervention, name))}")
+            words.append(f"{option.symbol} {option.shown(getattr(intervention, name))}")
     return ", ".join(words)
 
 
@@ -105,10 +104,12 @@ def head_pairs(intervention: Intervention) -> list[tuple[int, int]]:
     return [(layer, head) for layer, those in heads_named(intervention).items() for head in those or ()]
 
 
-def shared_with_control(setting: Setting) -> str:
-    """All that a setting and its control have in common: the options that both have."""
-    return json.dumps(
-        [{name: each[name] for name in sorted(each) if name not in ("part", "seed")} for each in setting.records]
+def acts_alike(setting: Setting, control: Setting) -> bool:
+    """Whether a control acts where the setting does, with the same values of every option that both have."""
+    return all(
+        one[name] == other[name]
+        for one, other in zip(setting.records, control.records, strict=True)
+        for name in one.keys() & other.keys() - {"part"}
     )
 
 

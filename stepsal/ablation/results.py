@@ -209,7 +209,7 @@ def accuracy_interval(per_problem: Float[np.ndarray, "problem"], answers: int) -
     deviation = float(per_problem.std(ddof=1)) if n > 1 else 0.0
     if answers == 1 and np.isin(per_problem, (0.0, 1.0)).all():
         return (mean, *wilson(round(per_problem.sum()), n))
-    if deviation == 0:  # nothing varies: what Wilson's interval leaves open
+    if np.ptp(per_problem) == 0:  # nothing varies: what Wilson's interval leaves open
         low, high = wilson(round(mean * n), n)
         return mean, min(low, mean), max(high, mean)
     margin = 1.96 * deviation / math.sqrt(n)

@@ -50,9 +50,9 @@ class RandomBridge(OddsEqualBridge):
 
 @lru_cache(maxsize=16)
 def _priorities(seed: int, length: int) -> Float[Tensor, " position"]:
-    """A random number for each position, drawn position by position, so that a longer sequence begins alike."""
+    """The ranks of random numbers, drawn position by position, so that positions keep their order in a longer sequence."""
     numbers = [np.random.default_rng((seed, position)).random() for position in range(length)]
-    return torch.tensor(numbers, dtype=torch.float32)
+    return torch.from_numpy(np.argsort(np.argsort(numbers))).to(torch.float32)
 
 
 def random_groups(
