@@ -146,8 +146,7 @@ class OddsEqualBridge(Intervention):
 
 
 class Groups(NamedTuple):
-    """Which keys belong to the bridge group of each query, to its current group, and to neither. All heads have the same
-    groups.
+    """The visible keys in the bridge group of each query, in its current group, and in neither. All heads have the same groups.
 
     bridge, current, rest: 1 for the keys of the group, 0 for others. Products with numbers are several times faster than
     choices by booleans.
