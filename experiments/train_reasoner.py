@@ -216,7 +216,7 @@ def _restore(out: Path, model: Qwen2ForCausalLM, optimizers: list[torch.optim.Op
 
 
 def training_problems(settings: Settings, step: int) -> list[Problem]:
-    """The problems of a step. They are the same in every run."""
+    """The problems of a step, which depend only on the settings and the step."""
     first = settings.seed * 10**9 + step * settings.batch
     return [
         make_problem("train", index, LENGTHS[index % len(LENGTHS)]) for index in range(first, first + settings.batch)

@@ -192,7 +192,7 @@ def _rules(results: Results) -> tuple[int, ...]:
 
 
 def percent(part: float) -> str:
-    """A share in per cent, with one decimal and without its sign.
+    """A share in per cent, with one decimal and without the per cent sign.
 
     >>> percent(0.625)
     '62.5'

@@ -69,9 +69,8 @@ def majority_chance(right: int, wrong: tuple[int, ...], silent: int, k: int) -> 
     """
     total = 0.0
     for votes in range(1, min(right, k) + 1):
-        ways = {
-            (0, 0): 1
-        }  # (chosen samples of wrong answers, wrong answers that tie with the right one): ways to choose
+        # (number of chosen samples with wrong answers, number of wrong answers that tie with the right one): ways to choose
+        ways = {(0, 0): 1}
         for count in wrong:
             extended: dict[tuple[int, int], int] = defaultdict(int)
             for (chosen, ties), number in ways.items():

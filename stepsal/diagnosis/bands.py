@@ -54,9 +54,8 @@ class Bands:
         reasons: for `shallow` and for `deep`, a text that says why these layers were chosen.
         evidence: a row for each band (`shallow` or `deep`, in the column `part`) and layer. The columns `correct` to
             `p_corrected` are those of `Comparison.table`, for the traces that the column `traces` names (`matched pairs` or
-            `all`). These
-            columns are always for all traces: `all_low` and `all_high` (the limits of the difference), and
-            `distance_difference` and `distance_auc` (the difference and the AUC if influence depended on distance alone).
+            `all`). The columns `all_low` and `all_high` (the limits of the difference), `distance_difference` and
+            `distance_auc` (the difference and the AUC if influence depended on distance alone) are always those of all traces.
             `in_half`, `differs` and `beyond_distance` say whether rules 1 to 3 hold, and `chosen` whether rule 4 does.
     """
 

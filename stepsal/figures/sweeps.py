@@ -1,8 +1,7 @@
 """The tables and figures of a sweep, and step maps before and after: what `stepsal figure NAME DIR` makes of a sweep's folder.
 
 In: the folder of a finished sweep (`results.parquet`). Out: `FigureOrTables`, a figure with its caption or tables with theirs.
-No model is loaded. A sweep that lacks the settings which a figure shows is refused; the error says what its configuration
-needs.
+No model is loaded. Where a sweep lacks the settings that a figure shows, the error says what its configuration needs.
 """
 
 from collections.abc import Callable, Sequence
@@ -158,8 +157,7 @@ def strength(folder: Path) -> FigureOrTables:
 def compute(folder: Path, sampled: Path | None = None) -> FigureOrTables:
     """Accuracy against compute, with self-consistency as the alternative.
 
-    `sampled` is the folder of a second sweep of the same problems whose baseline has samples, where those of `folder` have
-    none.
+    Where the baseline in `folder` has no samples, `sampled` is the folder of a second sweep of the same problems that has them.
     """
     results = _treated(folder)
     voting = results if sampled is None else Results.read(sampled)

@@ -213,11 +213,9 @@ class GroupSeries:
         )
 
     def _next(self) -> Groups:
-        """The groups of the coming passes: along the axis of keys the keys of all, along that of queries the counts of each."""
+        """The groups of the coming passes in one: the key axis has the keys of all passes, the query axis a count for each."""
         bridge, current, rest, opportunity, count, both = (field[:, :, -1:] for field in self.now[:6])
-        own = (both > count).to(
-            torch.float32
-        )  # 0 for rows that are still in their question, which have no current group
+        own = (both > count).to(torch.float32)  # 0 for rows that are still in their question
         more = own[..., None].expand(-1, -1, -1, self._AHEAD)
         both = both + own.long() * torch.arange(1, self._AHEAD + 1, device=own.device)
         return Groups(

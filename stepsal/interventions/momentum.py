@@ -282,7 +282,7 @@ def receiving(
 def weigh_values(
     weights: Float[Tensor, "batch event pos"], values: Float[Tensor, "batch pos kv_head d_head"]
 ) -> Float[Tensor, "batch event kv_head d_head"]:
-    """Weighted sums of values over positions: the momentum `m` of each event, and the sums that later ones are made from.
+    """Weighted sums of values over positions: the momentum `m` of each event, and the sums that are carried on.
 
     >>> weigh_values(torch.tensor([[[0.5, 0.5, 0.0]]]), torch.tensor([1.0, 3.0, 9.0])[None, :, None, None]).item()
     2.0

@@ -110,7 +110,9 @@ def starve_pattern(
     wide = torch.promote_types(pattern.dtype, torch.float32)
     total = pattern.sum(-1, dtype=wide)
     before = torch.where(starved, pattern, 0.0).sum(-1, dtype=wide)
-    left = torch.where(starved, pattern * odds, pattern).sum(-1, dtype=wide)  # a sum is exact where little is left
+    left = torch.where(starved, pattern * odds, pattern).sum(
+        -1, dtype=wide
+    )  # a difference to `before` would not be exact
     active = (before > 0) & (left >= TINY)
     if heads is not None:
         active = active & heads[:, None]

@@ -135,9 +135,7 @@ class Follower:
         self._rows: list[_Row] = []
         self._end = 0
         self._kept = torch.zeros(0)  # the buffers: (segments, steps), batch, capacity
-        self._waiting: list[
-            list[list[list[int]]]
-        ] = []  # the segments and steps of passes that are not in the buffers yet
+        self._waiting: list[list[list[list[int]]]] = []  # the segments and steps of passes not in the buffers yet
         self._seen: list[int] = []  # for each row, how many keys its last token could see
         self.passes = 0
         self.answered = False  # whether any token so far was thinking or summary

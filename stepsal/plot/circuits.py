@@ -26,7 +26,7 @@ def step_heads(stepmap: StepMap, layer: int, *, measure: str = "share") -> Html:
     The HTML is self-contained (1.3 MB of script, no network), and the text of the steps is escaped.
 
     Args:
-        stepmap: the step map. It has steps in the place of tokens, so that the page stays small.
+        stepmap: the step map. The viewer shows its steps, not tokens, so that the page stays small.
         layer: a model layer that the map holds.
         measure: `"share"` (of the row's influence) or `"density"` (influence per token pair).
 

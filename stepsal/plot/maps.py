@@ -22,7 +22,7 @@ else:  # matplotlib takes a while to import, so it is imported where it is used
 
 _SEGMENT_LABELS = {"question": "Q", "thinking": "thinking", "summary": "summary"}
 _NARROW = 1.6  # inches; on narrower axes the segments are named by their first letter
-_DECADES = 3.0  # the length of the colour scale
+_DECADES = 3.0  # the most decades that a colour scale covers
 
 
 def log_scale(*maps: Float[Tensor, "_ _"]) -> LogNorm:

@@ -7,10 +7,9 @@ In: two arrays `trace column`, with NaN where a trace has no value. Out: a table
 2. The intervals of the difference and the AUC come from a percentile bootstrap over traces, in which each group is resampled by
    itself (scipy).
 3. The p-value is that of a two-sided permutation test of the labels with Welch's t. It is corrected over the columns of a
-   metric
-   by the maximum statistic: the |t| of each layer is compared with the largest |t| over layers in each permutation (Westfall
-   and Young). That keeps the chance of any false layer at the level, however the layers correlate. scipy has no such
-   correction.
+   metric by the maximum statistic: the |t| of each layer is compared with the largest |t| over layers in each permutation
+   (Westfall and Young). That keeps the chance of any false layer at the level, however the layers correlate. scipy has no
+   such correction.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -221,10 +221,7 @@ class WorkerProcess:
 def _environment(job: Job, slot: int) -> dict[str, str]:
     """The environment variables of a worker process: where stepsal is, how many threads it may start, and which GPU it sees."""
     environment = dict(os.environ)
-    folders = [
-        str(Path(__file__).parents[2]),
-        *filter(None, sys.path),
-    ]  # a worker finds the modules that this process finds
+    folders = [str(Path(__file__).parents[2]), *filter(None, sys.path)]  # a worker finds what this process finds
     if job.plugins:  # a worker must find the plugins where this process finds them
         folders += map(os.path.abspath, sys.path)
     threads = str(job.model.threads)
