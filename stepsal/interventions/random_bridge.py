@@ -50,7 +50,7 @@ class RandomBridge(OddsEqualBridge):
 
 @lru_cache(maxsize=16)
 def _priorities(seed: int, length: int) -> Float[Tensor, " position"]:
-    """The ranks of random numbers. Each number is drawn for its position alone, so positions keep their order in longer texts."""
+    """The ranks of random numbers. Each number is drawn for its position alone, so their order stays in longer texts."""
     numbers = [np.random.default_rng((seed, position)).random() for position in range(length)]
     return torch.from_numpy(np.argsort(np.argsort(numbers))).to(torch.float32)
 
