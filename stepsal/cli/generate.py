@@ -36,6 +36,12 @@ def add(commands: "options.Commands") -> None:
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--samples", type=options.positive, default=1, help="answers to each problem")
+    parser.add_argument(
+        "--grader",
+        default=None,
+        metavar="NAME",
+        help="math, exact, or one of your own (default: math; the bundled task has its own rule)",
+    )
     parser.set_defaults(run=run)
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from stepsal.generation.generate import Decoding
+from stepsal.generation.grading import GRADERS
 from stepsal.generation.questions import Question, read_questions, task_questions, tokens_needed
 from stepsal.interventions.base import Intervention
 from stepsal.models.lookup import look_up
@@ -58,6 +59,7 @@ class Plan:
             decoding=self.decoding,
             segmentation=segmentation,
             questions=self.questions,
+            grader=self.config.problems.graded_by,
             plugins=tuple(plugins),
         )
 
@@ -90,6 +92,12 @@ class Plan:
         return tuple(
             dict.fromkeys([*found, *(type(each) for setting in self.config.settings for each in setting.made())])
         )
+
+    @property
+    def definitions(self) -> tuple[Any, ...]:
+        """What the configuration names and a user may have defined: classes of interventions, and the grader's function."""
+        graders = [GRADERS[name] for name in (self.config.problems.graded_by,) if name in GRADERS]
+        return (*self.intervention_classes, *graders)
 
     @property
     def bands(self) -> Bands | None:

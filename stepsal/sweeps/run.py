@@ -95,7 +95,8 @@ def run_sweep(
         keys: dict[Setting, list[str]] = {}
         while settings := next_round(given.grid, plan.size, given.folder, scores.right, rounds, given.settings):
             if not rounds:
-                folder.begin(plan.record(settings), resume, defaults={"config": {"grid": GridConfig().record()}})
+                before = {"grid": GridConfig().record(), "problems": {"grader": given.problems.graded_before}}
+                folder.begin(plan.record(settings), resume, defaults={"config": before})
             keys |= run_round(plan, settings, workforce, folder, scores, shown)
             rounds.append(settings)
         folder.consolidate(list(keys.values()))
