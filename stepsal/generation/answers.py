@@ -2,7 +2,7 @@ r"""The final answer in a text, and answers that are typeset differently.
 
 In: a summary, or an answer as a problem or a model writes it. Out: the content of the last complete box; texts in one spelling.
 
-1. A box is `\boxed{...}`, `\fbox{...}` or `\framebox{...}`, or one of them before a number or a word without braces (`\boxed 5`).
+1. A box is `\boxed{...}`, `\fbox{...}` or `\framebox{...}`, or one of them before a number without braces (`\boxed 5`).
    The last box that is complete counts; of nested ones, the outermost, and if that holds nothing but a box, what is in it.
 2. `plain` takes typesetting away that says nothing: dollar signs, `\text{...}`, thin spaces, the full stop of the sentence.
 3. `spellings` are the ways in which an answer may be read: as it stands, without its unit, without `x =` before it.
@@ -17,7 +17,16 @@ _WRAPPER = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf)|mbox|hbox|emph|bm|boldsymbol)\s*\{([^{}]*)\}"
 )
 _SIGNS = str.maketrans(
-    {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": r"\div ", "π": r"\pi ", "∞": r"\infty ", "°": r"^{\circ}"}
+    {
+        "−": "-",
+        "–": "-",
+        "×": r"\times ",
+        "·": r"\cdot ",
+        "÷": r"\div ",
+        "π": r"\pi ",
+        "∞": r"\infty ",
+        "°": r"^{\circ}",
+    }
     | {"½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"}
     | {"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "²": "^{2}", "³": "^{3}", "√": r"\sqrt ", "∪": r"\cup ", "∩": r"\cap "}
     | {"\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u2007": " "}
@@ -116,7 +125,7 @@ def _unwrap(text: str) -> str:
         if text.startswith(left) and text.endswith(right) and len(text) > len(left + right):
             if left == "{" and _closing_braces(text).get(0) != len(text) - 1:
                 continue
-            if left not in inner and right not in inner or left == "{":
+            if (left not in inner and right not in inner) or left == "{":
                 return inner
     whole = _WRAPPER.fullmatch(text)
     return whole[1] if whole else text
@@ -219,8 +228,14 @@ def _unit(text: str) -> str:
     bare = re.sub(r"[\s{}\\~.]", "", text).lower()
     stem, power, number = bare.partition("^")
     if stem.startswith(("square", "cubic")):
-        number, power, stem = ("2" if stem.startswith("square") else "3"), "^", stem.removeprefix("square").removeprefix("cubic")
-    parts = [_UNITS.get(part) or _UNITS.get(part.removesuffix("s")) or part.removesuffix("s") for part in stem.split("/")]
+        number, power, stem = (
+            ("2" if stem.startswith("square") else "3"),
+            "^",
+            stem.removeprefix("square").removeprefix("cubic"),
+        )
+    parts = [
+        _UNITS.get(part) or _UNITS.get(part.removesuffix("s")) or part.removesuffix("s") for part in stem.split("/")
+    ]
     return "/".join(parts) + power + number
 
 
@@ -229,7 +244,7 @@ def _known(unit: str) -> bool:
 
 
 def pairs_to_compare(expected: str, given: str) -> list[tuple[str, str]]:
-    r"""The spellings of two answers that may be compared as expressions: as they stand; then without what only one of them says.
+    r"""The spellings of two answers to compare as expressions: as they stand, then without what only one of them says.
 
     Two units that are known and differ are never left out, nor are two variables that differ.
 

@@ -4,8 +4,8 @@ In: a question and the trace of an answer to it. Out: a `Graded`, which says who
 
 1. The token that ended the answer is no part of it; neither is the thinking.
 2. A problem of the bundled task is graded by its rule (`task`), which also names the kind of error.
-3. Another problem is graded by mathematics (`math`: `stepsal.generation.mathematics`), by exact text (`exact`), or by a grader of
-   a user's own: a function under the decorator `grader`.
+3. Another problem is graded by mathematics (`math`: `stepsal.generation.mathematics`), by exact text (`exact`), or by a grader
+   of a user's own: a function under the decorator `grader`.
 
 A built-in grader takes the last complete box of the summary for the final answer (`stepsal.generation.answers`).
 """
@@ -189,8 +189,8 @@ def _ask(name: str, question: Question, summary: str) -> bool | Graded:
         if GRADERS[name].__module__ == __name__:
             raise
         raise InputError(
-            f"grader {name!r} failed on problem {question.id!r}: {type(error).__name__}: {error}. Mend it so that it returns True "
-            "or False for every summary."
+            f"grader {name!r} failed on problem {question.id!r}: {type(error).__name__}: {error}. Mend it so that it returns "
+            "True or False for every summary."
         ) from error
     if isinstance(said, bool | Graded):
         return said

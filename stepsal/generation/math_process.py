@@ -1,6 +1,7 @@
 """math-verify in a process of its own: run as a script, never imported by the process that asks it.
 
-In: lines of JSON on standard input, each a question of `stepsal.generation.mathematics`. Out: a line of JSON for each, on standard output.
+In: lines of JSON on standard input, questions of `stepsal.generation.mathematics`. Out: a line of JSON for each of them, on
+standard output.
 
     {"compare": [["1/2", "0.5"]]}                      -> {"right": true}
     {"extract": "The answer is 4.", "expected": ["4"]} -> {"right": true, "text": "4"}

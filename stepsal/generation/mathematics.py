@@ -5,8 +5,8 @@ In: the expected answer and a summary. Out: a `Finding`.
 1. The answer is in the last complete box; where nothing is boxed, it is what math-verify extracts from the summary.
 2. The same text is the same answer, typesetting aside. A letter of a multiple-choice problem is compared as a letter.
 3. All else math-verify compares (https://github.com/huggingface/Math-Verify), in a process of its own
-   (`stepsal.generation.math_process`): math-verify's own time limit is a signal, which only a main thread can have, and which does
-   not interrupt a long multiplication. The process is started once, and anew after an expression that was too much for it.
+   (`stepsal.generation.math_process`): math-verify's own time limit is a signal, which only a main thread can have, and which
+   does not interrupt a long multiplication. The process is started once, and anew after an expression that was too much for it.
 """
 
 import atexit
@@ -34,7 +34,7 @@ _SCRIPT = Path(__file__).with_name("math_process.py")
 
 @dataclass(frozen=True)
 class Finding:
-    """`answer`: what was graded. `boxed`: whether it stood in a box. `failure`: why it could not be compared; then it is wrong."""
+    """`answer`: what was graded. `boxed`: whether in a box. `failure`: why it could not be compared, and counts as wrong."""
 
     right: bool
     answer: str
@@ -135,7 +135,9 @@ class MathProcess:
     def _exchange(self, line: str, seconds: float) -> dict[str, Any] | None:
         """Say a line and hear one; None where the process ends before it answers, or is ended because it took too long."""
         process = self._process
-        assert process is not None and process.stdin is not None and process.stdout is not None
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         timer = threading.Timer(seconds, process.kill)
         timer.start()
         try:

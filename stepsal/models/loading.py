@@ -33,8 +33,8 @@ def load_model(
             `"balanced"`, or a mapping from names of modules to devices (or `"cpu"`, `"disk"`).
 
     Raises:
-        FileError: a local folder that holds no model, a name that can be neither found nor fetched (within seconds where the hub
-            cannot be reached), or an unknown map.
+        FileError: a local folder that holds no model, a name that can be neither found nor fetched (within seconds where the
+            hub cannot be reached), or an unknown map.
         InputError: something that is no name, an unknown device or precision; a device beside a map.
 
     >>> from stepsal import load_model

@@ -3,7 +3,7 @@
 In: a hub id, a local directory, or nothing (the bundled reasoner). Out: what transformers takes: a folder, or a hub id that the
 hub knows. Where the hub cannot be reached, the folder that an earlier download left in the cache.
 
-Left to themselves, the libraries ask the hub for file after file, each several times over: minutes for a name with a typing error.
+Left to themselves, the libraries ask the hub for file after file, each several times over: minutes for a misspelt name.
 """
 
 from pathlib import Path
@@ -65,7 +65,7 @@ def _on_the_hub(name: str) -> str:
         raise FileError(f"there is no folder {name!r}, and it is no hub id. {_GIVE}") from error
     except GatedRepoError as error:
         raise FileError(
-            f"the model {name!r} is gated on the hub: ask for access on its page there, log in (`hf auth login`), then try again"
+            f"the model {name!r} is gated on the hub: ask for access on its page there, and log in (`hf auth login`)"
         ) from error
     except RepositoryNotFoundError as error:
         raise FileError(

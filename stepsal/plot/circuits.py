@@ -2,8 +2,10 @@
 
 from html import escape
 
+from stepsal.checks import checked
 from stepsal.errors import InputError
 from stepsal.plot.maps import map_values
+from stepsal.saliency.checks import a_map
 from stepsal.saliency.stepmap import StepMap
 
 
@@ -20,6 +22,7 @@ class Html:
         return self._source
 
 
+@checked(stepmap=a_map)
 def step_heads(stepmap: StepMap, layer: int, *, measure: str = "share") -> Html:
     """Every head's step map of a layer, in CircuitsVis' viewer: heads to pick, steps to hover over.
 

@@ -9,8 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from stepsal.checks import checked, instance, several
 from stepsal.errors import InputError
 from stepsal.plot.canvas import new_axes, style
+from stepsal.saliency.checks import a_map
 from stepsal.saliency.stepmap import StepMap
 from stepsal.traces.trace import Step
 
@@ -45,6 +47,7 @@ def answer_rows(values: Float[Tensor, "query key"], segments: Sequence[str]) -> 
     return chosen if (chosen > 0).any() else values
 
 
+@checked(stepmap=a_map)
 def step_map(
     stepmap: StepMap,
     *,
@@ -117,6 +120,15 @@ def step_map_png(stepmap: StepMap) -> bytes | None:
     return file.getvalue()
 
 
+_influence = instance(
+    Tensor,
+    "a token map, query x key",
+    "Take a layer and a head of what `stepsal.token_influence` returns: influence[layer, head].",
+)
+_steps = several(Step, "the steps of a trace", "Give trace.steps.")
+
+
+@checked(influence=_influence, steps=_steps)
 def token_map(
     influence: Float[Tensor, "query key"],
     steps: Sequence[Step],
@@ -173,6 +185,7 @@ def token_map(
     return ax
 
 
+@checked(stepmap=a_map)
 def map_values(
     stepmap: StepMap, layer: int | str | Sequence[int], head: int | None, measure: str
 ) -> Float[Tensor, "query_step key_step"]:

@@ -28,8 +28,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from stepsal.checks import checked
 from stepsal.errors import InputError
 from stepsal.models import host_of
+from stepsal.models.checks import a_model
 from stepsal.models.host import Host, Model
 from stepsal.models.layers import LayerSpec, resolve_layers
 from stepsal.models.memory import free_bytes, peak_bytes, spread
@@ -38,6 +40,7 @@ from stepsal.saliency.attention import in_float32, keeping_repeats_once
 from stepsal.saliency.gradients import PatternReader, Receive, Rule, check_logits
 from stepsal.saliency.pooling import StepPool, count_pairs
 from stepsal.saliency.stepmap import StepMap
+from stepsal.traces.checks import a_trace
 from stepsal.traces.trace import Trace
 
 Objective = Literal["token", "sequence", "answer"]
@@ -49,6 +52,7 @@ MAX_CHUNK = {"cpu": 256, "cuda": 512, "mps": 256}
 ENOUGH_PAIRS = 3 * 2**20
 
 
+@checked(model=a_model, trace=a_trace)
 def step_saliency(
     model: Model,
     trace: Trace,
@@ -97,6 +101,7 @@ def step_saliency(
     return StepMap(pool.mass, count_pairs(trace.steps), trace.steps, indices, meta)
 
 
+@checked(model=a_model, trace=a_trace)
 def token_influence(
     model: Model,
     trace: Trace,

@@ -95,7 +95,7 @@ class ModelConfig(_Table):
 class ProblemsConfig(_Table):
     """Problems of the bundled task, `count` of each length from index `start` on; or those of a JSONL `file`.
 
-    The split is `test` unless written down, for forward selection `validation`. `grader`: for a `file`, `math` unless written down.
+    The split is `test` unless written down, for forward selection `validation`. `grader`: of a `file`, by default `math`.
     """
 
     split: Annotated[str, _one_of(lambda: SPLITS)] | None = None

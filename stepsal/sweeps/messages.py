@@ -54,8 +54,8 @@ class Segmentation(Message):
 
 
 class Job(Message):
-    """What all items of a sweep have in common. `plugins`: the modules that a worker imports before anything else. `grader`: its
-    name.
+    """What all items of a sweep have in common. `plugins`: the modules that a worker imports before anything else. `grader`: a
+    name of `stepsal.generation.grading`.
 
     The seed of `decoding` is not used: each item has its own.
     """

@@ -19,8 +19,8 @@ class Row:
     all parts. `heads`: pairs of layer and head; None where each part acts on all heads of its layers. `parts`: JSON.
     The columns from `max_new_tokens` to `samples` say how the answer was decoded.
     A worker fills in the others. `error`: the kind of error, known for problems of the bundled task. `trace`: the tokens of
-    prompt and answer. `seconds`, `cpu_seconds`: the answer's share of its batch. `grader`: who graded the answer, and `answer_from`:
-    where it stood, as in `stepsal.generation.grading`. Rows of older versions lack `cpu_seconds`, `grader` and `answer_from`.
+    prompt and answer. `seconds`, `cpu_seconds`: the answer's share of its batch. `grader`, `answer_from`: who graded the
+    answer, and where it stood (`stepsal.generation.grading`). Rows of older versions lack `cpu_seconds`, `grader`, `answer_from`.
     `notes`: warnings. `model`, `versions`: JSON.
     """
 

@@ -17,6 +17,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stepsal.checks import checked, instance, path
 from stepsal.sweeps.config import GridConfig, SweepConfig, read_config
 from stepsal.sweeps.grid import next_round
 from stepsal.sweeps.plan import Plan, make_plan
@@ -35,6 +36,12 @@ Config = str | Path | Mapping[str, Any] | SweepConfig
 logger = logging.getLogger("stepsal")
 
 
+_config = instance(
+    (str, Path, Mapping, SweepConfig), "a TOML file or a dictionary of its tables", "docs/sweeps.md explains every key."
+)
+
+
+@checked(config=_config, out=path)
 def sweep(
     config: Config,
     *,
