@@ -10,6 +10,7 @@ to get it.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from inspect import signature
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -68,7 +69,7 @@ def several(kinds: Kinds, expected: str, fix: str, *, optional: bool = False) ->
         if optional and value is None:
             return
         if isinstance(value, kinds):
-            raise InputError(f"{name}={shown(value)} is {kind_of(value)}, and not several: expected {expected}. {fix}")
+            raise InputError(f"{name}={shown(value)} is one {type(value).__name__}: expected {expected}. {fix}")
         if isinstance(value, str | bytes | Path | Mapping) or not isinstance(value, Iterable):
             raise InputError(f"{name}={shown(value)} is {kind_of(value)}: expected {expected}. {fix}")
         for index, each in enumerate(value if isinstance(value, Sequence) else ()):
@@ -105,9 +106,27 @@ def prompts(name: str, value: Any) -> None:
         isinstance(value, Sequence) and len(value) and isinstance(value[0], Mapping)
     ):
         raise InputError(f"{name}={shown(value)} is one prompt: give a list of prompts, [prompt]")
-    several((str, Sequence), "a list of prompts", "A prompt is a text, or a list of chat messages.")(
-        name, list(value) if isinstance(value, Sequence) else value
-    )
+    if not isinstance(value, Sequence):
+        raise InputError(
+            f"{name}={shown(value)} is {kind_of(value)}: expected a list of prompts, such as ['What is 2+2?']"
+        )
+    for index, each in enumerate(value):
+        if not isinstance(each, str | Sequence):
+            raise InputError(
+                f"{name}[{index}]={shown(each)} is {kind_of(each)}: expected a prompt, a text or a list of chat messages"
+            )
+
+
+def whole(least: int, *, optional: bool = False) -> Check:
+    """A whole number; True and False are none."""
+
+    def check(name: str, value: Any) -> None:
+        if optional and value is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            raise InputError(f"{name}={shown(value)} must be a whole number, at least {least}")
+
+    return check
 
 
 def shown(value: Any) -> str:

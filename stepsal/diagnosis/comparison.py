@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from stepsal._version import __version__
-from stepsal.checks import checked, path, several
+from stepsal.checks import checked, path, several, whole
 from stepsal.diagnosis.diagnosis import Diagnosis, check_alike, diagnose
 from stepsal.diagnosis.metrics import LABELS
 from stepsal.errors import FileError, InputError
@@ -154,7 +154,7 @@ _group = several(
 )
 
 
-@checked(correct=_group, error=_group)
+@checked(correct=_group, error=_group, resamples=whole(1), seed=whole(0))
 def compare(
     correct: Sequence[StepMap | Diagnosis],
     error: Sequence[StepMap | Diagnosis],

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from stepsal.checks import checked, shown
 from stepsal.errors import InputError
 from stepsal.generation.answers import final_answer, last_box
 from stepsal.generation.mathematics import compare_math
@@ -60,6 +61,15 @@ GRADERS: dict[str, Function] = {}
 """The graders by name, but for `task`: functions from a question and a summary to whether the answer is right."""
 
 
+def _a_name(parameter: str, value: object) -> None:
+    if not isinstance(value, str) or not value.replace("-", "").replace("_", "").isalnum():
+        raise InputError(
+            f"grader {parameter}={shown(value)}: expected a name of letters, digits, - and _, as in "
+            "@stepsal.grader('last-line') over a function"
+        )
+
+
+@checked(name=_a_name)
 def grader(name: str) -> Callable[[_Function], _Function]:
     """Make a function known as a grader: `stepsal generate --grader NAME`, and `[problems] grader = "NAME"` in a sweep.
 
@@ -79,10 +89,6 @@ def grader(name: str) -> Callable[[_Function], _Function]:
     True
     >>> _ = GRADERS.pop("same-number-of-words")  # and it is gone
     """
-    if not isinstance(name, str) or not name or not name.replace("-", "").replace("_", "").isalnum():
-        raise InputError(
-            f"grader {name!r}: give it a name of letters, digits, - and _, as in @stepsal.grader('last-line') over a function"
-        )
 
     def register(function: _Function) -> _Function:
         if not callable(function):

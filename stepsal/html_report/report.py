@@ -24,7 +24,7 @@ from einops import rearrange
 from jaxtyping import Float, UInt16
 from torch import Tensor
 
-from stepsal.checks import checked, path
+from stepsal.checks import checked, path, several
 from stepsal.diagnosis.diagnosis import diagnose, model_layers
 from stepsal.diagnosis.metrics import METRICS
 from stepsal.diagnosis.registry import shown_metrics
@@ -39,7 +39,9 @@ _MISSING = 2**16 - 1
 _SMALLEST = 1e-50  # of the largest mass; what is below counts as zero
 
 
-@checked(path=path, stepmaps=maps)
+@checked(
+    path=path, stepmaps=maps, heads=several(int, "a list of heads", "Of one head make a list, [0].", optional=True)
+)
 def report(
     path: str | Path, stepmaps: Sequence[StepMap], *, heads: Sequence[int] | None = None, title: str = "Step maps"
 ) -> Path:

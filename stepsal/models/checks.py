@@ -8,7 +8,7 @@ from stepsal.errors import InputError
 
 
 def a_model(name: str, value: Any) -> None:
-    """Raise `InputError` unless the value looks like a model of TransformerLens; `check_supported` says whether it is supported.
+    """Raise `InputError` unless the value looks like a model of TransformerLens; `check_supported` says more.
 
     >>> a_model("model", "org/name")
     Traceback (most recent call last):
@@ -23,8 +23,8 @@ def a_model(name: str, value: Any) -> None:
     if hasattr(value, "config") and hasattr(value, "forward"):
         raise InputError(
             f"{name} is a {type(value).__name__}, a model of Hugging Face without the hooks that stepsal needs: give its "
-            "folder or hub id to stepsal.load_model, and that model to this function (or wrap yours: transformer_lens.model_bridge."
-            "TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer))"
+            "folder or hub id to stepsal.load_model, and what it returns to this function (or wrap yours: transformer_lens."
+            "model_bridge.TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer))"
         )
     raise InputError(
         f"{name}={shown(value)} is {kind_of(value)}: expected a model of TransformerLens. Give what stepsal.load_model returns."

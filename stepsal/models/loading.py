@@ -9,13 +9,15 @@ from pathlib import Path
 
 import torch
 
+from stepsal.checks import checked
 from stepsal.errors import FileError, InputError
 from stepsal.models.host import Model
-from stepsal.models.sources import locate
+from stepsal.models.sources import a_name, locate
 from stepsal.models.tokenizers import load_tokenizer as load_tokenizer
 from stepsal.models.tokenizers import read_tokenizer
 
 
+@checked(name=a_name)
 def load_model(
     name: str | Path | None = None,
     *,
@@ -116,7 +118,7 @@ def _own_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:
-    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype, None)
+    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise InputError(f"unknown dtype {dtype!r}: expected 'auto', 'float32', 'bfloat16' or 'float16'")
     return found

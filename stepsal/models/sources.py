@@ -8,6 +8,7 @@ Left to themselves, the libraries ask the hub for file after file, each several 
 
 from pathlib import Path
 
+from stepsal.checks import kind_of, shown
 from stepsal.errors import FileError, InputError
 from stepsal.models.host import BUNDLED
 
@@ -33,8 +34,7 @@ def locate(name: str | Path | None, needed: str = "config.json") -> str:
     """
     if name is None or name == "bundled":
         return str(BUNDLED)
-    if not isinstance(name, str | Path) or not str(name).strip():
-        raise InputError(f"name={_shown(name)} is no name of a model. {_GIVE}")
+    a_name("name", name)
     source = Path(name).expanduser()
     if source.is_dir():
         if needed and not (source / needed).is_file():
@@ -49,9 +49,10 @@ def locate(name: str | Path | None, needed: str = "config.json") -> str:
     return _on_the_hub(str(name))
 
 
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def a_name(name: str, value: object) -> None:
+    """Raise `InputError` unless the value may be the name of a model; None is the bundled one."""
+    if value is not None and not (isinstance(value, str | Path) and str(value).strip()):
+        raise InputError(f"{name}={shown(value)} is {kind_of(value)}, and no name of a model. {_GIVE}")
 
 
 def _on_the_hub(name: str) -> str:

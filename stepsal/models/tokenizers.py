@@ -7,8 +7,9 @@ In: a hub id, a local directory, or nothing (the bundled reasoner). Out: a Huggi
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stepsal.checks import checked
 from stepsal.errors import FileError
-from stepsal.models.sources import locate
+from stepsal.models.sources import a_name, locate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -16,6 +17,7 @@ else:  # imported only where it is used: it takes seconds
     PreTrainedTokenizerBase = Any
 
 
+@checked(name=a_name)
 def load_tokenizer(name: str | Path | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a hub id or local directory; `None` and `"bundled"` are the bundled reasoner's.
 

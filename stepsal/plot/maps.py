@@ -27,6 +27,16 @@ _NARROW = 1.6  # inches, below which segments are named by their first letter
 _DECADES = 3.0
 
 
+_layer = instance(
+    (int, str, Sequence), "an index, several, or 'shallow', 'deep' or 'all'", "The map's own are stepmap.layers."
+)
+
+
+def _tensors(name: str, value: tuple[Any, ...]) -> None:
+    several(Tensor, "maps of numbers", "Give what `stepsal.plot.map_values` returns.")(name, value)
+
+
+@checked(maps=_tensors)
 def log_scale(*maps: Float[Tensor, "_ _"]) -> LogNorm:
     """One logarithmic colour scale for several maps: up to their largest value, three decades down at most."""
     from matplotlib.colors import LogNorm
@@ -38,6 +48,7 @@ def log_scale(*maps: Float[Tensor, "_ _"]) -> LogNorm:
     return LogNorm(max(float(values.min()), top / 10**_DECADES) * 0.999, top, clip=True)
 
 
+@checked(values=instance(Tensor, "a map of numbers", "Give what `stepsal.plot.map_values` returns."))
 def answer_rows(values: Float[Tensor, "query key"], segments: Sequence[str]) -> Float[Tensor, "answer_query key"]:
     """The rows of the thinking and the summary, by which the colours are scaled; all rows where those hold nothing positive.
 
@@ -47,7 +58,7 @@ def answer_rows(values: Float[Tensor, "query key"], segments: Sequence[str]) -> 
     return chosen if (chosen > 0).any() else values
 
 
-@checked(stepmap=a_map)
+@checked(stepmap=a_map, layer=_layer)
 def step_map(
     stepmap: StepMap,
     *,
@@ -185,7 +196,7 @@ def token_map(
     return ax
 
 
-@checked(stepmap=a_map)
+@checked(stepmap=a_map, layer=_layer)
 def map_values(
     stepmap: StepMap, layer: int | str | Sequence[int], head: int | None, measure: str
 ) -> Float[Tensor, "query_step key_step"]:

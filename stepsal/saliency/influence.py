@@ -297,6 +297,8 @@ def check_options(length: int, objective: str, rule: str, chunk: object, answer:
         raise InputError(
             f"objective={objective!r} with answer={answer!r}: give answer=(start, stop) with 'answer' only"
         )
+    if answer is not None and not (isinstance(answer, tuple | list) and [type(each) for each in answer] == [int, int]):
+        raise InputError(f"answer={answer!r} must be two token positions, (start, stop)")
     if answer is not None and not 1 <= answer[0] < answer[1] <= length:
         raise InputError(f"answer {answer} must be token positions [start, stop) within 1 to {length}")
 

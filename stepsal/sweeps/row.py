@@ -20,7 +20,7 @@ class Row:
     The columns from `max_new_tokens` to `samples` say how the answer was decoded.
     A worker fills in the others. `error`: the kind of error, known for problems of the bundled task. `trace`: the tokens of
     prompt and answer. `seconds`, `cpu_seconds`: the answer's share of its batch. `grader`, `answer_from`: who graded the
-    answer, and where it stood (`stepsal.generation.grading`). Rows of older versions lack `cpu_seconds`, `grader`, `answer_from`.
+    answer, and where it stood (`stepsal.generation.grading`). Rows of older versions lack these two and `cpu_seconds`.
     `notes`: warnings. `model`, `versions`: JSON.
     """
 

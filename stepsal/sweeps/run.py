@@ -17,7 +17,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepsal.checks import checked, instance, path
+from stepsal.checks import checked, instance, path, whole
 from stepsal.sweeps.config import GridConfig, SweepConfig, read_config
 from stepsal.sweeps.grid import next_round
 from stepsal.sweeps.plan import Plan, make_plan
@@ -41,7 +41,7 @@ _config = instance(
 )
 
 
-@checked(config=_config, out=path)
+@checked(config=_config, out=path, workers=whole(1, optional=True))
 def sweep(
     config: Config,
     *,
