@@ -1,7 +1,7 @@
 """Measure the bundled reasoner: `python -m experiments.evaluate_reasoner` (about 5 minutes on 2 CPU cores).
 
-Greedy answers to test problems of every chain length, graded by rule. Prints the table of `stepsal/reasoner/README.md`, with
-95 % Wilson intervals.
+The model answers test problems of every chain length greedily, and its answers are graded by rule. The script prints the table
+of `stepsal/reasoner/README.md`, with 95 % Wilson intervals.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from stepsal.traces.trace import Trace
 
 
 def row(length: int, traces: list[Trace]) -> str:
-    """The table's line for one chain length."""
+    """The line of the table for one chain length."""
     right = sum(bool(trace.correct) for trace in traces)
     low, high = wilson(right, len(traces))
     errors = Counter(trace.meta["error"] for trace in traces if not trace.correct)
@@ -32,12 +32,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", help="a directory that `train_reasoner` wrote (default: the bundled one)")
     parser.add_argument("--default-problems", type=int, default=1000, help="problems of the default length")
     parser.add_argument("--problems", type=int, default=300, help="problems of each other length")
-    given = parser.parse_args(arguments)
-    model = load_model(given.model)
+    options = parser.parse_args(arguments)
+    model = load_model(options.model)
     print("| chain length | problems | right | 95 % interval | " + " | ".join(ERROR_KINDS) + " |")
     print("|---" * (4 + len(ERROR_KINDS)) + "|")
     for length in range(2, 11):
-        n = given.default_problems if length == DEFAULT_LENGTH else given.problems
+        n = options.default_problems if length == DEFAULT_LENGTH else options.problems
         traces = answer_problems(model, n, length, progress=sys.stderr.isatty())
         print(row(length, traces), flush=True)
 

@@ -1,19 +1,21 @@
 """Plant a failure in the bundled reasoner, and see who mends it: `python -m experiments.planted_failures --out build/planted`.
 
-The positive control of StepFlow (about 12 minutes on 2 CPU cores), and whether the loop closes from map to intervention to map.
+This is the positive control of StepFlow (about 12 minutes on 2 CPU cores). It also shows whether the loop closes from map to
+intervention to map.
 
-1. `planted_failures.toml` puts a `Starvation` into the model, with what is to mend it in several strengths. The layers and
-   heads are those where reading that segment turned out to matter. A sweep over validation problems chooses the strength with
-   the most right answers.
-2. A sweep over test problems: the intact model, the planted failure, the failure with what is to mend it, and with the negative
-   controls of that. What is won back is the difference to the planted failure, over what the failure lost.
-3. Step maps of right answers of the intact model, read again under each setting: does the diagnosis name the failure (against
-   maps of other right answers of the intact model), and does the intervention move the metric back?
-   The first such answer's maps, planted and mended, are kept: OUT/planted.safetensors and OUT/mended.safetensors.
-4. The loop: lock-in of the shallow layers with and without the bridge, thinking -> summary share of the deep layers with and
-   without the momentum, of the same answers, nothing planted.
+1. `planted_failures.toml` puts a `Starvation` into the model, with an intervention that should mend it, in several strengths.
+   The layers and heads are those where reading the starved segment turned out to matter. A sweep over validation problems
+   chooses the strength with the most right answers.
+2. A sweep over test problems compares the intact model, the planted failure, the failure with the mending intervention, and the
+   failure with the negative controls of that intervention. The share won back is the difference to the planted failure,
+   divided by what the failure lost.
+3. Right answers of the intact model are read again under each setting, and their step maps are diagnosed. Does the diagnosis
+   name the failure (against maps of other right answers of the intact model), and does the intervention move the metric back?
+   The maps of the first such answer, planted and mended, are kept: OUT/planted.safetensors and OUT/mended.safetensors.
+4. The loop compares, for the same answers and with nothing planted, the lock-in of the shallow layers with and without the
+   bridge, and the thinking -> summary share of the deep layers with and without the momentum.
 
-Both sweeps can be interrupted and go on.
+Both sweeps can be interrupted and go on where they stopped.
 """
 
 import argparse
@@ -44,7 +46,7 @@ CONFIG = Path(__file__).with_suffix(".toml")
 
 @dataclass(frozen=True)
 class Plant:
-    """What a planted failure is called, what the diagnosis should call it, if anything, and where its metric is read."""
+    """A planted failure: its name, the verdict that the diagnosis should give, if any, and where its metric is read."""
 
     name: str
     verdict: str | None
@@ -59,17 +61,17 @@ PLANTS = (
     Plant("deep summary starved of the thinking", "deep decay", "thinking_to_summary", (6, 7)),
     Plant("deep summary starved of the thinking, bridged", "deep decay", "thinking_to_summary", (6, 7)),
 )
-"""In the order of `planted_failures.toml`."""
+"""The planted failures, in the order of `planted_failures.toml`."""
 
 
 def candidates(settings: Sequence[Setting]) -> list[list[Setting]]:
-    """The settings of each plant: neighbours with the same starvation, mended by the same kind of intervention."""
+    """The settings of each plant: neighbours with the same starvation and the same kind of mending intervention."""
     alike = groupby(settings, lambda setting: (setting.interventions[0], type(setting.interventions[1])))
     return [list(group) for _, group in alike]
 
 
 def controls(setting: Setting) -> Iterator[Setting]:
-    """The same failure with each negative control of what is to mend it, as strong and in the same heads."""
+    """The same failure with each negative control of the mending intervention, as strong as that and in the same heads."""
     starvation, mending = setting.interventions
     for kind in INTERVENTIONS.values():
         if kind.control_of is type(mending):
@@ -78,14 +80,14 @@ def controls(setting: Setting) -> Iterator[Setting]:
 
 
 def read(model: Model, trace: Trace, interventions: Sequence[Intervention]) -> StepMap:
-    """The step map of a trace as the model reads it with the interventions at work."""
+    """The step map of a trace that the model reads while the interventions act."""
     with stepsal.intervene(model, interventions) as live:
         live.question_tokens = [trace.steps[0].stop]
         return stepsal.step_saliency(model, trace)
 
 
 def right_answers(model: Model, rows: pd.DataFrame, count: int) -> list[Trace]:
-    """The first right answers of the intact model, as traces."""
+    """The first `count` right answers of the intact model, as traces."""
     chosen = rows[(rows["part"] == "none") & rows["correct"]].head(count)
     return [
         Trace.from_tokens(model.tokenizer, row["trace"].tolist(), prompt_tokens=int(row["prompt_tokens"]))
@@ -94,19 +96,19 @@ def right_answers(model: Model, rows: pd.DataFrame, count: int) -> list[Trace]:
 
 
 def level(diagnosis: Diagnosis, metric: str, layers: Sequence[int]) -> float:
-    """The metric's mean over the layers."""
+    """The mean of a metric over some layers."""
     return float(diagnosis.profile[metric][list(layers)].mean())
 
 
 def interval(differences: Sequence[float]) -> str:
-    """Mean and 95 % bootstrap interval over traces."""
+    """The mean of the differences and its 95 % bootstrap interval over traces."""
     from scipy.stats import bootstrap
 
     values = np.asarray(differences)
     if np.ptp(values) == 0:
         return f"{values.mean():+.3f}"
-    found = bootstrap((values,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(0))
-    return f"{values.mean():+.3f} ({found.confidence_interval.low:+.3f} to {found.confidence_interval.high:+.3f})"
+    result = bootstrap((values,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(0))
+    return f"{values.mean():+.3f} ({result.confidence_interval.low:+.3f} to {result.confidence_interval.high:+.3f})"
 
 
 def plant_rows(
@@ -115,22 +117,26 @@ def plant_rows(
     results: Results,
     diagnoses: dict[Setting, list[Diagnosis]],
 ) -> list[list[str]]:
-    """Rows of the first table: one planted failure under each setting."""
+    """The rows of the first table for one planted failure, one row for each setting."""
     right = {name: results.right(setting)[:, 0] for name, setting in settings.items()}
     lost = int(right["intact"].sum() - right["planted"].sum())
     rows = []
     for name, setting in settings.items():
-        found = paired(right["planted"], right[name])
-        cells = [plant.name if name == "intact" else "", name, f"{found.treated:.1%}"]
+        compared = paired(right["planted"], right[name])
+        cells = [plant.name if name == "intact" else "", name, f"{compared.treated:.1%}"]
         if name == "planted":
             cells += ["", "", ""]
         else:
             back = "" if name == "intact" else f"{(right[name].sum() - right['planted'].sum()) / max(1, lost):.0%}"
-            cells += [f"{found.difference:+.1%} ({found.low:+.1%} to {found.high:+.1%})", f"{found.p:.2g}", back]
-        mean = np.mean([level(each, plant.metric, plant.layers) for each in diagnoses[setting]])
+            interval_of_difference = f"{compared.low:+.1%} to {compared.high:+.1%}"
+            cells += [f"{compared.difference:+.1%} ({interval_of_difference})", f"{compared.p:.2g}", back]
+        mean = np.mean([level(diagnosis, plant.metric, plant.layers) for diagnosis in diagnoses[setting]])
         cells.append(f"{LABELS[plant.metric]} {mean:.3f}")
         verdicts = [
-            verdict for each in diagnoses[setting] for verdict in each.verdicts if verdict.failure == plant.verdict
+            verdict
+            for diagnosis in diagnoses[setting]
+            for verdict in diagnosis.verdicts
+            if verdict.failure == plant.verdict
         ]
         cells.append(f"{sum(bool(verdict.found) for verdict in verdicts)} of {len(verdicts)}" if verdicts else "")
         rows.append(cells)
@@ -138,7 +144,7 @@ def plant_rows(
 
 
 def loop(model: Model, traces: Sequence[Trace]) -> list[list[str]]:
-    """Rows of the second table: what bridge and momentum move in the maps of unharmed answers."""
+    """The rows of the second table: how bridge and momentum change the maps of answers with nothing planted."""
     n_layers = model.cfg.n_layers
     intact = [diagnose(read(model, trace, ())) for trace in traces]
     rows = []
@@ -157,7 +163,7 @@ def loop(model: Model, traces: Sequence[Trace]) -> list[list[str]]:
 
 
 def short(intervention: Intervention) -> str:
-    """The intervention's label and strength.
+    """The label and the strength of an intervention.
 
     >>> short(OddsEqualBridge([2]))
     'OEB, τ_max 0.15'
@@ -170,7 +176,7 @@ def short(intervention: Intervention) -> str:
 def measure(
     model: Model, out: Path, problems: int, validation: int, maps: int
 ) -> tuple[list[list[str]], list[list[str]]]:
-    """Both tables."""
+    """Run both sweeps, read the maps, and return the rows of both tables."""
     config = read_config(CONFIG)
     chosen_on = config.problems.model_copy(update={"count": validation})
     first = stepsal.sweep(config.model_copy(update={"problems": chosen_on}), out=out / "validation")
@@ -181,7 +187,9 @@ def measure(
     for setting in best:
         starvation, mending = setting.interventions
         named = {"intact": Setting(), "planted": Setting((starvation,)), f"+ {short(mending)}": setting}
-        plants.append(named | {f"+ {kind_label(each.interventions[1].name)}": each for each in controls(setting)})
+        plants.append(
+            named | {f"+ {kind_label(control.interventions[1].name)}": control for control in controls(setting)}
+        )
     every = dict.fromkeys(setting for named in plants for setting in named.values() if setting.interventions)
     tested = {
         "problems": {"split": "test", "count": problems},
@@ -198,7 +206,8 @@ def measure(
     for name, setting in zip(("planted", "mended"), list(plants[-1].values())[1:3], strict=True):
         read_maps[setting][0].save(out / f"{name}.safetensors")
     diagnoses = {
-        setting: [diagnose(each, reference=reference) for each in found] for setting, found in read_maps.items()
+        setting: [diagnose(stepmap, reference=reference) for stepmap in stepmaps]
+        for setting, stepmaps in read_maps.items()
     }
     rows = [
         row for plant, named in zip(PLANTS, plants, strict=True) for row in plant_rows(plant, named, results, diagnoses)
@@ -213,14 +222,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--problems", type=int, default=200, help="test problems for each setting")
     parser.add_argument("--validation", type=int, default=48, help="validation problems for each strength")
     parser.add_argument("--maps", type=int, default=24, help="answers whose step maps are read under each setting")
-    given = parser.parse_args(arguments)
-    planted, moved = measure(stepsal.load_model(), given.out, given.problems, given.validation, given.maps)
+    options = parser.parse_args(arguments)
+    planted, moved = measure(stepsal.load_model(), options.out, options.problems, options.validation, options.maps)
     heads = ["planted failure", "setting", "right", "difference to planted (95 %)", "p", "won back", "metric"]
     heads += ["diagnosis names it"]
     text = markdown_table(heads, planted) + "\n\n"
     text += markdown_table(["intervention, layers", "metric", "answers", "before", "change (95 %)"], moved) + "\n"
-    with atomic_path(given.out / "planted_failures.md") as part:
-        part.write_text(text, encoding="utf-8")
+    with atomic_path(options.out / "planted_failures.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -21,12 +21,12 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<｜Assistant｜><think>\n{% endif %}"
 )
 
-# One digit a token, with the space before it; punctuation keeps the line breaks after it, as in R1's tokenizer.
+# Each digit is one token, with the space before it. Punctuation keeps the line breaks after it, as in R1's tokenizer.
 _PRETOKENS = r" ?\p{N}|[^\r\n\p{L}\p{N}]?\p{L}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def build_tokenizer() -> "PreTrainedTokenizerFast":
-    """Learn the tokenizer from 4,000 training problems (a few seconds; always the same result)."""
+    """Learn the tokenizer from 4,000 training problems. It takes a few seconds, and the result is always the same."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -47,7 +47,7 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
     )
     problems = [make_problem("train", i, 2 + i % 7) for i in range(4000)]
     tokenizer.train_from_iterator(
-        (part for p in problems for part in (p.question, *p.response.split(END_THINK))), trainer=trainer
+        (text for p in problems for text in (p.question, *p.response.split(END_THINK))), trainer=trainer
     )
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -58,6 +58,6 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
         clean_up_tokenization_spaces=False,
         model_max_length=1024,
     )
-    fast.add_tokens([THINK, END_THINK])  # as in R1: tokens of their own, but not special, so decoding keeps them
+    fast.add_tokens([THINK, END_THINK])  # as in R1, they are single tokens but not special, so decoding keeps them
     fast.chat_template = CHAT_TEMPLATE
     return fast

@@ -1,15 +1,15 @@
 """Train the bundled reasoner: `python -m experiments.train_reasoner --out DIR` (hours on 2 CPU cores, minutes on a GPU).
 
-1. Problems of every length from 2 to 8, mixed from the first step on, made on the fly: step `s` of a run always sees the
-   same problems, so a resumed run goes on as if it had never stopped.
-2. Next-token loss on the response only (what follows the prompt's `<think>` and line break).
-3. Muon for the matrices, AdamW for the embeddings and vectors; both learning rates warm up, stay, and fall linearly to
-   zero over the last fifth.
-4. Every `--evaluate-every` steps: loss, token accuracy and whole-response accuracy on validation problems, appended to
-   `log.jsonl`; then a checkpoint (weights and optimizer in safetensors, written atomically). An interrupted run goes on
-   from the last checkpoint.
+1. The problems have every length from 2 to 8, mixed from the first step on, and are made on the fly. Step `s` of a run always
+   sees the same problems, so a resumed run goes on as if it had never stopped.
+2. The loss is the next-token loss on the response only (what follows the prompt's `<think>` and line break).
+3. Muon trains the matrices, AdamW the embeddings and vectors. Both learning rates warm up, stay constant, and fall linearly to
+   zero over the last fifth of the run.
+4. After every `--evaluate-every` steps, the loss, token accuracy and whole-response accuracy on validation problems are
+   appended to `log.jsonl`. Then a checkpoint is written (weights and optimizers in safetensors, atomically). An interrupted
+   run goes on from the last checkpoint.
 
-The result, `DIR/model`, is a plain Hugging Face directory: `stepsal/reasoner/model` is that of one run.
+The result, `DIR/model`, is a plain Hugging Face directory. `stepsal/reasoner/model` is the result of one run.
 """
 
 import argparse
@@ -36,18 +36,20 @@ LENGTHS = range(2, 9)
 
 @dataclass(frozen=True)
 class Settings:
+    """The settings of a training run."""
+
     steps: int = 1200
     batch: int = 32
-    matrix_rate: float = 4e-3  # Muon's, of matrices, scaled so that an update is as large as one of AdamW
+    matrix_rate: float = 4e-3  # Muon's rate for matrices, scaled so that an update is as large as one of AdamW
     matrix_decay: float = 0.1
-    vector_rate: float = 3e-3  # AdamW's, of embeddings, biases and norms, which are not decayed
+    vector_rate: float = 3e-3  # AdamW's rate for embeddings, biases and norms, which are not decayed
     warmup: int = 100
     decay: float = 0.2  # the last share of the run, in which the learning rates fall to zero
     clip: float = 1.0
     seed: int = 0
 
     def schedule(self, step: int) -> float:
-        """What both learning rates are multiplied with at a step."""
+        """The factor of both learning rates at a step."""
         start = round(self.steps * (1 - self.decay))
         return min(1.0, (step + 1) / self.warmup, (self.steps - step) / max(1, self.steps - start))
 
@@ -63,7 +65,8 @@ def model_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
         num_key_value_heads=2,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
-        # Qwen2's own base. With 10,000 few of a head's dimensions turn slowly enough to match a name at 200 tokens' distance.
+        # This is Qwen2's own base. With a base of 10,000, few dimensions of a head turn slowly enough to match a name at a
+        # distance of 200 tokens.
         rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -76,7 +79,10 @@ Batch = tuple[torch.Tensor, torch.Tensor]  # tokens and targets (-100 where ther
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, problems: Sequence[Problem], parts: int = 4) -> list[Batch]:
-    """Problems to `parts` right-padded batches, shorter texts first, so that there is less padding; pads carry no loss."""
+    """Encode problems as `parts` right-padded batches. Padding carries no loss.
+
+    The texts are sorted by length, so that there is less padding.
+    """
     prompts = [tokenizer.apply_chat_template(p.messages, tokenize=False, add_generation_prompt=True) for p in problems]
     starts = [len(ids) for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]]
     texts = [a + p.response + tokenizer.eos_token for a, p in zip(prompts, problems, strict=True)]
@@ -86,11 +92,11 @@ def encode(tokenizer: PreTrainedTokenizerFast, problems: Sequence[Problem], part
     size = -(-len(rows) // parts)
     batches = []
     for first in range(0, len(rows), size):
-        part = rows[first : first + size]
-        width = len(part[-1][0])
-        tokens = torch.full((len(part), width), tokenizer.pad_token_id)
-        targets = torch.full((len(part), width), -100)
-        for row, (ids, start) in enumerate(part):
+        batch = rows[first : first + size]
+        width = len(batch[-1][0])
+        tokens = torch.full((len(batch), width), tokenizer.pad_token_id)
+        targets = torch.full((len(batch), width), -100)
+        for row, (ids, start) in enumerate(batch):
             tokens[row, : len(ids)] = torch.tensor(ids)
             targets[row, start - 1 : len(ids) - 1] = torch.tensor(ids[start:])
         batches.append((tokens, targets))
@@ -99,7 +105,10 @@ def encode(tokenizer: PreTrainedTokenizerFast, problems: Sequence[Problem], part
 
 @torch.no_grad()
 def evaluate(model: Qwen2ForCausalLM, batches: list[Batch]) -> dict[str, float]:
-    """Teacher-forced loss, token accuracy, and the share of responses right to the last token (= right when greedy)."""
+    """The teacher-forced loss and token accuracy, and the share of responses that are right to the last token.
+
+    A response that is right to the last token is also what the model writes when it decodes greedily.
+    """
     model.eval()
     loss = right = tokens = whole = rows = 0.0
     for ids, targets in batches:
@@ -121,15 +130,16 @@ def _write(path: Path, text: str) -> None:
 
 @torch.no_grad()
 def _initialise(model: Qwen2ForCausalLM) -> None:
-    """Transformers' initialisation, with larger embeddings and a start on looking up; every weight is trained from there.
+    """Change the initialisation of transformers: larger embeddings, and heads that start near looking names up.
 
-    From random weights alone no head learned in thousands of steps to find a name in the question. So, after Trockman and
-    Kolter (Mimetic initialization of self-attention layers, 2023), some heads start near what they have to do:
+    Every weight is trained from there. From random weights alone, no head learned in thousands of steps to find a name in the
+    question. So, after Trockman and Kolter (Mimetic initialization of self-attention layers, 2023), some heads start near what
+    they have to do:
 
-    - Layer 0, key-value head 0: biases turn its two query heads to the token before and to the one before that; values are a
-      random projection `name`, which the output projection writes into the random subspaces `before` and `before2`.
-    - Layers 1 to 3, key-value head 0: a query's `name` meets the keys' `before` (layer 3: `before2`), so that it finds the
-      token after an earlier mention of itself (an induction head); values are copied.
+    - In layer 0, key-value head 0, biases turn the two query heads to the token before and to the one before that. The values
+      are a random projection `name`, which the output projection writes into the random subspaces `before` and `before2`.
+    - In layers 1 to 3, key-value head 0, the `name` of a query meets the `before` of the keys (`before2` in layer 3), so that
+      the query finds the token after an earlier mention of itself (an induction head). The values are copied.
     """
     config = model.config
     hidden, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
@@ -146,9 +156,9 @@ def _initialise(model: Qwen2ForCausalLM) -> None:
         first.o_proj.weight[:, place] = 0.3 * target.T
     first.v_proj.weight[:size] = 0.3 * name
 
-    for layer, found in ((1, before), (2, before), (3, before2)):
+    for layer, subspace in ((1, before), (2, before), (3, before2)):
         attention = model.model.layers[layer].self_attn
-        attention.k_proj.weight[:size] = 1.4 * found
+        attention.k_proj.weight[:size] = 1.4 * subspace
         copied = torch.nn.init.orthogonal_(torch.empty(size, hidden))
         attention.v_proj.weight[:size] = 0.3 * copied
         for place in rows:
@@ -157,7 +167,7 @@ def _initialise(model: Qwen2ForCausalLM) -> None:
 
 
 def _optimizers(model: Qwen2ForCausalLM, settings: Settings) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices, AdamW for the rest, each with the learning rate it starts from as `initial_lr`."""
+    """Muon for the matrices and AdamW for the rest. Each has the learning rate that it starts from as `initial_lr`."""
     embedding = model.get_input_embeddings().weight
     matrices = [p for p in model.parameters() if p.ndim == 2 and p is not embedding]
     vectors = [p for p in model.parameters() if p.ndim < 2 or p is embedding]
@@ -206,7 +216,7 @@ def _restore(out: Path, model: Qwen2ForCausalLM, optimizers: list[torch.optim.Op
 
 
 def training_problems(settings: Settings, step: int) -> list[Problem]:
-    """The problems of a step, the same whenever it is asked for."""
+    """The problems of a step, which depend only on the settings and the step."""
     first = settings.seed * 10**9 + step * settings.batch
     return [
         make_problem("train", index, LENGTHS[index % len(LENGTHS)]) for index in range(first, first + settings.batch)
@@ -224,7 +234,7 @@ def _update(
     settings: Settings,
     step: int,
 ) -> float:
-    """Make one step of the optimizers, and return the loss before it, a mean over tokens."""
+    """Make one step of the optimizers, and return the mean loss over tokens before that step."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * settings.schedule(step)
@@ -294,14 +304,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=Settings.seed)
     parser.add_argument("--evaluate-every", type=int, default=250)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    given = parser.parse_args(arguments)
-    if given.device == "cpu":
+    options = parser.parse_args(arguments)
+    if options.device == "cpu":
         torch.set_num_threads(min(2, os.cpu_count() or 1))
     train(
-        Settings(steps=given.steps, seed=given.seed),
-        given.out,
-        evaluate_every=given.evaluate_every,
-        device=given.device,
+        Settings(steps=options.steps, seed=options.seed),
+        options.out,
+        evaluate_every=options.evaluate_every,
+        device=options.device,
     )
 
 

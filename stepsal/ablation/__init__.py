@@ -1,1 +1,1 @@
-"""Ablation: what is read off the rows of a finished sweep, as effects and tables."""
+"""Ablation: the effects and tables that are computed from the rows of a finished sweep."""

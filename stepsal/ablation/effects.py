@@ -1,7 +1,7 @@
 """Tables made of a sweep's results: by chain length and kind of error, against controls, by head, by strength, by compute.
 
-In: `stepsal.ablation.results.Results`. Out: what `stepsal.ablation.tables` writes and `stepsal.plot` draws. Each table's p are
-corrected by Holm over the tests that are shown together.
+In: `stepsal.ablation.results.Results`. Out: what `stepsal.ablation.tables` writes and `stepsal.plot` draws. The p-values of
+each table are corrected by Holm's method over the tests that are shown together.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from stepsal.ablation.labels import describe, head_pairs, shared_with_control, shown_fields, title, varied_fields
+from stepsal.ablation.labels import acts_alike, describe, head_pairs, shown_fields, title, varied_fields
 from stepsal.ablation.results import Results, accuracy_interval, as_table, compare_answers, corrected
 from stepsal.errors import InputError
 from stepsal.interventions.base import INTERVENTIONS
@@ -21,12 +21,15 @@ from stepsal.sweeps.settings import Setting, controlled_kind, heads_named, kind_
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-else:  # imported where used: it takes a while
+else:  # pandas takes a while to import, so it is imported where it is used
     DataFrame = Any
 
 
 def by_length(results: Results, settings: Sequence[Setting] | None = None) -> DataFrame:
-    """Accuracy by chain length: a row per setting and length, corrected over all. Raises `InputError` without lengths."""
+    """Accuracy by chain length, one row for each setting and length. The p-values are corrected over all rows.
+
+    Raises `InputError` where the problems have no chain length.
+    """
     if not results.lengths:
         raise InputError(
             "these problems have no chain length: the sweep needs problems of the bundled task, such as length = [2, 3, 4, 6]"
@@ -39,31 +42,40 @@ def by_length(results: Results, settings: Sequence[Setting] | None = None) -> Da
 
 
 def by_error(results: Results) -> DataFrame:
-    """The part of answers with each kind of error: a row per setting and kind, corrected over all. Empty: none has a kind."""
+    """The share of answers with each kind of error, one row for each setting and kind.
+
+    The p-values are corrected over all rows. The table is empty where no answer has a kind of error.
+    """
     kinds = Counter(
-        each
+        kind
         for setting in results.settings
-        for each in results.values(setting, "error").ravel().tolist()
-        if isinstance(each, str)
+        for kind in results.values(setting, "error").ravel().tolist()
+        if isinstance(kind, str)
     )
     every = np.ones(results.n, dtype=bool)
     return _cells(results, results.settings, {kind: (every, kind) for kind, _ in kinds.most_common()})
 
 
 def against_controls(results: Results) -> DataFrame:
-    """Each setting against each of its controls (the same places and strength): paired, corrected over all. May be empty."""
+    """Paired comparisons of each setting with each of its controls, which act in the same places with the same strength.
+
+    The p-values are corrected over all rows. The table is empty where the sweep has no controls.
+    """
     rows = []
     for setting in results.treated:
         for control in results.treated:
-            if control.controls_for == setting.kind and shared_with_control(control) == shared_with_control(setting):
-                found = compare_answers(results.right(control), results.right(setting), False)
-                rows.append({"id": setting.id, "setting": title(setting), "control": title(control)} | found)
+            if control.controls_for == setting.kind and acts_alike(setting, control):
+                comparison = compare_answers(results.right(control), results.right(setting), False)
+                rows.append({"id": setting.id, "setting": title(setting), "control": title(control)} | comparison)
     return corrected(rows)
 
 
 @dataclass(frozen=True)
 class HeadPanel:
-    """Settings of one part and strength: on one head each, and on one layer each (`alone`). NaN: not in the sweep."""
+    """The settings of one intervention and strength that act on a single head, or on a single layer (`alone`).
+
+    NaN marks heads and layers that the sweep does not have.
+    """
 
     title: str
     layers: tuple[int, ...]
@@ -74,20 +86,20 @@ class HeadPanel:
 
 
 def head_panels(results: Results) -> list[HeadPanel]:
-    """Single heads and single layers, a panel for each part and strength; p corrected over the panel.
+    """A panel of single heads and single layers for each intervention and strength; p-values are corrected within a panel.
 
-    Raises `InputError`: no setting acts on one head, or on one layer, alone.
+    Raises `InputError` where no setting acts on one head alone or on one layer alone.
     """
     groups: dict[tuple[str, str], dict[tuple[int, int | None], Setting]] = defaultdict(dict)
     for setting in results.treated:
-        acted_on = {(each.layers, each.heads) for each in setting.interventions}
+        acted_on = {(intervention.layers, intervention.heads) for intervention in setting.interventions}
         first, own_layers = setting.interventions[0], list(heads_named(setting.interventions[0]))
         pairs = head_pairs(first)
         if len(acted_on) > 1 or len(own_layers) > 1 or (first.heads is not None and len(pairs) > 1):
             continue
         rest = "; ".join(
-            describe(each, [name for name in shown_fields(each) if name not in ("layers", "heads")])
-            for each in setting.interventions
+            describe(intervention, [name for name in shown_fields(intervention) if name not in ("layers", "heads")])
+            for intervention in setting.interventions
         )
         groups[setting.kind, rest][own_layers[0], None if first.heads is None else pairs[0][1]] = setting
     if not groups:
@@ -111,7 +123,7 @@ def head_panels(results: Results) -> list[HeadPanel]:
 
 @dataclass(frozen=True)
 class StrengthLine:
-    """The same places at several strengths: `table` is of `effects`, with the strength as its first column."""
+    """Settings that differ in their strength alone. `table` has their rows of `effects` and the strength as first column."""
 
     label: str
     part: str
@@ -123,55 +135,63 @@ class StrengthLine:
 
 
 def strength_fields(results: Results) -> list[str]:
-    """The fields that say how strong the interventions of a sweep are, in the order of their definition."""
-    used = {type(each) for setting in results.treated for each in setting.interventions}
+    """The names of the fields that hold the strength of the sweep's interventions, in the order of their definition."""
+    used = {type(intervention) for setting in results.treated for intervention in setting.interventions}
     return list(dict.fromkeys(kind.strength for kind in INTERVENTIONS.values() if kind in used and kind.strength))
 
 
 def strength_lines(results: Results, strength: str) -> list[StrengthLine]:
-    """A line for each choice of everything but one strength (`tau_max` or `alpha`) that has two values of it or more."""
-    found: dict[str, dict[float, Setting]] = defaultdict(dict)
+    """A line for each group of two or more settings that differ in `strength` (`tau_max` or `alpha`) alone."""
+    by_other_options: dict[str, dict[float, Setting]] = defaultdict(dict)
     for setting in results.treated:
-        values = {each[strength] for each in setting.records if strength in each}
+        values = {record[strength] for record in setting.records if strength in record}
         if len(values) == 1:
-            other = [{key: value for key, value in each.items() if key != strength} for each in setting.records]
-            found[json.dumps(other)][values.pop()] = setting
-    groups = [dict(sorted(group.items())) for group in found.values() if len(group) > 1]
+            other = [{key: value for key, value in record.items() if key != strength} for record in setting.records]
+            by_other_options[json.dumps(other)][values.pop()] = setting
+    groups = [dict(sorted(group.items())) for group in by_other_options.values() if len(group) > 1]
     if not groups:
         return []
     first = [next(iter(group.values())) for group in groups]
     varied = varied_fields(first, without=strength)
-    every = results.some_effects([each for group in groups for each in group.values()]).set_index("id")
-    several = len({each.kind for each in first}) > 1
+    every = results.some_effects([setting for group in groups for setting in group.values()]).set_index("id")
+    several = len({setting.kind for setting in first}) > 1
     lines = []
     for setting, group in zip(first, groups, strict=True):
         kind = setting.kind
         names = [kind_label(kind)] if several or not any(varied[kind]) else []
-        names += [describe(each, keys) for each, keys in zip(setting.interventions, varied[kind], strict=True) if keys]
-        table = every.loc[[each.id for each in group.values()]].reset_index()
+        pairs = zip(setting.interventions, varied[kind], strict=True)
+        names += [describe(intervention, keys) for intervention, keys in pairs if keys]
+        table = every.loc[[member.id for member in group.values()]].reset_index()
         table.insert(0, strength, list(group))
-        lines.append(StrengthLine(", ".join(each for each in names if each), kind, table))
+        lines.append(StrengthLine(", ".join(name for name in names if name), kind, table))
     return lines
 
 
 def costs(results: Results) -> DataFrame:
-    """A row per setting: `accuracy` with its interval, and `compute`, an answer's, in baseline answers.
+    """The accuracy and the compute of each setting, one row per setting.
 
-    compute = tokens x cost a token, each relative to the baseline's (over all answers). The cost is measured by
-    `results.cost_column`; without one it is 1. A batch takes as many decoding passes as its longest answer has tokens, however
-    many of its answers still go on: so that one endless answer does not count against its setting, a token's cost is that of
-    a pass, the median over problems of its ratio to the baseline's for the same problem.
+    `accuracy` has its interval. `compute` is that of one answer, in units of a baseline answer:
+
+        compute = tokens x cost of a token,    both relative to the baseline's, over all answers.
+
+    The cost is measured by `results.cost_column`; without such a column it is 1. A batch takes as many decoding passes as its
+    longest answer has tokens, however many of its other answers have ended. So that one endless answer does not count against
+    its setting, the cost of a token is that of a decoding pass: the median over problems of its ratio to the cost of the
+    baseline's pass for the same problem.
     """
     rows = []
     column = results.cost_column
     baseline = results.effects.iloc[0]
-    unit = None if column is None else _each_pass(results, results.baseline, column)
+    unit = None if column is None else _cost_of_pass(results, results.baseline, column)
     if not baseline["tokens"] > 0 or (unit is not None and not (unit > 0).all()):
-        raise InputError("the baseline's seconds or tokens are 0: the compute of the other settings has no unit")
+        raise InputError(
+            "the baseline's seconds or tokens are 0, so there is no unit for the compute of the other settings: "
+            "run the sweep with more tokens"
+        )
     for setting, row in zip(results.settings, results.effects.to_dict("records"), strict=True):
         accuracy, low, high = accuracy_interval(results.right(setting).mean(1), results.samples)
         tokens = row["tokens"] / baseline["tokens"]
-        cost = 1.0 if column is None else float(np.median(_each_pass(results, setting, column) / unit))
+        cost = 1.0 if column is None else float(np.median(_cost_of_pass(results, setting, column) / unit))
         rows.append(
             results.about(setting)
             | {"accuracy": accuracy, "low": low, "high": high, "tokens": tokens, "cost": cost, "compute": tokens * cost}
@@ -179,8 +199,11 @@ def costs(results: Results) -> DataFrame:
     return as_table(rows)
 
 
-def _each_pass(results: Results, setting: Setting, column: str) -> Shaped[np.ndarray, " answer"]:
-    """What each answer's share of a decoding pass cost. All answers of a batch have the same share, which tells batches."""
+def _cost_of_pass(results: Results, setting: Setting, column: str) -> Shaped[np.ndarray, " answer"]:
+    """For each answer, its share of the cost of one decoding pass.
+
+    All answers of a batch have the same share of the batch's cost: that is how the batches are told apart.
+    """
     import pandas as pd
 
     spent, tokens = (pd.Series(results.values(setting, name).astype(float).ravel()) for name in (column, "tokens"))
@@ -189,7 +212,10 @@ def _each_pass(results: Results, setting: Setting, column: str) -> Shaped[np.nda
 
 
 def _cells(results: Results, settings: Sequence[Setting], columns: Mapping[str, tuple[Any, str | None]]) -> DataFrame:
-    """Paired comparisons of some of the problems, and of being right or of having a kind of error."""
+    """Paired comparisons of the settings with the baseline, in each column: which problems, and which outcome.
+
+    A column is a mask of problems and a kind of error, or None: the outcome is to have that error, or to be right.
+    """
     rows = []
     for name, (chosen, error) in columns.items():
 

@@ -1,7 +1,7 @@
 """What tables and figures call the settings of a sweep.
 
-In: `Setting`s. Out: for each setting a title that says all of it, and a label that says what tells it from the others of its
-kind.
+In: `Setting`s. Out: for each setting a title that describes it in full, and a label that names only what distinguishes it from
+the other settings of its kind.
 """
 
 import json
@@ -18,9 +18,9 @@ _WHERE = ("layers", "heads")
 
 @dataclass(frozen=True)
 class Label:
-    """What a setting is called beside the others.
+    """What a setting is called beside the other settings of a sweep.
 
-    text: what tells it from the others of its kind. common: what it has in common with all of them.
+    text: what distinguishes it from the others of its kind. common: what it has in common with all of them.
     """
 
     text: str
@@ -28,48 +28,52 @@ class Label:
 
 
 def label_settings(settings: Sequence[Setting]) -> dict[Setting, Label]:
-    """A label for each setting: what varies within its kind is in `text`, what does not in `common`."""
+    """A label for each setting: fields that vary within its kind are in `text`, fields that do not are in `common`."""
     varied = varied_fields(settings)
     labels = {}
     for setting in settings:
         pairs = list(zip(setting.interventions, varied[setting.kind], strict=True))
-        words = [describe(each, names) for each, names in pairs if names]
-        fixed = [describe(each, [name for name in shown_fields(each) if name not in names]) for each, names in pairs]
+        words = [describe(intervention, names) for intervention, names in pairs if names]
+        fixed = [
+            describe(intervention, [name for name in shown_fields(intervention) if name not in names])
+            for intervention, names in pairs
+        ]
         text = ", ".join([kind_label(setting.kind), *(["; ".join(words)] if words else [])])
-        labels[setting] = Label(text, "; ".join(each for each in fixed if each))
+        labels[setting] = Label(text, "; ".join(phrase for phrase in fixed if phrase))
     return labels
 
 
 def title(setting: Setting) -> str:
-    """The setting in full.
+    """The setting described in full.
 
     >>> from stepsal import OddsEqualBridge
     >>> title(Setting((OddsEqualBridge(layers=(0, 1)),)))
     'OEB, layers 0–1, τ_max 0.15'
     """
-    words = "; ".join(describe(each, shown_fields(each)) for each in setting.interventions)
+    words = "; ".join(describe(intervention, shown_fields(intervention)) for intervention in setting.interventions)
     name = kind_label(setting.kind) + (" (control)" if setting.controls_for else "")
     return f"{name}, {words}" if words else name
 
 
 def varied_fields(settings: Sequence[Setting], without: str | None = None) -> dict[str, list[list[str]]]:
-    """For each kind, for each of its interventions, the fields that differ among the settings of that kind, but for one
-    field.
+    """The fields that differ among the settings of a kind, for each kind and each of its interventions.
+
+    The field `without` is left out.
     """
     groups: dict[str, list[Setting]] = defaultdict(list)
     for setting in settings:
         groups[setting.kind].append(setting)
     return {
         kind: [
-            [name for name in _fields(same[0]) if name != without and len({_written(each, name) for each in same}) > 1]
-            for same in zip(*(each.interventions for each in group), strict=True)
+            [name for name in _fields(same[0]) if name != without and len({_as_json(one, name) for one in same}) > 1]
+            for same in zip(*(setting.interventions for setting in group), strict=True)
         ]
         for kind, group in groups.items()
     }
 
 
 def shown_fields(intervention: Intervention) -> list[str]:
-    """The fields worth saying: where it acts, its strength, and the options that are not at their default."""
+    """The fields worth showing: where the intervention acts, its strength, and the options that are not at their default."""
     options = intervention.options()
     return [
         name
@@ -82,7 +86,10 @@ def shown_fields(intervention: Intervention) -> list[str]:
 
 
 def describe(intervention: Intervention, names: Sequence[str]) -> str:
-    """Some of the fields in words, such as `layers 0–1, τ_max 0.15`. A single head says its layer itself."""
+    """Some of the fields in words, such as `layers 0–1, τ_max 0.15`.
+
+    Where heads are described, the layers are left out: a head's name contains its layer.
+    """
     words = []
     layers: Any = intervention.layers
     for name in names:
@@ -95,29 +102,30 @@ def describe(intervention: Intervention, names: Sequence[str]) -> str:
                 words.append(f"head{'s' * (len(pairs) > 1)} " + " ".join(f"{layer}.{head}" for layer, head in pairs))
         else:
             option = intervention.options()[name]
-            symbol = option.symbol if option.symbol != option.field else option.field
-            words.append(f"{symbol} {option.shown(getattr(intervention, name))}")
+            words.append(f"{option.symbol} {option.shown(getattr(intervention, name))}")
     return ", ".join(words)
 
 
 def head_pairs(intervention: Intervention) -> list[tuple[int, int]]:
-    """The pairs (layer, head) of the heads that are named."""
-    return [(layer, head) for layer, those in heads_named(intervention).items() for head in those or ()]
+    """The pairs (layer, head) of the heads that the intervention names."""
+    return [(layer, head) for layer, heads in heads_named(intervention).items() for head in heads or ()]
 
 
-def shared_with_control(setting: Setting) -> str:
-    """All that a setting and its control have in common: the options that both have."""
-    return json.dumps(
-        [{name: each[name] for name in sorted(each) if name not in ("part", "seed")} for each in setting.records]
+def acts_alike(setting: Setting, control: Setting) -> bool:
+    """Whether a control acts where the setting does, with the same values of every option that both have."""
+    return all(
+        one[name] == other[name]
+        for one, other in zip(setting.records, control.records, strict=True)
+        for name in one.keys() & other.keys() - {"part"}
     )
 
 
 def _fields(intervention: Intervention) -> list[str]:
-    """Layers, heads, the strength, then the other options."""
+    """The names of an intervention's fields: layers, heads, the strength, then the other options."""
     strength = [intervention.strength] if intervention.strength else []
     return [*_WHERE, *strength, *(name for name in intervention.options() if name != intervention.strength)]
 
 
-def _written(intervention: Intervention, name: str) -> str:
+def _as_json(intervention: Intervention, name: str) -> str:
     own: Any = intervention
     return json.dumps(asdict(own)[name])

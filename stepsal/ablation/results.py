@@ -1,10 +1,12 @@
-"""What the rows of a sweep say of each setting: its answers, and the paired difference to the baseline.
+"""The answers of each setting of a sweep, and its paired difference to the baseline.
 
-In: the rows that `stepsal.sweep` returns (`results.parquet`). Out: `Results`. No model is loaded. What else tables and figures
-show is made of them in `stepsal.ablation.effects` and `stepsal.ablation.votes`.
+In: the rows that `stepsal.sweep` returns (`results.parquet`). Out: `Results`. No model is loaded. `stepsal.ablation.effects`
+and `stepsal.ablation.votes` compute from them what else tables and figures show.
 
-1. A setting's answers become an array `problem answer` (an answer per seed and sample), the same problems in each setting.
-2. Every comparison is `stepsal.paired` of a setting with the baseline, its p corrected by Holm over the tests shown together.
+1. The answers of a setting become an array `problem answer`, with one answer for each seed and sample. The problems are the
+   same in every setting.
+2. Every comparison is `stepsal.paired` of a setting with the baseline. The p-values are corrected by Holm's method over the
+   tests that are shown together.
 """
 
 import json
@@ -25,16 +27,17 @@ from stepsal.sweeps.settings import Setting
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-else:  # imported where used: it takes a while
+else:  # pandas takes a while to import, so it is imported where it is used
     DataFrame = Any
 
 
 class Results:
-    """The answers of a sweep by setting: the baseline first, controls last.
+    """The answers of a sweep by setting: the baseline is the first setting, controls are the last.
 
-    Raises `InputError`: rows that lack a column, the baseline, or problems that another setting has; or a unit twice.
+    `config` is the content of the sweep's config.json, where it is known.
 
-    `config`: the sweep's config.json, where it is known.
+    Raises `InputError` where the rows lack a column, the baseline, or problems that another setting has, and where a setting
+    has two rows of the same problem, seed and sample.
     """
 
     def __init__(self, rows: DataFrame, config: Mapping[str, Any] | None = None) -> None:
@@ -51,13 +54,13 @@ class Results:
             raise InputError(
                 f"{len(baselines)} baselines among {len(first)} settings: give the rows of one sweep, its baseline included"
             )
-        found = {name: Setting.from_row(dict(row)) for name, row in first.items()}
-        order = sorted(first, key=lambda name: (name not in baselines, found[name].controls_for is not None))
-        self.settings = [found[name] for name in order]
+        settings = {name: Setting.from_row(dict(row)) for name, row in first.items()}
+        order = sorted(first, key=lambda name: (name not in baselines, settings[name].controls_for is not None))
+        self.settings = [settings[name] for name in order]
         self._labels = label_settings(self.settings)
         self._frames: dict[Setting, DataFrame] = {}
         for name in order:
-            self._frames[found[name]] = self._checked(found[name], groups[name])
+            self._frames[settings[name]] = self._checked(settings[name], groups[name])
         index = self._frames[self.baseline].index
         self.problems: list[str] = list(dict.fromkeys(index.get_level_values("problem")))
         self.n = len(self.problems)
@@ -66,15 +69,17 @@ class Results:
         self.samples = len(index) // self.n
 
     def _checked(self, setting: Setting, rows: DataFrame) -> DataFrame:
-        """The rows of a setting by problem, seed and sample: every answer once, and the same ones as of the baseline."""
+        """The rows of a setting, indexed by problem, seed and sample. Each must be there once, as in the baseline's rows."""
         frame = rows.set_index(["problem", "seed", "sample"]).sort_index()
         if not frame.index.is_unique:
             raise InputError(
-                f"setting {setting.name!r} has two rows of {frame.index[frame.index.duplicated()][0]}: give one sweep's rows"
+                f"setting {setting.name!r} has two rows of {frame.index[frame.index.duplicated()][0]} (problem, seed, sample): "
+                "give the rows of one sweep"
             )
         if not frame.index.equals(self._frames.get(self.settings[0], frame).index):
             raise InputError(
-                f"setting {setting.name!r} has other problems or samples than the baseline: the same are needed"
+                f"setting {setting.name!r} has other problems or samples than the baseline, but a paired comparison needs "
+                "the same: give the rows of one finished sweep"
             )
         return frame
 
@@ -84,7 +89,10 @@ class Results:
 
     @classmethod
     def read(cls, folder: str | Path) -> "Results":
-        """Raises `FileError` where there is no results.parquet, or what is no table."""
+        """Read the results of a sweep's folder.
+
+        Raises `FileError` where the folder has no results.parquet, or where that file is not a table.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -107,7 +115,7 @@ class Results:
         return cls(table.to_pandas(), config)
 
     def of_problems(self, names: Sequence[str]) -> "Results":
-        """The same of some of the problems."""
+        """The results for some of the problems only."""
         import pandas as pd
 
         rows = pd.concat([frame.reset_index() for frame in self._frames.values()], ignore_index=True)
@@ -115,22 +123,23 @@ class Results:
 
     @property
     def adaptive(self) -> bool:
-        """Were settings chosen by the answers of others (forward selection)? False where that is not known."""
+        """Whether settings were chosen by the answers of earlier ones (forward selection). False where that is not known."""
         return self.config.get("config", {}).get("grid", {}).get("shape") == "forward-selection"
 
     @property
     def model(self) -> dict[str, Any]:
-        """What the rows say of the model; nothing where they do not."""
+        """What the rows say about the model. The dictionary is empty where they say nothing."""
         frame = self._frames[self.baseline]
-        said = frame["model"].iloc[0] if "model" in frame else None
-        found: dict[str, Any] = json.loads(said) if said else {}
-        return found
+        text = frame["model"].iloc[0] if "model" in frame else None
+        model: dict[str, Any] = json.loads(text) if text else {}
+        return model
 
     @property
     def cost_column(self) -> str | None:
-        """What an answer's cost is measured by: on the CPU processor time, which other work changes little; else the clock.
+        """The column that measures the cost of an answer: processor time on a CPU, since other work on the machine changes it
+        little, and clock time on other devices.
 
-        None: the CPU's rows have no processor time (they are of an older version).
+        None where rows of a CPU have no processor time, because an older version wrote them.
         """
         if str(self.model.get("device", "cpu")).partition(":")[0] != "cpu":
             return "seconds"
@@ -148,21 +157,21 @@ class Results:
         return self.settings[1:]
 
     def label(self, setting: Setting) -> Label:
-        """What the setting is called beside the others."""
+        """What the setting is called beside the other settings."""
         return self._labels[setting]
 
     def about(self, setting: Setting) -> dict[str, Any]:
-        """What tables say of a setting: `id`, `part` (its kind), `label`, and whether it is a `control`."""
+        """The columns that describe a setting: `id`, `part` (its kind), `label`, and whether it is a `control`."""
         control = setting.controls_for is not None
         return {"id": setting.id, "part": setting.kind, "label": self.label(setting).text, "control": control}
 
     @property
     def size(self) -> str:
-        """`240 problems, one answer each`, for captions."""
+        """The numbers of problems and answers for captions, such as `240 problems, one answer each`."""
         return f"{self.n} problems, {'one answer' if self.samples == 1 else f'{self.samples} answers'} each"
 
     def values(self, setting: Setting, column: str = "correct") -> Shaped[np.ndarray, "problem answer"]:
-        """A column of a setting's rows, problems in the order of their ids."""
+        """One column of a setting's rows, with the problems in the order of their ids."""
         if column not in self._frames[setting]:
             raise InputError(f"the rows have no column {column!r}: read them again without leaving it out")
         return self._frames[setting][column].to_numpy().reshape(self.n, self.samples)
@@ -173,17 +182,18 @@ class Results:
 
     @property
     def lengths(self) -> list[int]:
-        """The chain lengths among the problems; none where the problems have no such thing."""
+        """The chain lengths of the problems. The list is empty where the problems have no chain length."""
         values = self.values(self.baseline, "length")[:, 0]
-        return sorted({int(each) for each in values if each == each and each is not None})
+        return sorted({int(length) for length in values if length == length and length is not None})
 
     def of_length(self, length: int) -> Bool[np.ndarray, "problem"]:
-        found: Bool[np.ndarray, problem] = self.values(self.baseline, "length")[:, 0] == length
-        return found
+        """Which problems have this chain length."""
+        chosen: Bool[np.ndarray, problem] = self.values(self.baseline, "length")[:, 0] == length
+        return chosen
 
     @cached_property
     def effects(self) -> DataFrame:
-        """A row per setting: accuracy, the paired difference to the baseline, tokens and seconds of an answer."""
+        """A row per setting: its accuracy, its paired difference to the baseline, and the tokens and seconds of an answer."""
         rows = []
         for setting in self.settings:
             about = self.about(setting)
@@ -194,22 +204,26 @@ class Results:
         return corrected(rows)
 
     def some_effects(self, settings: Sequence[Setting]) -> DataFrame:
-        """`effects` of some settings, corrected over those."""
-        table = self.effects.set_index("id", drop=False).loc[[each.id for each in settings]]
+        """The rows of `effects` for some settings, with the p-values corrected over these settings."""
+        table = self.effects.set_index("id", drop=False).loc[[setting.id for setting in settings]]
         return corrected(table.reset_index(drop=True).to_dict("records"))
 
 
 def accuracy_interval(per_problem: Float[np.ndarray, "problem"], answers: int) -> tuple[float, float, float]:
-    """Mean accuracy and its 95 % interval over problems: Wilson's for one answer each, else normal.
+    """The mean accuracy and the ends of its 95 % interval over problems.
 
-    >>> [round(each, 3) for each in accuracy_interval(np.array([1.0, 1.0, 0.0, 1.0]), 1)]
+    The interval is Wilson's where each problem has one answer, and otherwise the normal one.
+
+    >>> [round(value, 3) for value in accuracy_interval(np.array([1.0, 1.0, 0.0, 1.0]), 1)]
     [0.75, 0.301, 0.954]
     """
     n, mean = len(per_problem), float(per_problem.mean())
     deviation = float(per_problem.std(ddof=1)) if n > 1 else 0.0
     if answers == 1 and np.isin(per_problem, (0.0, 1.0)).all():
         return (mean, *wilson(round(per_problem.sum()), n))
-    if deviation == 0:  # nothing varies: what Wilson's interval leaves open
+    if (
+        np.ptp(per_problem) == 0
+    ):  # the problems do not vary, so Wilson's interval says what other problems might be like
         low, high = wilson(round(mean * n), n)
         return mean, min(low, mean), max(high, mean)
     margin = 1.96 * deviation / math.sqrt(n)
@@ -219,17 +233,17 @@ def accuracy_interval(per_problem: Float[np.ndarray, "problem"], answers: int) -
 def compare_answers(
     before: Bool[np.ndarray, "problem answer"], after: Bool[np.ndarray, "problem answer"], same: bool
 ) -> dict[str, Any]:
-    """`same`: it is the baseline itself, which has no difference."""
+    """The columns of a paired comparison. With `same`, `after` is the baseline itself, which has no difference to itself."""
     accuracy, low, high = accuracy_interval(after.mean(1), after.shape[1])
-    found: dict[str, Any] = {"n": len(after), "accuracy": accuracy, "accuracy_low": low, "accuracy_high": high}
+    columns: dict[str, Any] = {"n": len(after), "accuracy": accuracy, "accuracy_low": low, "accuracy_high": high}
     if same:
-        return found | dict.fromkeys(("difference", "low", "high", "gained", "lost", "p"), math.nan)
+        return columns | dict.fromkeys(("difference", "low", "high", "gained", "lost", "p"), math.nan)
     result = paired(before, after)
-    return found | {name: getattr(result, name) for name in ("difference", "low", "high", "gained", "lost", "p")}
+    return columns | {name: getattr(result, name) for name in ("difference", "low", "high", "gained", "lost", "p")}
 
 
 def corrected(rows: Sequence[Mapping[Any, Any]]) -> DataFrame:
-    """A table, with p corrected over its tests."""
+    """A table of the rows, with the p-values corrected by Holm's method over the tests in it."""
     ps = np.array([row["p"] for row in rows], dtype=float)
     adjusted = np.full(len(rows), math.nan)
     tested = ~np.isnan(ps)

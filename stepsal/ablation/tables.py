@@ -1,7 +1,7 @@
 """The ablation tables of a sweep, as Markdown and as LaTeX (booktabs).
 
-In: `stepsal.ablation.results` and `stepsal.ablation.effects`. Out: `Table`s of plain text cells, and their source. A cell is
-written once, in plain Unicode (`−0.4`, `τ_max`); each format escapes it.
+In: `stepsal.ablation.results` and `stepsal.ablation.effects`. Out: `Table`s of plain text cells, and their source in either
+format. A cell is written once, in plain Unicode (`−0.4`, `τ_max`); each format escapes it.
 """
 
 import math
@@ -17,7 +17,7 @@ from stepsal.markdown import markdown_table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-else:  # imported where used: it takes a while
+else:  # pandas takes a while to import, so it is imported where it is used
     DataFrame = Any
 
 CONTROL_LINE = "An effect that a control has too is no effect of the setting."
@@ -41,7 +41,7 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of plain text. `rules`: rows (from 0) that a rule stands above, for groups of them."""
+    """A table with cells of plain text. `rules` are the rows (counted from 0) above which a line separates groups of rows."""
 
     title: str
     caption: str
@@ -54,7 +54,7 @@ class Table:
         return f"**{self.title}.** {self.caption}\n\n{table}\n"
 
     def latex(self, label: str) -> str:
-        """A `table*`, which needs `\\usepackage{booktabs}`."""
+        """The table as a `table*` of LaTeX, which needs `\\usepackage{booktabs}`."""
 
         def line(cells: Sequence[str]) -> str:
             return " & ".join(map(latex, cells)) + r" \\"
@@ -80,7 +80,7 @@ class Table:
 
 
 def latex(text: str) -> str:
-    r"""Plain text as LaTeX has it.
+    r"""Plain text, escaped for LaTeX.
 
     >>> print(latex("τ_max 0.15 & 5 % of a_b"))
     $\tau_{\max}$ 0.15 \& 5 \% of a\_b
@@ -89,7 +89,7 @@ def latex(text: str) -> str:
 
 
 def ablation(results: Results) -> list[Table]:
-    """The table of settings; against the controls, by chain length and by kind of error, as far as the sweep has them."""
+    """The tables of a sweep: its settings, then, where it has them, controls, chain lengths and kinds of error."""
     tables = [_settings(results)]
     if len(controls := against_controls(results)):
         tables.append(_controls(results, controls))
@@ -108,7 +108,7 @@ _ERRORS = (
 
 
 def interval_kind(results: Results) -> str:
-    """What the intervals of paired differences are, and the p."""
+    """How the intervals and the p-values of paired differences are computed, for captions."""
     if results.samples == 1:
         return "95 % score intervals (Tango), McNemar's exact p"
     return "95 % bootstrap intervals over problems, exact p of swapping the settings within problems"
@@ -137,14 +137,14 @@ def _settings(results: Results) -> Table:
         "gained/lost: problems right more, less often than under the baseline; p Holm: corrected over the "
         f"{len(results.treated)} settings (* below 0.05); tokens: mean of an answer."
     )
-    if any(each.controls_for for each in results.settings):
+    if any(setting.controls_for for setting in results.settings):
         caption += " " + CONTROL_LINE
     if results.adaptive:
         caption += " " + ADAPTIVE_LINE
     return Table("Ablation", caption, header, tuple(rows), _rules(results))
 
 
-def _controls(results: Results, found: DataFrame) -> Table:
+def _controls(results: Results, comparisons: DataFrame) -> Table:
     header = ("Setting", "Its control", "Difference", "95 % interval", "Gained/lost", "p", "p Holm")
     rows = tuple(
         (
@@ -156,7 +156,7 @@ def _controls(results: Results, found: DataFrame) -> Table:
             p_value(row["p"]),
             p_value(row["p_corrected"]),
         )
-        for row in found.to_dict("records")
+        for row in comparisons.to_dict("records")
     )
     caption = (
         f"Each setting against its controls, which act in the same places with the same strength on the wrong target: accuracy "
@@ -166,51 +166,57 @@ def _controls(results: Results, found: DataFrame) -> Table:
     return Table("Against the controls", caption, header, rows)
 
 
-def _cells(results: Results, found: DataFrame, heading: str, what: str) -> Table:
-    columns = list(dict.fromkeys(found["column"]))
-    sizes = found.groupby("column")["n"].first()
+def _cells(results: Results, comparisons: DataFrame, heading: str, what: str) -> Table:
+    columns = list(dict.fromkeys(comparisons["column"]))
+    sizes = comparisons.groupby("column")["n"].first()
     differ = len(set(sizes)) > 1 or sizes.iloc[0] != results.n
     rows = []
     for setting in results.settings:
-        mine = found[found["id"] == setting.id].set_index("column").loc[columns]
+        own = comparisons[comparisons["id"] == setting.id].set_index("column").loc[columns]
         cells = [
-            percent(each["accuracy"])
-            + ("" if math.isnan(each["difference"]) else f" ({points(each['difference'])}){star(each['p_corrected'])}")
-            for each in mine.to_dict("records")
+            percent(row["accuracy"])
+            + ("" if math.isnan(row["difference"]) else f" ({points(row['difference'])}){star(row['p_corrected'])}")
+            for row in own.to_dict("records")
         ]
         rows.append((title(setting), *cells))
     header = ("Setting", *(f"{name} (n = {sizes[name]})" if differ else name for name in columns))
-    tests = found["p"].notna().sum()
+    tests = comparisons["p"].notna().sum()
     caption = f"{what}; {results.size}. *: paired difference, p < 0.05, corrected by Holm over the {tests} cells."
     return Table(heading, caption, header, tuple(rows), _rules(results))
 
 
 def _rules(results: Results) -> tuple[int, ...]:
-    """After the baseline, and before the controls."""
+    """The rows that a rule stands above: the first after the baseline, and the first control."""
     controls = [row for row, setting in enumerate(results.settings) if setting.controls_for]
     return tuple(row for row in dict.fromkeys((1, *controls[:1])) if row < len(results.settings))
 
 
 def percent(part: float) -> str:
+    """A share in per cent, with one decimal and without the per cent sign.
+
+    >>> percent(0.625)
+    '62.5'
+    """
     return f"{100 * part:.1f}"
 
 
 def points(difference: float) -> str:
-    """A difference in percentage points, with its sign.
+    """A difference of two shares in percentage points, with its sign.
 
     >>> points(-0.0125), points(0.02), points(0.0)
     ('−1.2', '+2.0', '0.0')
     """
-    said = f"{100 * difference:+.1f}"
-    return "0.0" if float(said) == 0 else said.replace("-", "−")
+    text = f"{100 * difference:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "−")
 
 
 def star(p: float) -> str:
+    """The mark of a p-value below 0.05."""
     return "*" if p < 0.05 else ""
 
 
 def p_value(p: float) -> str:
-    """Two digits, three decimals at most.
+    """A p-value with two digits, and at most three decimals.
 
     >>> p_value(0.0321), p_value(0.51), p_value(0.0002), p_value(float("nan"))
     ('0.032', '0.51', '<0.001', '–')

@@ -15,7 +15,7 @@ def add(commands: "options.Commands") -> None:
         help="step maps of your own traces and model",
         description="Compute the step map of each trace. Run again after an interrupt: finished maps are kept.",
     )
-    parser.add_argument("traces", type=Path, metavar="TRACES.jsonl", help="one trace a line (see docs/method.md)")
+    parser.add_argument("traces", type=Path, metavar="TRACES.jsonl", help="one trace a line (see docs/traces.md)")
     parser.add_argument("--model", required=True, metavar="NAME_OR_DIR", help="hub id or local Hugging Face directory")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the maps")
     parser.add_argument("--objective", default="token", choices=["token", "sequence"])

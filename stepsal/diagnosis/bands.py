@@ -1,20 +1,24 @@
-"""Which layers StepFlow should act on: read off a comparison of correct and wrong traces, not a fixed quarter of the depth.
+"""Which layers StepFlow should act on: chosen from a comparison of correct and wrong traces, not a fixed quarter of the depth.
 
 In: a `Comparison`. Out: `Bands`, the layers for the bridge (`shallow`) and for the momentum (`deep`), with the evidence.
 
-1. The bridge is to mend lock-in, the momentum decay. So the bridge looks for layers of the lower half in which `lock_in` is
-   higher in wrong traces, the momentum for layers of the upper half in which `thinking_to_summary` is lower in them.
-2. A layer differs if the 95 % interval of the AUC lies beyond 1/2 on that side, and p, corrected over layers, is below 0.05: in
-   the matched pairs, or, where fewer than 20 pairs have the metric, in all traces; length may then explain the difference.
+1. The bridge should mend lock-in, and the momentum should mend decay. So the layers for the bridge are sought in the lower
+   half, where `lock_in` is higher in wrong traces, and those for the momentum in the upper half, where `thinking_to_summary` is
+   lower in wrong traces.
+2. A layer differs if the 95 % interval of the AUC lies beyond 1/2 on that side, and the p-value, corrected over layers, is
+   below 0.05. This is tested in the matched pairs or, where fewer than 20 pairs have the metric, in all traces; then length may
+   explain the difference.
 3. A layer is beyond distance if, in all traces, the limit of the difference's 95 % interval that is nearer to zero lies beyond
-   the difference that the same traces would show if influence depended on distance alone (`metrics.position_only`). That is
-   asked only where there are too few pairs: among traces matched in length, reading nearer things is what the two failures are.
-4. The layers of that half to which rule 2 and, where it is asked, rule 3 apply are chosen, and no others: gaps are not filled,
-   neighbours not added.
+   the difference that the same traces would show if influence depended on distance alone (`metrics.position_only`). This is
+   required only where there are too few pairs: among traces matched in length, reading nearer things is what the two failures
+   are.
+4. The layers of that half which satisfy rule 2 and, where it is required, rule 3 are chosen, and no others: gaps are not
+   filled, and neighbours are not added.
 5. Where no layer is chosen, the intervention falls back to the paper's quarter (`layers.band`), and a warning says so.
 
-p is two-sided and over all layers, but only one direction in half of them counts: with healthy traces an intervention gets some
-layer once in forty times or less. Being chosen says where correct and wrong traces differ, not that mending it would help.
+The p-value is two-sided and corrected over all layers, but only one direction in half of the layers counts. So with healthy
+traces an intervention gets some layer once in forty times or less. That a layer is chosen says that correct and wrong traces
+differ there, not that mending it would help.
 """
 
 import warnings
@@ -30,12 +34,13 @@ from stepsal.models.layers import band
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-else:  # imported where used: it takes a while
+else:  # pandas takes a while to import, so it is imported where it is used
     DataFrame = Any
 
 ENOUGH_PAIRS = 20
 LEVEL = 0.05
-_SOUGHT = {"shallow": ("lock_in", 1), "deep": ("thinking_to_summary", -1)}  # the metric, and its sign in wrong traces
+# The metric that is sought in each half of the layers, and the sign of its difference in wrong traces.
+_SOUGHT = {"shallow": ("lock_in", 1), "deep": ("thinking_to_summary", -1)}
 _KEPT = ["correct", "wrong", "n_correct", "n_wrong", "difference", "low", "high", "auc", "auc_low", "auc_high"]
 
 
@@ -47,11 +52,12 @@ class Bands:
         shallow: the layers for the bridge.
         deep: the layers for the momentum.
         fell_back: which of the names `shallow` and `deep` stand for the paper's quarter, because no layer qualified.
-        reasons: for `shallow` and for `deep`, why these layers were taken.
-        evidence: a row per part (`shallow` or `deep`) and layer. The columns `correct` to `p_corrected` are those of
-            `Comparison.table`, of the traces that the column `traces` names (`matched pairs` or `all`). Of all traces come
-            `all_low` and `all_high` (the limits of the difference), and `distance_difference` and `distance_auc` (what they
-            would be if distance alone counted). `in_half`, `differs` and `beyond_distance` are rules 1 to 3, `chosen` rule 4.
+        reasons: for `shallow` and for `deep`, a text that says why these layers were chosen.
+        evidence: a row for each band (`shallow` or `deep`, in the column `part`) and layer. The columns `correct` to
+            `p_corrected` are those of `Comparison.table`, for the traces that the column `traces` names (`matched pairs` or
+            `all`). The columns `all_low` and `all_high` (the limits of the difference), `distance_difference` and
+            `distance_auc` (the difference and the AUC if influence depended on distance alone) are always those of all traces.
+            `in_half`, `differs` and `beyond_distance` say whether rules 1 to 3 hold, and `chosen` whether rule 4 does.
     """
 
     shallow: tuple[int, ...]
@@ -65,7 +71,7 @@ class Bands:
         return f"Bands(shallow={self.shallow}, deep={self.deep}{fell_back})"
 
     def summary(self) -> str:
-        """A Markdown list: the layers for the bridge and for the momentum, and why these."""
+        """A Markdown list of the layers for the bridge and for the momentum, with the reasons for choosing them."""
         return "\n".join(
             f"- {use}: layers {_names(getattr(self, name))}. {self.reasons[name]}"
             for name, use in (("shallow", "odds-equal bridge"), ("deep", "step momentum"))
@@ -81,13 +87,13 @@ _comparison = instance(
 
 @checked(comparison=_comparison)
 def choose_layers(comparison: Comparison) -> Bands:
-    """The layers where wrong traces show what StepFlow's two interventions mend.
+    """The layers where wrong traces show the failures that StepFlow's two interventions mend.
 
-    Where no layer shows it, the paper's quarter is taken, with a warning. A comparison of some of the layers is judged on
-    those; `reasons` names the missing ones.
+    Where no layer shows a failure, the paper's quarter is taken, with a warning. A comparison that holds only some of the
+    layers is judged on these; `reasons` names the missing layers.
 
     Raises:
-        InputError: the comparison holds no layer of a half, lacks a metric, or does not say how many layers the model has.
+        InputError: the comparison has no layer of a half, lacks a metric, or does not say how many layers the model has.
 
     >>> import torch
     >>> from stepsal import Step, StepMap, compare
@@ -123,7 +129,7 @@ def choose_layers(comparison: Comparison) -> Bands:
 
 
 def _evidence(comparison: Comparison, metric: str, sign: int, half: range) -> DataFrame:
-    """The rows of `Bands.evidence` for one metric, sought with a sign in one half of the layers."""
+    """The rows of `Bands.evidence` for one metric, whose difference should have this sign in one half of the layers."""
     everyone, matched, alone = (
         table[table["metric"] == metric].set_index("layer") if len(table) else table
         for table in (comparison.table, comparison.matched, comparison.position_only)
@@ -149,7 +155,7 @@ def _evidence(comparison: Comparison, metric: str, sign: int, half: range) -> Da
 
 
 def _reason(evidence: DataFrame, metric: str, sign: int, half: range) -> str:
-    """Why these layers were chosen, or why none was, in a sentence."""
+    """A sentence that says why these layers were chosen, or why none was."""
     if evidence["auc"].isna().all():
         return f"No trace, or too few, have a {LABELS[metric]}."
 

@@ -1,14 +1,14 @@
-"""Correct against wrong traces: what differs, by how much, how sure we are, and what else could explain it.
+"""Correct against wrong traces: what differs, by how much, how certain it is, and what else could explain it.
 
-In: two groups of step maps (or diagnoses). Out: a `Comparison`, one row per metric and layer. The trace is the unit of
+In: two groups of step maps (or diagnoses). Out: a `Comparison`, with one row per metric and layer. The trace is the unit of
 sampling: layers and heads of one trace are never counted as independent.
 
-1. Per metric and layer, over the traces that have a value: both means, their difference (wrong - correct), Cliff's delta, and
-   the area under the ROC curve of "a high value means wrong" (`delta = 2 AUC - 1`).
-2. Intervals by bootstrap, p by permutation, corrected over layers: `stepsal.statistics.resampling`.
-3. Controls: the same rows for pairs of traces matched on their number of steps and, within 10 %, of tokens (one to one, by
-   scipy's optimal assignment), since wrong traces are often longer; and for what the metrics would be if influence depended
-   on distance alone (`metrics.position_only`).
+1. For each metric and layer, over the traces that have a value: both means, their difference (wrong - correct), Cliff's delta,
+   and the area under the ROC curve of "a high value means wrong" (`delta = 2 AUC - 1`).
+2. Intervals come from a bootstrap, and p-values from permutations, corrected over layers: `stepsal.statistics.resampling`.
+3. There are two controls. Since wrong traces are often longer, the same rows are computed for pairs of traces that are matched
+   on their number of steps and, within 10 %, on their number of tokens (one to one, by scipy's optimal assignment). And they
+   are computed for what the metrics would be if influence depended on distance alone (`metrics.position_only`).
 
 Source: method.md section 4.
 """
@@ -34,7 +34,7 @@ from stepsal.statistics.resampling import Columns, statistics
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-else:  # imported where used: it takes a while
+else:  # pandas takes a while to import, so it is imported where it is used
     DataFrame = Any
 
 LENGTH_TOLERANCE = 0.1
@@ -44,15 +44,15 @@ _TABLES = ("table", "matched", "position_only")
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Two groups of traces, compared.
+    """The comparison of two groups of traces.
 
     Attributes:
-        table: a row per metric and layer; the decays and lengths, of which a trace has one each, have no layer. Columns:
-            `correct`, `wrong` (the groups' means), `n_correct`, `n_wrong` (how many traces have a value), `difference`
-            (wrong - correct) with its 95 % interval from `low` to `high`, `cliffs_delta`, `auc` with its interval from
-            `auc_low` to `auc_high`, `p`, `p_corrected`.
-        matched: the same table for the traces of `pairs`. Empty where fewer than two pairs could be matched.
-        position_only: the same table for what the metrics would be if influence depended on distance alone; the decays and
+        table: a row per metric and layer. The decays and lengths have no layer, since a trace has a single value of each. The
+            columns are `correct` and `wrong` (the groups' means), `n_correct` and `n_wrong` (how many traces have a value),
+            `difference` (wrong - correct) with its 95 % interval from `low` to `high`, `cliffs_delta`, `auc` with its
+            interval from `auc_low` to `auc_high`, `p`, and `p_corrected`.
+        matched: the same table for the traces of `pairs`. It is empty where fewer than two pairs could be matched.
+        position_only: the same table for what the metrics would be if influence depended on distance alone. The decays and
             lengths are not in it.
         pairs: the indices (correct, wrong) of the matched traces.
         meta: the numbers of traces and resamples, the seed, the version of stepsal, and what the maps have in common.
@@ -70,15 +70,15 @@ class Comparison:
         )
 
     def to_dataframe(self) -> DataFrame:
-        """All three tables in one; the column `control` says which table a row is of: `none`, `matched` or `position only`."""
+        """All three tables in one. The column `control` names the table of a row: `none`, `matched` or `position only`."""
         import pandas as pd
 
-        parts = {"none": self.table, "matched": self.matched, "position only": self.position_only}
-        frames = [part.assign(control=name) for name, part in parts.items() if len(part)]
+        tables = {"none": self.table, "matched": self.matched, "position only": self.position_only}
+        frames = [table.assign(control=name) for name, table in tables.items() if len(table)]
         return pd.concat(frames, ignore_index=True)
 
     def summary(self) -> str:
-        """A Markdown table: for each metric the layer that tells wrong from correct traces best, with its controls."""
+        """A Markdown table with, for each metric, the layer that tells wrong from correct traces best, and its controls."""
         header = ["metric", "layer", "correct", "wrong", "difference (95 %)", "AUC (95 %)", "p, corrected"]
         header += ["AUC matched (95 %)", "p, corrected", "AUC, distance alone"]
         tables = [self._records(name) for name in _TABLES]
@@ -107,7 +107,7 @@ class Comparison:
         )
 
     def _records(self, table: str) -> dict[tuple[str, int | None], dict[str, Any]]:
-        """The rows of a table by metric and layer, as JSON has them: None where a value is missing."""
+        """The rows of a table by metric and layer, as in JSON, where a missing value is None."""
         records = json.loads(getattr(self, table).to_json(orient="records", double_precision=12))
         return {(record["metric"], record["layer"]): record for record in records}
 
@@ -162,15 +162,16 @@ def compare(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Comparison:
-    """Compare the step maps of correct and of wrong traces, per metric and layer, with controls.
+    """Compare the step maps of correct and of wrong traces, for each metric and layer, with controls.
 
     Args:
-        correct, error: the step maps or diagnoses of each group, made alike (same model, layers, rule and objective).
-        resamples: how many resamples the bootstrap draws, and how many permutations the test.
-        seed: of the bootstrap and of the permutations.
+        correct, error: the step maps or diagnoses of the two groups, all made with the same model, layers, rule and objective.
+        resamples: the number of resamples that the bootstrap draws, and of permutations that the test draws.
+        seed: the seed of the bootstrap and of the permutations.
 
     Raises:
-        InputError: fewer than two traces in a group, too few resamples for a 95 % interval, or maps made differently.
+        InputError: a group has fewer than two traces, there are too few resamples for a 95 % interval, or the maps were made
+            differently.
 
     >>> import torch
     >>> from stepsal import Step, StepMap, compare
@@ -185,7 +186,9 @@ def compare(
     groups = [[one if isinstance(one, Diagnosis) else diagnose(one) for one in group] for group in (correct, error)]
     for name, group in zip(("correct", "error"), groups, strict=True):
         if len(group) < 2:
-            raise InputError(f"{name} holds {len(group)} trace(s): a comparison needs two in each group, better dozens")
+            raise InputError(
+                f"{name} holds {len(group)} trace(s): a comparison needs two in each group, and should have dozens"
+            )
         for diagnosis in group:
             check_alike(groups[0][0], diagnosis)
     columns, values = _values(groups)
@@ -217,14 +220,14 @@ def compare(
 
 
 def _auc(row: dict[str, Any] | None) -> tuple[str, str]:
-    """A row's AUC with its interval, and its corrected p; empty texts for a row that has no AUC."""
+    """The AUC of a row with its interval, and its corrected p-value. Both texts are empty where the row has no AUC."""
     if row is None or row["auc"] is None:
         return "", ""
     return f"{row['auc']:.2f} ({row['auc_low']:.2f} to {row['auc_high']:.2f})", f"{row['p_corrected']:.4f}"
 
 
 def _values(groups: list[list[Diagnosis]]) -> tuple[Columns, list[np.ndarray]]:
-    """Metric and layer of each column; per group an array `trace column`, NaN where a trace has no value."""
+    """The columns (metric and layer), and for each group an array `trace column`, with NaN where a trace has no value."""
     first = groups[0][0]
     columns: Columns = [(name, layer) for name in first.profile for layer in first.layers]
     columns += [(name, None) for name in (*first.decay, "steps", "tokens")]
@@ -242,6 +245,7 @@ def _values(groups: list[list[Diagnosis]]) -> tuple[Columns, list[np.ndarray]]:
 
 
 def _position_only(groups: list[list[Diagnosis]]) -> tuple[Columns, list[np.ndarray]]:
+    """The same as `_values`, for what the metrics would be if influence depended on distance alone."""
     first = groups[0][0]
     columns: Columns = [(name, layer) for name in first.position_only for layer in first.layers]
     values = [np.array([torch.cat(list(d.position_only.values())).double().numpy() for d in group]) for group in groups]
@@ -249,7 +253,10 @@ def _position_only(groups: list[list[Diagnosis]]) -> tuple[Columns, list[np.ndar
 
 
 def _match(correct: list[Diagnosis], wrong: list[Diagnosis]) -> tuple[tuple[int, int], ...]:
-    """As many one-to-one pairs with equally many steps and nearly equal lengths as there are, of the least difference."""
+    """One-to-one pairs of a correct and a wrong trace with equally many steps and nearly equal lengths.
+
+    There are as many pairs as possible and, among such choices, their lengths differ the least.
+    """
     from scipy.optimize import linear_sum_assignment
 
     steps = [
@@ -259,6 +266,6 @@ def _match(correct: list[Diagnosis], wrong: list[Diagnosis]) -> tuple[tuple[int,
     tokens = [np.log([float(d.meta["tokens"]) for d in group]) for group in (correct, wrong)]
     apart = np.abs(tokens[0][:, None] - tokens[1])
     allowed = (steps[0][:, None] == steps[1]).all(-1) & (apart <= np.log1p(LENGTH_TOLERANCE))
-    forbidden = 1e3  # more than all allowed pairs together could save
+    forbidden = 1e3  # a cost that no saving among the allowed pairs could outweigh
     rows, columns = linear_sum_assignment(np.where(allowed, apart, forbidden))
     return tuple((int(i), int(j)) for i, j in zip(rows, columns, strict=True) if allowed[i, j])

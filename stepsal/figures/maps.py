@@ -1,8 +1,8 @@
-"""The figures of a folder of step maps: what `stepsal figure` and the scripts in `figures/` draw of it.
+"""The figures of a folder of step maps: what `stepsal figure` and the scripts in `figures/` draw from it.
 
-In: a folder that `stepsal demo` or `stepsal saliency` wrote, with `comparison.json` of `stepsal compare` for the forest plot.
-Out: a matplotlib figure and its caption. No model is loaded. Every figure is one column wide with type of 7 to 8 points.
-`stepsal.figures.sweeps` has the figures of a sweep's folder, `stepsal.figures.save` writes them all.
+In: a folder that `stepsal demo` or `stepsal saliency` wrote; the forest plot also needs the `comparison.json` of
+`stepsal compare`. Out: a matplotlib figure and its caption. No model is loaded. Every figure is one column wide, with type of 7
+to 8 points. `stepsal.figures.sweeps` has the figures of a sweep's folder, and `stepsal.figures.save` writes them all.
 """
 
 import json
@@ -26,14 +26,14 @@ from stepsal.saliency.stepmap import StepMap
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-else:  # imported where used: it takes a while
+else:  # matplotlib takes a while to import, so it is imported where it is used
     Axes = Figure = Any
 
 _SHOWN = ("lock_in", "question_share", "thinking_to_summary", "summary_self")
 
 
 def tokens(folder: Path) -> tuple[Figure, str]:
-    """A token-level map beside the step map it is pooled to."""
+    """A token-level map beside the step map that pools it."""
     influence, stepmap = load_example(folder)
     figure = new_figure(1.95)
     left, right = figure.subplots(1, 2)
@@ -47,7 +47,7 @@ def tokens(folder: Path) -> tuple[Figure, str]:
 
 
 def maps(folder: Path) -> tuple[Figure, str]:
-    """Shallow and deep layers of a correct and a wrong trace, on one colour scale."""
+    """Step maps of the shallow and deep layers of a correct and a wrong trace, on one colour scale."""
     figure = new_figure(3.7)
     draw_maps(figure, {name: group[0] for name, group in group_maps(load_step_maps(folder)).items() if group})
     return figure, (
@@ -58,13 +58,18 @@ def maps(folder: Path) -> tuple[Figure, str]:
 
 
 def draw_maps(figure: Any, examples: dict[str, StepMap], notes: dict[str, str] | None = None) -> None:
-    """Draw step maps into a figure, a row each: shallow and deep layers, on one colour scale."""
+    """Draw step maps into a figure: a row for each map, columns for shallow and deep layers, one colour scale.
+
+    `notes` are put behind the names in the titles.
+    """
     bands = ("shallow", "deep")
     axes = figure.subplots(len(examples), 2, squeeze=False)
     norm = plot.log_scale(
         *(
-            plot.answer_rows(plot.map_values(each, band, None, "density").tril(), [step.segment for step in each.steps])
-            for each in examples.values()
+            plot.answer_rows(
+                plot.map_values(stepmap, band, None, "density").tril(), [step.segment for step in stepmap.steps]
+            )
+            for stepmap in examples.values()
             for band in bands
         )
     )
@@ -80,20 +85,20 @@ def draw_maps(figure: Any, examples: dict[str, StepMap], notes: dict[str, str] |
 
 
 def profiles(folder: Path) -> tuple[Figure, str]:
-    """Four metrics, and those of the user's own, by depth, correct against wrong: means and 95 % intervals over traces."""
+    """Four metrics and those that the user defined, by depth, for correct and wrong traces: means and 95 % intervals."""
     groups = _diagnosed(folder)
     shown = shown_metrics(*_SHOWN)
-    figure = new_figure(1.65 * _rows(shown) + 0.3 * (len(shown) % 2))  # room for the numbers above an empty place
+    figure = new_figure(1.65 * _rows(shown) + 0.3 * (len(shown) % 2))  # tick labels above an empty place need room
     panels = _panels(figure, shown)
     for metric, ax in panels.items():
         plot.depth_profile(groups, metric=metric, ax=ax)
         legend = ax.get_legend()
         if legend is not None and metric != shown[0]:
             legend.remove()
-        if metric not in shown[-2:]:  # another panel is below
+        if metric not in shown[-2:]:  # another panel is below this one
             ax.set_xlabel("")
     own = [METRICS[metric] for metric in shown[len(_SHOWN) :]]
-    dashed = [f" In {each.label}: {each.reference:g}." for each in own if each.reference is not None]
+    dashed = [f" In {metric.label}: {metric.reference:g}." for metric in own if metric.reference is not None]
     return figure, (
         f"{'Four' if len(shown) == 4 else len(shown)} metrics by depth, over correct and over wrong traces: mean over heads "
         "and traces, and its 95 % interval over traces (normal). Dashed: lock-in of 1/2, where a pair of tokens in the current "
@@ -102,7 +107,7 @@ def profiles(folder: Path) -> tuple[Figure, str]:
 
 
 def heads(folder: Path) -> tuple[Figure, str]:
-    """Lock-in and thinking → summary share of every head, mean over all traces."""
+    """The lock-in and the thinking → summary share of every head, as means over all traces."""
     diagnoses = [diagnosis for group in _diagnosed(folder).values() for diagnosis in group]
     figure = new_figure(1.9)
     left, right = figure.subplots(1, 2, sharey=True)
@@ -115,12 +120,12 @@ def heads(folder: Path) -> tuple[Figure, str]:
 
 
 def forest(folder: Path) -> tuple[Figure, str]:
-    """How well each metric tells wrong from correct, by layer, with the controls."""
+    """How well each metric tells wrong traces from correct ones, by layer, with the controls."""
     path = folder / "comparison.json"
     if not path.exists():
         raise FileError(f"there is no {path}: make it with `stepsal compare {folder}`")
     comparison = Comparison.load(path)
-    compared = set(comparison.table["metric"])  # a metric of the user's own may be younger than the file
+    compared = set(comparison.table["metric"])  # the user may have defined a metric after the file was written
     shown = [metric for metric in shown_metrics(*_SHOWN) if metric in compared]
     rows = _rows(shown)
     figure = new_figure(min(4.0 * rows, rows * (0.2 * len(comparison.meta["layers"]) + 1.0) + 0.3))
@@ -129,7 +134,7 @@ def forest(folder: Path) -> tuple[Figure, str]:
         plot.comparison(comparison, metric=metric, ax=ax)
         ax.set_title(plot.LABELS[metric], loc="left")
         ax.label_outer()
-        if metric in shown[-2:]:  # no other panel is below
+        if metric in shown[-2:]:  # no other panel is below this one
             ax.set_xlabel("AUC")
             ax.tick_params(labelbottom=True)
     handles, names = panels[shown[0]].get_legend_handles_labels()
@@ -149,11 +154,11 @@ MAP_FIGURES: dict[str, Callable[[Path], tuple[Figure, str]]] = {
     "heads": heads,
     "forest": forest,
 }
-"""Each figure with its caption, of a folder of step maps."""
+"""The figures of a folder of step maps, by name. Each function returns a figure and its caption."""
 
 
 def save_example(folder: Path, influence: torch.Tensor, trace_id: str) -> None:
-    """Keep a token-level map (mean over layers and heads) of one of a folder's traces, for the figure that shows one."""
+    """Save a token-level map (the mean over layers and heads) of one of the folder's traces, for the figure `tokens`."""
     from safetensors.torch import save_file
 
     with atomic_path(folder / "tokens.safetensors") as temporary:
@@ -161,7 +166,7 @@ def save_example(folder: Path, influence: torch.Tensor, trace_id: str) -> None:
 
 
 def load_example(folder: Path) -> tuple[torch.Tensor, StepMap]:
-    """The token-level map that `save_example` kept, and its trace's step map."""
+    """The token-level map that `save_example` saved, and the step map of its trace."""
     from safetensors import SafetensorError, safe_open
 
     path = folder / "tokens.safetensors"
@@ -181,7 +186,7 @@ def _diagnosed(folder: Path) -> dict[str, Sequence[Diagnosis]]:
 
 
 def _rows(shown: Sequence[str]) -> int:
-    """How many rows of two panels these metrics take."""
+    """The number of rows, of two panels each, that these metrics take."""
     return -(-len(shown) // 2)
 
 
@@ -190,5 +195,5 @@ def _panels(figure: Figure, shown: Sequence[str], *, sharey: bool = False) -> di
     axes = list(figure.subplots(_rows(shown), 2, sharex=True, sharey=sharey).flat)
     if len(axes) > len(shown):
         axes.pop().remove()
-        axes[-2].tick_params(labelbottom=True)  # nothing is below it any more
+        axes[-2].tick_params(labelbottom=True)  # no panel is below this one any more
     return dict(zip(shown, axes, strict=True))

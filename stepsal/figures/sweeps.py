@@ -1,7 +1,7 @@
 """The tables and figures of a sweep, and step maps before and after: what `stepsal figure NAME DIR` makes of a sweep's folder.
 
-In: the folder of a sweep that is finished (`results.parquet`). Out: `FigureOrTables`, a figure or tables with their caption.
-No model is loaded. A sweep that lacks the settings a figure is of is refused, with what to put into its configuration.
+In: the folder of a finished sweep (`results.parquet`). Out: `FigureOrTables`, a figure with its caption or tables with theirs.
+No model is loaded. Where a sweep lacks the settings that a figure shows, the error says what its configuration needs.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from stepsal.sweeps.settings import Setting, kind_label
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
-else:  # imported where used: it takes a while
+else:  # matplotlib and pandas take a while to import, so they are imported where they are used
     DataFrame = Figure = Any
 
 _MOST_LINES = 5
@@ -39,7 +39,7 @@ _COST = {
 
 @dataclass(frozen=True)
 class FigureOrTables:
-    """A figure with its caption, or tables (each has its own)."""
+    """A figure with its caption, or tables, each of which has a caption of its own."""
 
     caption: str = ""
     figure: Figure | None = None
@@ -47,7 +47,7 @@ class FigureOrTables:
 
     @property
     def texts(self) -> dict[str, str]:
-        """The files of text beside the figure, by suffix."""
+        """The contents of the text files beside the figure, by suffix."""
         if not self.tables:
             return {"md": f"{self.caption}\n"}
         sources = [table.latex("tab:" + "-".join(table.title.lower().split())) for table in self.tables]
@@ -58,12 +58,12 @@ class FigureOrTables:
 
 
 def ablation_tables(folder: Path) -> FigureOrTables:
-    """The ablation table; against the controls, by chain length and by kind of error."""
+    """The table of all settings, and those against the controls, by chain length and by kind of error."""
     return FigureOrTables(tables=tuple(ablation(_treated(folder))))
 
 
 def effects(folder: Path) -> FigureOrTables:
-    """The paired difference of every setting, as a forest plot."""
+    """The paired difference of every setting to the baseline, as a forest plot."""
     results = _treated(folder)
     if len(results.treated) > _MOST_EFFECTS:
         raise InputError(
@@ -83,7 +83,7 @@ def effects(folder: Path) -> FigureOrTables:
 
 
 def grid(folder: Path) -> FigureOrTables:
-    """Layer × head heat maps of the difference that a head alone makes, and each layer alone."""
+    """Layer × head heat maps of the difference that each head alone, and each layer alone, makes."""
     results = Results.read(folder)
     panels = head_panels(results)
     limit = plot.head_limit(panels)
@@ -93,7 +93,7 @@ def grid(folder: Path) -> FigureOrTables:
     across = min(2, len(panels))
     axes = figure.subplots(rows, across, squeeze=False, sharey=True)
     layout: Any = figure.get_layout_engine()
-    layout.set(wspace=0.08)  # panels further apart than a panel and its strip
+    layout.set(wspace=0.08)  # panels are further apart than a panel and its strip
     for ax in axes.flat[len(panels) :]:
         ax.remove()
     for index, (ax, panel) in enumerate(zip(axes.flat, panels, strict=False)):
@@ -155,7 +155,10 @@ def strength(folder: Path) -> FigureOrTables:
 
 
 def compute(folder: Path, sampled: Path | None = None) -> FigureOrTables:
-    """Accuracy against compute, with self-consistency as the alternative. `sampled`: a sweep whose baseline has samples."""
+    """Accuracy against compute, with self-consistency as the alternative.
+
+    Where the baseline in `folder` has no samples, `sampled` is the folder of a second sweep of the same problems that has them.
+    """
     results = _treated(folder)
     voting = results if sampled is None else Results.read(sampled)
     every = results.n
@@ -164,11 +167,11 @@ def compute(folder: Path, sampled: Path | None = None) -> FigureOrTables:
         if not set(voting.problems) <= set(results.problems):
             raise InputError(
                 f"{sampled} is a sweep of other problems ({voting.n}) than {folder} ({results.n}): accuracy is compared on the "
-                "same, so its problems must be among those"
+                f"same problems, so those of {sampled} must be among those of {folder}"
             )
         if voting.n < every:
             results = results.of_problems(voting.problems)
-    tokens = [float(each.values(each.baseline, "tokens").mean()) for each in (voting, results)]
+    tokens = [float(answers.values(answers.baseline, "tokens").mean()) for answers in (voting, results)]
     sample = tokens[0] / tokens[1] if tokens[1] else 1.0
     some = f", those of {every} that have samples" if results.n < every else ""
     votes = self_consistency(voting, sample=sample)
@@ -193,32 +196,35 @@ def compute(folder: Path, sampled: Path | None = None) -> FigureOrTables:
 
 
 def _token_costs(table: DataFrame) -> str:
-    """What a token costs under each setting, the baseline's being 1; of many settings the least and the most."""
+    """The cost of a token under each setting, relative to the baseline's. Of many settings, only the lowest and the highest."""
     treated = table.iloc[1:]
     low, high = treated["cost"].min(), treated["cost"].max()
     noise = " (no part takes work away: what is below 1 shows how far the measure is off);" if low < 1 else ";"
     if len(treated) > _MOST_LINES + 2:
         return f" a token costs {low:.2f} to {high:.2f} of the baseline's{noise}"
-    said = ", ".join(f"{row['cost']:.2f} ({row['label']})" for row in treated.to_dict("records"))
-    return f" a token costs, of the baseline's, {said}{noise}"
+    by_setting = ", ".join(f"{row['cost']:.2f} ({row['label']})" for row in treated.to_dict("records"))
+    return f" a token costs, of the baseline's, {by_setting}{noise}"
 
 
 def _same_model(folder: Path, results: Results, sampled: Path, voting: Results) -> None:
-    """Raises `InputError` where the rows name two models; or where config.json has two fingerprints, made in the same way."""
-    names = [each.model.get("model") for each in (results, voting)]
-    prints = [each.config.get("model", {}).get("fingerprint") for each in (results, voting)]
-    formats = {each.config.get("format") for each in (results, voting)}
+    """Raise `InputError` where the rows of two sweeps name different models, or their config.json different fingerprints.
+
+    Fingerprints are compared only where both files have the same format, so that they were made in the same way.
+    """
+    names = [sweep.model.get("model") for sweep in (results, voting)]
+    prints = [sweep.config.get("model", {}).get("fingerprint") for sweep in (results, voting)]
+    formats = {sweep.config.get("format") for sweep in (results, voting)}
     if names[0] != names[1] or (None not in prints and len(formats) == 1 and prints[0] != prints[1]):
         raise InputError(
-            f"{folder} and {sampled} are sweeps of two models ({names[0]} and {names[1]}, or other weights of it): make both "
-            "with the same"
+            f"{folder} and {sampled} are sweeps of two models ({names[0]} and {names[1]}, or two versions of its weights): run "
+            "both with the same model"
         )
 
 
 def difficulty(folder: Path) -> FigureOrTables:
-    """Accuracy by chain length, of the baseline and the settings."""
+    """Accuracy by chain length, for the baseline and the settings."""
     results = Results.read(folder)
-    by_length(results, [results.baseline])  # is there a length?
+    by_length(results, [results.baseline])  # this raises where the problems have no length
     shown, rest = _choose(results)
     table = by_length(results, [results.baseline, *shown])
     figure = new_figure(2.7 + 0.15 * (len(shown) // 2))
@@ -227,9 +233,9 @@ def difficulty(folder: Path) -> FigureOrTables:
     handles, names = ax.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False)
     sizes = sorted(set(table["n"]))
-    each = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    size = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     caption = (
-        f"Accuracy by chain length: {each} problems of each, {results.size.split(', ')[1]}; 95 % intervals over problems "
+        f"Accuracy by chain length: {size} problems of each, {results.size.split(', ')[1]}; 95 % intervals over problems "
         f"({'Wilson' if results.samples == 1 else 'normal'}). Filled: paired difference to the baseline, p < 0.05, exact, "
         f"corrected by Holm over the {table['p'].notna().sum()} points. Markers are moved sideways to show all. "
     )
@@ -242,18 +248,18 @@ def difficulty(folder: Path) -> FigureOrTables:
 
 
 def before_after(before: Path, after: Path | None) -> FigureOrTables:
-    """Step maps of a trace before and after, side by side. Files of one map each, or folders of maps."""
+    """The step maps of a trace before and after, side by side. Both paths are files of one map, or folders of maps."""
     if after is None:
         raise InputError(
-            "before_after needs two: `stepsal figure before_after BEFORE AFTER`, folders of step maps or files of one"
+            "before_after needs two folders of step maps, or two files of one map: `stepsal figure before_after BEFORE AFTER`"
         )
     name, first, second = _pair(before, after)
     figure = new_figure(4.1)
     draw_before_after(figure, first, second)
     states = {True: ", correct", False: ", wrong", None: ""}
-    said = [f"{when}{states[each.meta.get('correct')]}" for when, each in (("before", first), ("after", second))]
+    sides = [f"{when}{states[stepmap.meta.get('correct')]}" for when, stepmap in (("before", first), ("after", second))]
     caption = (
-        f"Step maps of {name} ({said[0]}; {said[1]}), mean over the heads of the shallow (bottom quarter) and the deep (top "
+        f"Step maps of {name} ({sides[0]}; {sides[1]}), mean over the heads of the shallow (bottom quarter) and the deep (top "
         "quarter) layers: what part of a step's influence comes from where, on one logarithmic colour scale. (The influence "
         "itself follows the gradient, which is small where the model is sure.) One trace: an illustration, no evidence."
     )
@@ -261,12 +267,14 @@ def before_after(before: Path, after: Path | None) -> FigureOrTables:
 
 
 def draw_before_after(figure: Any, before: StepMap, after: StepMap) -> None:
-    """Draw two step maps into a figure, a column each: shallow and deep layers, on one colour scale."""
+    """Draw two step maps into a figure: a column for each map, rows for shallow and deep layers, one colour scale."""
     bands, maps = ("shallow", "deep"), {"before": before, "after": after}
     norm = plot.log_scale(
         *(
-            plot.answer_rows(plot.map_values(each, band, None, "share").tril(), [step.segment for step in each.steps])
-            for each in maps.values()
+            plot.answer_rows(
+                plot.map_values(stepmap, band, None, "share").tril(), [step.segment for step in stepmap.steps]
+            )
+            for stepmap in maps.values()
             for band in bands
         )
     )
@@ -291,9 +299,11 @@ def draw_before_after(figure: Any, before: StepMap, after: StepMap) -> None:
 
 
 def _one(make: Callable[[Path], FigureOrTables], name: str) -> Callable[[Path, Path | None], FigureOrTables]:
+    """A function of two folders that refuses the second one and calls `make` with the first."""
+
     def checked(folder: Path, second: Path | None) -> FigureOrTables:
         if second is not None:
-            raise InputError(f"figure {name!r} takes one folder; given a second one, {second}")
+            raise InputError(f"figure {name!r} takes one folder; given a second one, {second}: leave it out")
         return make(folder)
 
     return checked
@@ -320,7 +330,10 @@ def _treated(folder: Path) -> Results:
 
 
 def _choose(results: Results) -> tuple[list[Setting], list[Setting]]:
-    """Settings to draw in full, and the others: all where they are few, else the most accurate one of each part."""
+    """The settings to draw in full, and the others.
+
+    Few settings are all drawn in full. Of many settings, only the most accurate one of each kind is.
+    """
     if len(results.treated) <= _MOST_LINES:
         return results.treated, []
     accuracy = dict(zip(results.effects["id"], results.effects["accuracy"], strict=True))
@@ -337,20 +350,20 @@ def _accuracy(results: Results) -> str:
 
 
 def _controls_line(results: Results) -> str:
-    """What to make of controls, where there are any."""
-    return f"Grey: controls. {CONTROL_LINE} " if any(each.controls_for for each in results.settings) else ""
+    """A sentence on how to read the controls, where there are any."""
+    return f"Grey: controls. {CONTROL_LINE} " if any(setting.controls_for for setting in results.settings) else ""
 
 
 def _common(results: Results) -> str:
-    """What all settings of a part have in common."""
-    common = {each.kind: results.label(each).common for each in results.treated}
+    """A sentence on what all settings of a kind have in common."""
+    common = {setting.kind: results.label(setting).common for setting in results.treated}
     words = [f"{kind_label(kind)}: {fixed}" for kind, fixed in common.items() if fixed]
     return f"In all: {'. '.join(words)}." if words else ""
 
 
 def _decoding(results: Results) -> str:
-    found = float(results.values(results.baseline, "temperature")[0, 0])
-    return f"temperature {found:g}, {results.size.split(', ')[1]}"
+    temperature = float(results.values(results.baseline, "temperature")[0, 0])
+    return f"temperature {temperature:g}, {results.size.split(', ')[1]}"
 
 
 def _either(numbers: Sequence[int]) -> str:
@@ -358,14 +371,18 @@ def _either(numbers: Sequence[int]) -> str:
 
 
 def _pair(before: Path, after: Path) -> tuple[str, StepMap, StepMap]:
-    """Two maps: of two files; or of the first trace that two folders share, if any that was wrong and became correct."""
+    """The two maps to compare, and what the caption calls their trace.
+
+    Where both paths lead to one map, these two are taken. Otherwise it is the first trace in both folders that was wrong and
+    became correct or, where there is none, the first trace in both.
+    """
     files = [_map_files(path) for path in (before, after)]
-    if all(len(found) == 1 for found in files):
-        first, second = (StepMap.load(next(iter(found.values()))) for found in files)
+    if all(len(maps) == 1 for maps in files):
+        first, second = (StepMap.load(next(iter(maps.values()))) for maps in files)
         return f"trace {first.meta.get('trace') or before.stem}", first, second
     common = [name for name in files[0] if name in files[1]]
     if not common:
-        raise InputError(f"{before} and {after} have no trace in common: make both of the same problems")
+        raise InputError(f"{before} and {after} have no trace in common: make the maps of both from the same problems")
     chosen = None
     for name in common:
         pair = StepMap.load(files[0][name]), StepMap.load(files[1][name])
@@ -380,11 +397,12 @@ def _pair(before: Path, after: Path) -> tuple[str, StepMap, StepMap]:
 
 
 def _map_files(path: Path) -> dict[str, Path]:
+    """The files of step maps by name: the file itself, or those in a folder."""
     if path.is_file():
         return {path.stem: path}
-    found = {each.stem: each for each in sorted((path / "maps").glob("*.safetensors"))}
-    if not found:
+    files = {file.stem: file for file in sorted((path / "maps").glob("*.safetensors"))}
+    if not files:
         raise FileError(
             f"there are no step maps in {path / 'maps'}: make them with `stepsal saliency` or `stepsal demo`"
         )
-    return found
+    return files

@@ -38,6 +38,19 @@ from stepsal.models.layers import LayerSpec
 INTERVENTIONS: dict[str, "type[Intervention]"] = {}
 """Every intervention that is defined, by its name, in the order of definition."""
 
+RESERVED_NAMES = (
+    *("none", "both", "both-controls", "layers", "heads", "help", "seed", "out", "model", "problems", "max-new-tokens"),
+    *("batch-size", "temperature", "top-p", "samples", "format", "steps", "device", "device-map", "dtype", "plugin"),
+    *("chat", "grader"),
+)
+"""What configurations and the command line call something else."""
+RESERVED_OPTIONS = (
+    *("name", "part", "parts", "shape", "centre", "k", "comparison", "maps", "options", "id", "setting", "label"),
+    *("control", "n", "accuracy", "accuracy_low", "accuracy_high", "difference", "low", "high", "gained", "lost"),
+    *("p", "p_corrected", "tokens", "seconds"),
+)
+"""What the keys of configurations and the columns of tables are called."""
+
 
 class PatternEdit(NamedTuple):
     """An edited attention pattern and what was done, for the report.
@@ -119,7 +132,16 @@ class Option:
         """
         if value is None and self.none:
             return self.none
-        return f"{value:g}" if isinstance(value, float) else str(value)
+        return short_number(value) if isinstance(value, float) else str(value)
+
+
+def short_number(value: float) -> str:
+    """The number in as few digits as give it back exactly.
+
+    >>> short_number(0.15), short_number(3.0), short_number(0.12345678)
+    ('0.15', '3', '0.12345678')
+    """
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
 class Intervention:
@@ -164,8 +186,17 @@ class Intervention:
             raise InputError(
                 f"the intervention {cls.__name__} has label={label!r}: say what tables and figures are to call it"
             )
+        if name in RESERVED_NAMES:
+            raise InputError(
+                f"the intervention {cls.__name__} cannot be called {name!r}, which means something else: rename it"
+            )
+        for known, other in INTERVENTIONS.items():  # records know a class by its own name, so that is unique, too
+            if other.__name__ == cls.__name__ and known != name and not _same_definition(other, cls):
+                raise InputError(
+                    f"there is a class {cls.__name__} already, in {other.__module__}: choose another name for the class"
+                )
         there = INTERVENTIONS.get(name)
-        if there is not None and (there.__module__, there.__qualname__) != (cls.__module__, cls.__qualname__):
+        if there is not None and not _same_definition(there, cls):
             raise InputError(
                 f"{there.__qualname__} of {there.__module__} is already called {name!r}: choose another name for {cls.__name__}"
             )
@@ -181,6 +212,10 @@ class Intervention:
             raise InputError(
                 f"{type(self).__name__} has the fields {sorted(known)}: an intervention is a frozen dataclass with the fields "
                 "`layers` and `heads`, such as layers: LayerSpec = 'all' and heads: HeadSpec = None"
+            )
+        if reserved := [option.key for option in self.options().values() if option.key in RESERVED_OPTIONS]:
+            raise InputError(
+                f"{type(self).__name__} has an option {reserved[0]!r}, a name that tables and configurations use: rename it"
             )
         object.__setattr__(self, "layers", freeze_layers(self.layers))
         object.__setattr__(self, "heads", freeze_heads(self.heads))
@@ -201,7 +236,7 @@ class Intervention:
         raise NotImplementedError
 
     def idle_reason(self) -> str:
-        """Why it may never have done anything although there was an answer to act on: the end of a warning."""
+        """The reason that a warning gives when this intervention changed nothing although the model answered."""
         return "it changed nothing"
 
     # --- what it says of itself --------------------------------------------------------------------------------------
@@ -210,6 +245,11 @@ class Intervention:
         """The parameters besides layers and heads, by field, in order."""
         every: Any = cls
         return {each.name: Option.of(each) for each in fields(every) if each.name not in ("layers", "heads")}
+
+    @classmethod
+    def built_in(cls) -> bool:
+        """Whether stepsal itself defines the class."""
+        return cls.__module__.partition(".")[0] == "stepsal"
 
     @property
     def does_nothing(self) -> bool:
@@ -230,6 +270,11 @@ class Intervention:
     def heads_by_layer(self, n_layers: int, n_heads: int) -> HeadsByLayer:
         """The chosen layers of a model, ascending, each with its chosen heads. Raises `InputError` for what the model lacks."""
         return resolve_heads(self.layers, self.heads, n_layers, n_heads)
+
+
+def _same_definition(one: type[Intervention], other: type[Intervention]) -> bool:
+    """Whether two classes are the same definition, run twice, as a notebook's cell may be."""
+    return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
 
 
 def overrides(intervention: Intervention, method: Callable[..., Any]) -> bool:
@@ -263,7 +308,7 @@ def from_record(record: Mapping[str, Any]) -> Intervention:
 
 
 def as_interventions(given: Any) -> tuple[Intervention, ...]:
-    """One or several interventions as a tuple. Raises `InputError` for what is none."""
+    """One or several interventions as a tuple. Raises `InputError` for anything that is not an intervention."""
     if isinstance(given, str) or not isinstance(given, Iterable | Intervention):
         raise InputError(
             f"interventions={shown(given)} is {kind_of(given)}: expected an intervention such as stepsal.OddsEqualBridge(), or "
@@ -293,10 +338,10 @@ def check_seed(seed: object) -> None:
 
 
 def is_whole(value: object) -> bool:
-    """Whether the value is a whole number; True and False are none."""
+    """Whether the value is a whole number; True and False do not count."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> bool:
-    """Whether the value is a number and no NaN; True and False are none."""
+    """Whether the value is a number other than NaN; True and False do not count."""
     return not isinstance(value, bool) and isinstance(value, Real) and not math.isnan(value)

@@ -1,14 +1,16 @@
 """The odds-equal bridge: StepFlow's first half, which acts on attention patterns.
 
-For a query in the current group `S` with bridge group `B` and the rest `O`, which have the attention p_S + p_B + p_O = 1, and
-`|S|`, `|B|` keys that the query can see:
+A query in the current group `S` has the bridge group `B` and the rest `O`. Their attention is p_S + p_B + p_O = 1, and `|S|`
+and `|B|` are the numbers of their keys that the query can see.
 
 1. share  r = sqrt(|B| / (|B| + |S|)),     target  tau_B = min(r, tau_max)
 2. cap = (1 - p_O) * r  (`feasible="share"`; it leaves `S` its count share) or 1 - p_O - 1e-6  (`"clamp"`, the official code)
-3. where 0 < p_B < min(tau_B, cap) and p_S > 0: scale `B` to that mass and `S` to what is left of 1 - p_O; `O` stays as it is.
+3. Where 0 < p_B < min(tau_B, cap) and p_S > 0, `B` is scaled to that minimum, `S` is scaled to what is left of 1 - p_O, and `O`
+   stays as it is.
 
-The result is the KL-closest row with those group masses. What a row's probabilities lack to 1 (an attention sink) belongs to
-`O`. All of it is differentiable in the pattern. Source: method.md section 5; the paper's equations 5 to 8.
+The result is the KL-closest row with those group masses. Where the probabilities of a row sum to less than 1 (an attention
+sink), the remainder belongs to `O`. The result is differentiable in the pattern. Source: method.md section 5; the paper's
+equations 5 to 8.
 """
 
 from dataclasses import dataclass
@@ -26,9 +28,9 @@ from stepsal.interventions.text_state import THINKING
 from stepsal.models.layers import LayerSpec
 
 SCOPES, FEASIBLE = ("segment", "step"), ("share", "clamp")
-EPSILON = 1e-6  # the official code's
-TINY = torch.finfo(torch.float32).tiny  # a mass below it cannot be scaled up exactly: it counts as zero
-_NO_SEGMENT = -9  # no token is of this segment
+EPSILON = 1e-6  # as in the official code
+TINY = torch.finfo(torch.float32).tiny  # a mass below this cannot be scaled up exactly, so it counts as zero
+_NO_SEGMENT = -9  # no token belongs to this segment
 
 GroupMasks = tuple[Bool[Tensor, "batch query key"], Bool[Tensor, "batch query key"]]
 """The bridge group and the current group of each query, among the keys that it can see."""
@@ -38,19 +40,20 @@ GroupMasks = tuple[Bool[Tensor, "batch query key"], Bool[Tensor, "batch query ke
 class OddsEqualBridge(Intervention):
     """Give the bridge group, `B`, at least its target mass in the chosen attention rows (odds-equal bridge).
 
-    Thinking rows: the bridge is the question, the current group the thinking; summary rows: thinking and summary. With
-    `scope="step"`: everything before the current step, and the step. Question rows are never touched.
+    For thinking rows the bridge group is the question and the current group is the thinking. For summary rows they are the
+    thinking and the summary. With `scope="step"` they are everything before the current step, and the step. Question rows are
+    never changed.
 
     Attributes:
-        layers: `"shallow"` (the bottom quarter), `"deep"`, `"all"`, an index or several.
+        layers: `"shallow"` (the bottom quarter), `"deep"`, `"all"`, an index or several indices.
         heads: None selects all heads. A sequence selects the same heads in every chosen layer. A mapping selects heads layer by
-            layer; chosen layers that it does not mention keep all their heads. Kept as tuples.
-        tau_max: the most that the target can be, in [0, 1). 0 does nothing at all.
+            layer; chosen layers that it does not mention keep all their heads. The field keeps them as tuples.
+        tau_max: the upper limit of the target, in [0, 1). 0 changes nothing at all.
         scope: `segment` (the paper) or `step`.
         feasible: `share` or `clamp` (the official code); see the equations above.
-        bos_in_bridge: whether the first token, an attention sink in most models, counts as bridge.
+        bos_in_bridge: whether the first token, an attention sink in most models, can belong to the bridge group.
 
-    Raises `InputError`. Source: the paper's equations 5 to 8.
+    Raises `InputError` for other values. Source: the paper's equations 5 to 8.
 
     >>> OddsEqualBridge(layers=[0, 1], heads={0: [3]}, tau_max=0.2).heads
     ((0, (3,)),)
@@ -79,7 +82,7 @@ class OddsEqualBridge(Intervention):
             raise InputError(f"bos_in_bridge={self.bos_in_bridge!r} must be True or False")
 
     def edit_pattern(self, pattern: Float[Tensor, "batch head query key"], at: LayerPass) -> PatternEdit | None:
-        """Lift the bridge group of the rows that have less than their target."""
+        """Lift the bridge group of those rows where its mass is below the target."""
         if not at.text.answering:
             return None
         groups = self._groups(at, pattern.device)
@@ -94,8 +97,8 @@ class OddsEqualBridge(Intervention):
         return "no row had both groups and less bridge mass than its target"
 
     def _groups(self, at: LayerPass, device: torch.device) -> "Groups":
-        """The groups of this pass's queries: found once for all layers of a kind, from those of the pass before where that
-        can be.
+        """The groups of this pass's queries. They are made once for all layers of a kind, from the groups of the pass before
+        where that is possible.
         """
         name = ("bridge", at.kind, device, self._group_options())
         if name not in at.shared:
@@ -106,11 +109,11 @@ class OddsEqualBridge(Intervention):
             else:
                 series = GroupSeries(make_groups(*self._masks(at, at.visible.to(device))))
             at.shared[name] = series
-        found: GroupSeries = at.shared[name]
-        return found.now
+        groups: GroupSeries = at.shared[name]
+        return groups.now
 
     def _group_options(self) -> tuple[Any, ...]:
-        """What the groups depend on, besides the text."""
+        """The options that the groups depend on, besides the text."""
         return (self.scope, self.bos_in_bridge)
 
     def _groups_grow(self) -> bool:
@@ -118,14 +121,15 @@ class OddsEqualBridge(Intervention):
         return True
 
     def _masks(self, at: LayerPass, visible: Bool[Tensor, "batch query key"]) -> GroupMasks:
-        both = ("bridge masks", visible.shape[2], self.scope, self.bos_in_bridge)
-        if both not in at.shared:
-            at.shared[both] = self._masks_of_text(at, visible.shape[2])
-        bridge, current = at.shared[both]
+        """The two groups among the visible keys."""
+        name = ("bridge masks", visible.shape[2], self.scope, self.bos_in_bridge)
+        if name not in at.shared:
+            at.shared[name] = self._masks_of_text(at, visible.shape[2])
+        bridge, current = at.shared[name]
         return bridge.to(visible.device) & visible, current.to(visible.device) & visible
 
     def _masks_of_text(self, at: LayerPass, keys: int) -> GroupMasks:
-        """The groups among the last `keys` columns, later ones not left out."""
+        """The groups among the last `keys` columns. Keys that come after their query are not left out here."""
         text = at.text
         columns, queries = slice(text.end - keys, text.end), slice(text.end - text.length, text.end)
         segments, own = text.segments[:, None, columns], text.segments[:, queries, None]
@@ -142,10 +146,11 @@ class OddsEqualBridge(Intervention):
 
 
 class Groups(NamedTuple):
-    """Which visible keys are the bridge group of each query, its current group, and neither; the same for all heads.
+    """The visible keys in the bridge group of each query, in its current group, and in neither. All heads have the same groups.
 
-    bridge, current, rest: 1 in one of them, 0 in the others: numbers multiply several times faster than truths choose.
-    opportunity: rows with some of both. bridge_keys, both: |B| and |B| + |S|. share: sqrt(|B| / (|B| + |S|)).
+    bridge, current, rest: 1 for the keys of the group, 0 for others. Products with numbers are several times faster than
+    choices by booleans.
+    opportunity: whether the row has keys in both groups. bridge_keys, both: |B| and |B| + |S|. share: sqrt(|B| / (|B| + |S|)).
     """
 
     bridge: Float[Tensor, "batch 1 query key"]
@@ -158,7 +163,7 @@ class Groups(NamedTuple):
 
 
 def make_groups(bridge: Bool[Tensor, "batch query key"], current: Bool[Tensor, "batch query key"]) -> Groups:
-    """Count the groups of each query.
+    """The groups of each query, with the numbers of their keys.
 
     >>> make_groups(torch.tensor([[[True, False, False, False]]]), torch.tensor([[[False, True, True, True]]])).share
     tensor([[[0.5000]]])
@@ -167,15 +172,15 @@ def make_groups(bridge: Bool[Tensor, "batch query key"], current: Bool[Tensor, "
     both = current.sum(-1)[:, None] + count
     share = (count / both.clamp(min=1)).sqrt()
     rest = ~(bridge | current)
-    of_bridge, of_current, of_rest = (each[:, None].to(torch.float32) for each in (bridge, current, rest))
+    of_bridge, of_current, of_rest = (group[:, None].to(torch.float32) for group in (bridge, current, rest))
     return Groups(of_bridge, of_current, of_rest, (count > 0) & (both > count), count, both, share)
 
 
 class GroupSeries:
-    """The groups of a pass (`now`), and of the decoding passes after it for as long as each row's groups go on.
+    """The groups of a pass (`now`), and of the decoding passes after it, for as long as the groups of every row go on.
 
-    Each such pass sees one key more, its own, which belongs to the current group. What the next passes need is made for
-    many of them at once: then a pass costs a few views.
+    Each of these passes sees one key more than the pass before: its own, which belongs to the current group. The tensors for
+    many passes are made at once, so that a pass costs only a few views.
 
     >>> series = GroupSeries(make_groups(torch.tensor([[[True, False]]]), torch.tensor([[[False, True]]])))
     >>> series.advance()
@@ -188,15 +193,15 @@ class GroupSeries:
     def __init__(self, groups: Groups) -> None:
         self.now = groups
         self._ahead = groups
-        self._made = self._AHEAD  # passes of those made ahead that are over
+        self._over = self._AHEAD  # how many of the passes that were made ahead are over
 
     def advance(self) -> None:
-        """On to the next pass."""
-        if self._made == self._AHEAD:
-            self._ahead, self._made = self._next(), 0
-        ahead, at = self._ahead, self._made
-        self._made += 1
-        keys = ahead.bridge.shape[3] - self._AHEAD + self._made
+        """Set `now` to the groups of the next pass."""
+        if self._over == self._AHEAD:
+            self._ahead, self._over = self._next(), 0
+        ahead, at = self._ahead, self._over
+        self._over += 1
+        keys = ahead.bridge.shape[3] - self._AHEAD + self._over
         self.now = Groups(
             ahead.bridge.narrow(3, 0, keys),
             ahead.current.narrow(3, 0, keys),
@@ -208,9 +213,9 @@ class GroupSeries:
         )
 
     def _next(self) -> Groups:
-        """Keys and counts of the passes to come, in the places of keys and queries."""
-        bridge, current, rest, opportunity, count, both = (each[:, :, -1:] for each in self.now[:6])
-        own = (both > count).to(torch.float32)  # not in rows that are still in their question
+        """The groups of the coming passes in one: the key axis has the keys of all passes, the query axis a count for each."""
+        bridge, current, rest, opportunity, count, both = (field[:, :, -1:] for field in self.now[:6])
+        own = (both > count).to(torch.float32)  # 0 for rows that are still in their question
         more = own[..., None].expand(-1, -1, -1, self._AHEAD)
         both = both + own.long() * torch.arange(1, self._AHEAD + 1, device=own.device)
         return Groups(
@@ -225,7 +230,7 @@ class GroupSeries:
 
 
 class Bridged(NamedTuple):
-    """A pattern after an edit, and what was done to it: the bridge group's mass was `before`; in active rows it is `target`."""
+    """A pattern after an edit. The mass of the bridge group was `before` the edit; in `active` rows it is now `target`."""
 
     pattern: Float[Tensor, "batch head query key"]
     active: Bool[Tensor, "batch head query"]
@@ -240,7 +245,7 @@ def bridge_pattern(
     feasible: str = "share",
     heads: Bool[Tensor, " head"] | None = None,
 ) -> Bridged:
-    """The odds-equal bridge on attention rows, in some of the heads.
+    """Apply the odds-equal bridge to attention rows, in some of the heads.
 
     >>> pattern, group = torch.tensor([0.02, 0.08, 0.9]), torch.tensor([0, 1, 2])
     >>> groups = make_groups((group == 0)[None, None], (group == 1)[None, None])
@@ -257,11 +262,11 @@ def bridge_pattern(
     if heads is not None:
         active = active & heads[:, None]
     from_before, from_own = before, own
-    if pattern.requires_grad:  # divide by 1 where nothing is done: a division by zero there would spoil the gradient
+    if pattern.requires_grad:  # inactive rows are divided by 1, since a division by zero would spoil the gradient
         from_before, from_own = torch.where(active, before, 1.0), torch.where(active, own, 1.0)
     lift = torch.where(active, target / from_before, 1.0)
     lower = torch.where(active, (reach - target) / from_own, 1.0)
-    # Of each three products two are zero: the sum is exact, and 1 outside both groups.
+    # For each key two of the three products are zero, so the sum is exact, and it is 1 outside both groups.
     factor = torch.addcmul(groups.rest.to(wide), lift[..., None], groups.bridge.to(wide))
     factor = torch.addcmul(factor, lower[..., None], groups.current.to(wide))
     return Bridged((pattern * factor).to(pattern.dtype), active, before.detach(), target.detach())

@@ -5,12 +5,12 @@ report.
 
 1. A hook in front of the embedding keeps the token ids of the forward pass.
 2. The attention scores of the lowest chosen layer say how many keys there are and what is padding:
-   `stepsal.interventions.text_state` then knows the segment and step of every token. The scores of one bridged layer of each
+   `stepsal.interventions.text_state` then knows the segment and step of every token. The scores of one chosen layer of each
    kind of attention say which keys each query can see: causal, no padding, inside the window.
-3. Bridges edit the pattern; momentum reads the values and edits the head outputs (`stepsal.interventions.momentum`).
+3. Each intervention edits patterns, or reads values and edits head outputs.
 4. After the highest chosen layer: forget what belongs to this pass.
 
-Order. Hooks that were there before come first, then the parts in the order given, then hooks added inside the context: a
+Order. Hooks that were there before come first, then the interventions in their order, then hooks added inside the context: a
 user's own, and those of `step_saliency`, which therefore reads the pattern as it is used. Two bridges in one layer: the second
 sees what the first has made. Two momenta add. A bridge and a momentum of the same layer commute: values and head outputs are
 not patterns. Momentum reads a value as it is when its hook fires; it takes part in no gradient (each row's own loss does not
@@ -147,7 +147,7 @@ class Interventions:
             views = {index: LayerPass(self._running, layer, kind, self._chosen(index, layer)) for index in mine}
             hooks += [host.at_pattern(layer, self._edit_pattern(index, views[index])) for index in edits]
             if outputs:
-                hooks.append(host.at_values(layer, self._keep_values))
+                hooks.append(host.at_values(layer, self._keep_values(layer)))
             hooks += [host.at_head_outputs(layer, self._edit_head_outputs(index, views[index])) for index in outputs]
         hooks.append(host.at_residual(layers[-1], self._finish))
         return hooks
@@ -188,8 +188,11 @@ class Interventions:
 
         return edit
 
-    def _keep_values(self, values: Tensor, hook: Any) -> None:
-        self._running.values = values.detach()
+    def _keep_values(self, layer: int) -> HookFunction:
+        def keep(values: Tensor, hook: Any) -> None:
+            self._running.values = {layer: values.detach()}
+
+        return keep
 
     def _edit_head_outputs(self, index: int, view: LayerPass) -> HookFunction:
         intervention, activity = self.interventions[index], self._activities[index, view.layer]
@@ -221,7 +224,7 @@ class Interventions:
         return UnsupportedModelError(f"cannot intervene in {about['model']} ({about['architecture']}): {reason}")
 
     def warn_idle(self) -> None:
-        """Warn about each intervention that has a strength and never did anything."""
+        """Warn about each intervention that never did anything, unless its strength is neutral."""
         for index, intervention in enumerate(self.interventions):
             activities = [activity for (which, _), activity in self._activities.items() if which == index]
             if intervention.does_nothing or any(activity.acted() for activity in activities):
@@ -267,10 +270,12 @@ class Interventions:
 def _described(
     intervention: Intervention, old: Float[Tensor, "batch head query key"], new: Tensor, view: LayerPass
 ) -> PatternEdit:
-    """An edit that is a plain tensor, restricted to the chosen heads: the rows of the answer could have been edited."""
+    """An edit that is a plain tensor, restricted to the chosen heads. The rows of the answer are its opportunities; those of
+    them that it changed are its activations.
+    """
     _check_shape(intervention, "edit_pattern", old, new)
-    pattern = only_heads(new, old, view.heads)
-    return PatternEdit(pattern, view.answering().to(old.device), (pattern != old).any(-1), {})
+    pattern, rows = only_heads(new, old, view.heads), view.queries_answering().to(old.device)
+    return PatternEdit(pattern, rows, (pattern != old).any(-1) & rows, {})
 
 
 def _described_outputs(
@@ -278,8 +283,9 @@ def _described_outputs(
 ) -> HeadOutputEdit:
     _check_shape(intervention, "edit_head_outputs", old, new)
     outputs = only_heads(new.transpose(1, 2), old.transpose(1, 2), view.heads).transpose(1, 2)
-    changed = (outputs != old).any(-1).any(-1)
-    return HeadOutputEdit(outputs, int(view.answering().sum()), int(changed.sum()), {})
+    tokens = view.queries_answering()[:, 0].to(old.device)
+    changed = (outputs != old).any(-1).any(-1) & tokens
+    return HeadOutputEdit(outputs, int(tokens.sum()), int(changed.sum()), {})
 
 
 def _check_shape(intervention: Intervention, method: str, old: Tensor, new: Tensor) -> None:

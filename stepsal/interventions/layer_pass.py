@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from stepsal.errors import InputError
 from stepsal.interventions.text_state import CODES, PassState
 
 Memory = TypeVar("Memory")
@@ -22,7 +23,7 @@ class RunningPass:
     Attributes:
         text: the segments and steps of all tokens so far; None before they are known.
         visible: for each kind of attention, which keys each query can see.
-        values: the values of the layer that is running.
+        values: the values of the layer that is running, by the layer's index.
         shared: what interventions share between layers in this pass, under keys of their own; `shared_before` is that of the
             pass before, so that decoding can go on from there.
     """
@@ -30,7 +31,7 @@ class RunningPass:
     def __init__(self, refuse: Callable[[str], Exception]) -> None:
         self.text: PassState | None = None
         self.visible: dict[str, Bool[Tensor, "batch query key"]] = {}
-        self.values: Tensor | None = None
+        self.values: dict[int, Tensor] = {}
         self.shared: dict[Any, Any] = {}
         self.shared_before: dict[Any, Any] = {}
         self._refuse = refuse
@@ -42,8 +43,8 @@ class RunningPass:
 
     def end(self) -> None:
         """Let go of what belongs to this pass alone."""
-        self.text = self.values = None
-        self.visible = {}
+        self.text = None
+        self.visible, self.values = {}, {}
 
     def known_text(self) -> PassState:
         """The text's state; raises where the pass began above the lowest layer that is watched."""
@@ -78,9 +79,10 @@ class LayerPass:
 
     @property
     def values(self) -> Float[Tensor, "batch pos kv_head d_head"]:
-        """The layer's values of this pass's tokens, without a gradient; for `edit_head_outputs`."""
-        assert self._running.values is not None
-        return self._running.values
+        """The layer's values of this pass's tokens, without a gradient. Raises `InputError` in `edit_pattern`."""
+        if self.layer not in self._running.values:
+            raise InputError("at.values are known in edit_head_outputs only: read them there")
+        return self._running.values[self.layer]
 
     @property
     def shared(self) -> dict[Any, Any]:
@@ -99,18 +101,18 @@ class LayerPass:
         return self._memory
 
     def queries_in(self, segment: str) -> Bool[Tensor, "batch 1 query 1"]:
-        """Which queries are of a segment (`question`, `thinking` or `summary`), as a mask over an attention pattern."""
+        """A mask over an attention pattern: the queries of a segment (`question`, `thinking` or `summary`)."""
         text = self.text
         own = text.segments[:, text.end - text.length : text.end] == CODES[segment]
         return own[:, None, :, None].to(self.visible.device)
 
     def keys_in(self, segment: str) -> Bool[Tensor, "batch 1 query key"]:
-        """Which keys a query can see and are of a segment, as a mask over an attention pattern."""
+        """A mask over an attention pattern: the keys of a segment that each query can see."""
         text, visible = self.text, self.visible
         columns = text.segments[:, text.end - visible.shape[2] : text.end] == CODES[segment]
         return (columns[:, None].to(visible.device) & visible)[:, None]
 
-    def answering(self) -> Bool[Tensor, "batch 1 query"]:
+    def queries_answering(self) -> Bool[Tensor, "batch 1 query"]:
         """Which queries are thinking or summary."""
         text = self.text
         return (text.segments[:, text.end - text.length : text.end] >= CODES["thinking"])[:, None].to(

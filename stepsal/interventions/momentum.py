@@ -1,17 +1,18 @@
 """Step momentum injection: StepFlow's second half, which acts on head outputs.
 
-At the first token `t` of a step that follows thinking step `i`:
+At the first token `t` of a step that follows thinking step `i`,
 
     z[t] += alpha * m,    m = mean of the values v[k], k in the window: the whole step `i`, or its last tokens.
 
 In one layer:
 
-1. Each forward pass's values are added to a carry: the sum over the open step, or its last `window` values. A decoding step
-   within a step of text costs one addition, whatever the length so far.
-2. Where tokens open steps, the means of the steps that they close are weighted sums of carry and values; in a decoding step
-   of the carry alone.
-3. A step of `into` that follows a thinking step receives `alpha` times its momentum, in the chosen heads: the closed step's
-   mean. Controls replace it (`stepsal.interventions.random_momentum`, `stepsal.interventions.noise_momentum`).
+1. The values of each forward pass are added to a carry: the sum of the values of the open step, or its last `window` values. A
+   decoding step within a step of text costs one addition, whatever the length so far.
+2. Where tokens open steps, the means of the steps that they close are weighted sums of the carry and the values. In a decoding
+   step they are weighted sums of the carry alone.
+3. A step in a segment of `into` that follows a thinking step receives `alpha` times its momentum in the chosen heads. The
+   momentum is the mean of the closed step. Controls replace it (`stepsal.interventions.random_momentum`,
+   `stepsal.interventions.noise_momentum`).
 
 The values take part in no gradient: see `stepsal.interventions.intervene`. Source: method.md section 5; the paper's section
 4.2.
@@ -43,12 +44,13 @@ class StepMomentum(Intervention):
     """Add the mean value of the previous thinking step to the head outputs at the first token of a step.
 
     Attributes:
-        layers, heads: as for `OddsEqualBridge`; by default all heads of the top quarter.
+        layers, heads: as for `OddsEqualBridge`. By default they are all heads of the top quarter of the layers.
         alpha: the strength, a finite number. 0 adds nothing.
-        window: None, the mean of the whole previous step (the paper); `n`, of its last `n` tokens (the official code: 4).
-        into: the segments whose steps receive: `thinking`, `summary` or both.
+        window: None takes the mean over the whole previous step (the paper), `n` the mean over its last `n` tokens (the
+            official code has 4).
+        into: the segments whose steps receive momentum: `thinking`, `summary` or both.
 
-    Raises `InputError`. Source: the paper's section 4.2.
+    Raises `InputError` for other values. Source: the paper's section 4.2.
 
     >>> StepMomentum(layers=-1, window=4).into
     ('thinking', 'summary')
@@ -85,7 +87,7 @@ class StepMomentum(Intervention):
     def edit_head_outputs(
         self, outputs: Float[Tensor, "batch pos head d_head"], at: LayerPass
     ) -> HeadOutputEdit | None:
-        """Take in the values of this pass; add the momentum where a step that receives it opens."""
+        """Take in the values of this pass, and add the momentum where a step opens that receives it."""
         text, memory = at.text, at.memory(ClosedSteps)
         closed = memory.take_in(text, at.values.to(torch.float32), self.window, at.shared)
         if not text.openings:
@@ -115,7 +117,7 @@ class StepMomentum(Intervention):
     def redirect(
         self, openings: Sequence[Opening], added: Float[Tensor, "event head d_head"], at: LayerPass
     ) -> Float[Tensor, "event head d_head"]:
-        """What is added, which a control may turn elsewhere."""
+        """The vectors to add. A control may turn them into another direction."""
         return added
 
     def idle_reason(self) -> str:
@@ -124,16 +126,15 @@ class StepMomentum(Intervention):
 
 
 class ClosedSteps:
-    """What one `StepMomentum` remembers of a layer's values in the current sequences: the carry, and for a control all
-    means.
+    """What one `StepMomentum` remembers of a layer's values in the current sequences: the carry and, for a control, the means
+    of all closed steps.
     """
 
     def __init__(self) -> None:
         self._carry: Tensor | None = None  # batch carried kv_head d_head
-        self.means: list[
-            Tensor
-        ] = []  # of the passes that closed steps, batch event kv_head d_head, where they are kept
-        self.events: list[list[int]] = []  # for each row and step, which event in `means` closed it
+        # The means of each pass that closed steps, batch event kv_head d_head, where they are kept.
+        self.means: list[Tensor] = []
+        self.events: list[list[int]] = []  # for each row and closed step, the index of its event in `means`
 
     def take_in(
         self,
@@ -155,7 +156,7 @@ class ClosedSteps:
         window: int | None,
         shared: dict[object, object],
     ) -> Float[Tensor, "batch event kv_head d_head"]:
-        """Take in several tokens a row. The means of the steps that they close."""
+        """Take in several tokens for each row, and return the means of the steps that they close."""
         assert self._carry is not None
         plan = value_weights(text, window, shared)
         sums = weigh_values(plan.weights.to(values.device), torch.cat([self._carry, values], 1))
@@ -169,19 +170,19 @@ class ClosedSteps:
         window: int | None,
         shared: dict[object, object],
     ) -> Float[Tensor, "batch event kv_head d_head"]:
-        """Take in one token a row. The mean of each row's open step, which some of them close."""
+        """Take in one token for each row, and return the means of the rows' open steps, which some of the tokens close."""
         carry = self._carry
         assert carry is not None
         closed = values[:, :0]
         if text.openings:
-            held, goes_on = (each.to(carry.device) for each in open_steps(text, window, shared))
+            held, goes_on = (tensor.to(carry.device) for tensor in open_steps(text, window, shared))
             closed, carry = (carry.sum(1, keepdim=True) if window else carry) / held, carry * goes_on
         self._carry = torch.cat([carry[:, 1:], values], 1) if window else carry + values
         return closed
 
     def remember(self, text: PassState, closed: Float[Tensor, "batch event kv_head d_head"]) -> None:
         """Keep the means of the steps that a pass closes."""
-        before = sum(each.shape[1] for each in self.means)
+        before = sum(means.shape[1] for means in self.means)
         for row, openings in text.closings().items():
             self.events[row] += range(before, before + len(openings))
         self.means.append(closed)
@@ -189,10 +190,10 @@ class ClosedSteps:
 
 @dataclass(frozen=True)
 class ValueWeights:
-    """What becomes of `columns`, the carried values followed by those of this pass: linear maps of them.
+    """A linear map of the columns, which are the carried values followed by the values of this pass.
 
-    weights: the first `carried` results are the next carry: the open step's sum (no window) or its last values. The others
-    are the means of the steps that this pass closes, `event` counting within each row.
+    weights: the weights of each result. The first `carried` results are the next carry: the sum of the open step (without a
+    window) or its last values. The other results are the means of the steps that this pass closes, counted within each row.
     """
 
     weights: Float[Tensor, "batch result column"]
@@ -200,20 +201,20 @@ class ValueWeights:
 
 
 def value_weights(text: PassState, window: int | None, shared: dict[object, object]) -> ValueWeights:
-    """How values become running sums and means of steps in this pass; made once for all layers."""
+    """The weights that turn values into the carry and the means of steps in this pass. They are made once for all layers."""
     name = ("value weights", window)
     if name not in shared:
         shared[name] = _value_weights(text, window)
-    found = shared[name]
-    assert isinstance(found, ValueWeights)
-    return found
+    weights = shared[name]
+    assert isinstance(weights, ValueWeights)
+    return weights
 
 
 def _value_weights(text: PassState, window: int | None) -> ValueWeights:
     steps = np.array(text.new_steps)
     batch, length = steps.shape
     size = window or 1
-    # The step of each column. A windowed carry is filled from its end; a sum stands for all the tokens it holds.
+    # The step of each column. The carry of a window is filled from its end. A carried sum stands for all the tokens in it.
     held = np.minimum(text.held_before, size)
     carried = np.where(np.arange(size) >= size - held[:, None], np.array(text.open_before)[:, None], NONE)
     columns = np.concatenate([carried, steps], 1)
@@ -244,41 +245,44 @@ def _value_weights(text: PassState, window: int | None) -> ValueWeights:
 def open_steps(
     text: PassState, window: int | None, shared: dict[object, object]
 ) -> tuple[Float[Tensor, "batch 1 1 1"], Float[Tensor, "batch 1 1 1"]]:
-    """In a pass of one token a row: how many of its values the carry of each row's open step holds (at least 1), and 1 where
-    the step goes on, 0 where it is closed."""
+    """The open step of each row, in a pass of one token for each row.
+
+    The first tensor has the number of its values that the carry holds (at least 1). The second has 1 where the step goes on and
+    0 where this pass closes it.
+    """
     name = ("open steps", window)
     if name not in shared:
         closed = text.closings()
         held = [max(1, count if window is None else min(count, window)) for count in text.held_before]
         both = torch.tensor([held, [float(row not in closed) for row in range(len(held))]], device=text.device)
         shared[name] = tuple(both[..., None, None, None])
-    found: tuple[Tensor, Tensor] = shared[name]  # type: ignore[assignment]
-    return found
+    held_and_going_on: tuple[Tensor, Tensor] = shared[name]  # type: ignore[assignment]
+    return held_and_going_on
 
 
 def receiving(
     text: PassState, into: tuple[int, ...], shared: dict[object, object]
 ) -> tuple[list[Opening], Int[Tensor, "3 receiver"]]:
-    """The openings of steps of the segments `into` that follow a thinking step; for each its row, query and event."""
+    """The openings of steps in the segments `into` that follow a thinking step, and the row, query and event of each."""
     name = ("receiving", into)
     if name not in shared:
-        found = [
+        receivers = [
             (event, opening)
             for openings in text.closings().values()
             for event, opening in enumerate(openings)
             if opening.segment in into and opening.giver == THINKING
         ]
-        places = [(opening.row, opening.query, event) for event, opening in found]
+        places = [(opening.row, opening.query, event) for event, opening in receivers]
         indices = torch.tensor(places, dtype=torch.long, device=text.device).reshape(-1, 3).T
-        shared[name] = [opening for _, opening in found], indices
-    known: tuple[list[Opening], Tensor] = shared[name]  # type: ignore[assignment]
-    return known
+        shared[name] = [opening for _, opening in receivers], indices
+    openings_and_places: tuple[list[Opening], Tensor] = shared[name]  # type: ignore[assignment]
+    return openings_and_places
 
 
 def weigh_values(
     weights: Float[Tensor, "batch event pos"], values: Float[Tensor, "batch pos kv_head d_head"]
 ) -> Float[Tensor, "batch event kv_head d_head"]:
-    """Weighted sums of values over positions: the momentum `m` of each event, and the running sums that it is made of.
+    """Weighted sums of values over positions: the momentum `m` of each event, and the sums that are carried on.
 
     >>> weigh_values(torch.tensor([[[0.5, 0.5, 0.0]]]), torch.tensor([1.0, 3.0, 9.0])[None, :, None, None]).item()
     2.0
@@ -291,7 +295,7 @@ def add_at(
     places: tuple[Tensor, Tensor],
     added: Float[Tensor, "event head d_head"],
 ) -> tuple[Float[Tensor, "batch pos head d_head"], Float[Tensor, "event head d_head"]]:
-    """Head outputs with something added at some (row, position), and what they were there.
+    """The head outputs with `added` at the places (row, position), and the outputs at these places as they were.
 
     >>> add_at(torch.ones(1, 2, 1, 1), (torch.tensor([0]), torch.tensor([1])), torch.full((1, 1, 1), 0.5))[0].flatten()
     tensor([1.0000, 1.5000])
@@ -302,6 +306,6 @@ def add_at(
 def relative_norm(
     added: Float[Tensor, "event head d_head"], there: Float[Tensor, "event head d_head"]
 ) -> Float[Tensor, "event head"]:
-    """The norm of what was added relative to that of what it was added to."""
-    norms = [each.to(torch.float32).norm(dim=-1) for each in (added, there)]
+    """The norm of the added vectors relative to the norm of the outputs that they were added to."""
+    norms = [vectors.to(torch.float32).norm(dim=-1) for vectors in (added, there)]
     return norms[0] / norms[1].clamp(min=torch.finfo(torch.float32).tiny)

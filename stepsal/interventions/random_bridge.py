@@ -1,4 +1,4 @@
-"""The negative control of the odds-equal bridge: the same target mass, for random tokens."""
+"""The negative control of the odds-equal bridge: it gives the same target mass to random tokens."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +18,7 @@ from stepsal.interventions.layer_pass import LayerPass
 class RandomBridge(OddsEqualBridge):
     """Negative control of `OddsEqualBridge`: the same, but the bridge is as many random earlier tokens of `B` and `S`.
 
-    Which tokens these are depends on `seed` and the tokens' positions only, so they are the same in every layer, head and
+    The choice of tokens depends only on `seed` and the positions of the tokens, so it is the same in every layer, head and
     batch.
 
     >>> RandomBridge(seed=1).tau_max
@@ -39,7 +39,7 @@ class RandomBridge(OddsEqualBridge):
         return (self.scope, self.bos_in_bridge, self.seed)
 
     def _groups_grow(self) -> bool:
-        return False  # a new key may be drawn in the place of an earlier one
+        return False  # a new key may be chosen in the place of an earlier one
 
     def _masks(self, at: LayerPass, visible: Bool[Tensor, "batch query key"]) -> GroupMasks:
         bridge, current = super()._masks(at, visible)
@@ -50,9 +50,9 @@ class RandomBridge(OddsEqualBridge):
 
 @lru_cache(maxsize=16)
 def _priorities(seed: int, length: int) -> Float[Tensor, " position"]:
-    """A random number for each position, drawn position by position, so that a longer sequence begins alike."""
+    """The ranks of random numbers. Each number is drawn for its position alone, so positions keep their order in longer texts."""
     numbers = [np.random.default_rng((seed, position)).random() for position in range(length)]
-    return torch.tensor(numbers, dtype=torch.float32)
+    return torch.from_numpy(np.argsort(np.argsort(numbers))).to(torch.float32)
 
 
 def random_groups(
@@ -60,9 +60,9 @@ def random_groups(
     current: Bool[Tensor, "batch query key"],
     priority: Float[Tensor, "batch key"],
 ) -> tuple[Bool[Tensor, "batch query key"], Bool[Tensor, "batch query key"]]:
-    """Other groups of the same sizes: the bridge is the earlier keys of both groups with the lowest `priority`.
+    """Other groups of the same sizes: the new bridge is the earlier keys of both groups that have the lowest `priority`.
 
-    The queries are the last keys, one each.
+    The queries are the last keys, in the same order.
 
     >>> bridge = torch.tensor([[[True, False, False, False]]])
     >>> random_groups(bridge, ~bridge, torch.tensor([[0.9, 0.8, 0.1, 0.0]]))[0].tolist()

@@ -1,11 +1,11 @@
 """What one intervention did in one layer: counts and means, kept on the device until somebody asks.
 
-In: what each forward pass did (`PatternEdit`, `HeadOutputEdit`). Out: the numbers of a row of `live.report()`. Decoding steps
-are put together and summed up every 64th time: summing each by itself would cost a good part of the intervention.
+In: what each forward pass did (`PatternEdit`, `HeadOutputEdit`). Out: the numbers of a row of `live.report()`. The edits of
+64 decoding passes are summed together: summing every pass on its own would cost a good part of the intervention's own time.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,14 @@ def report_columns() -> list[str]:
     return ["layer", "head", "part", "opportunities", "activations", *measures]
 
 
+class RowEdits(NamedTuple):
+    """What is counted of a `PatternEdit`."""
+
+    opportunity: Tensor
+    active: Tensor
+    measures: Mapping[str, Tensor]
+
+
 class Activity:
     """Opportunities, activations and means of an intervention in a layer.
 
@@ -32,14 +40,14 @@ class Activity:
         self._opportunities = self._activations = 0  # of head outputs, where all heads have the same
         self._outputs: list[Mapping[str, Tensor]] = []  # measures of head outputs that are not in the sums yet
         self._output_sums: dict[str, Tensor] = {}  # measure -> head
-        self._rows: list[PatternEdit] = []  # pattern edits that are not in the sums yet
+        self._rows: list[RowEdits] = []  # pattern edits that are not in the sums yet
         self._row_sums: dict[str, Tensor] = {}  # opportunities, activations, measures -> head
 
     def add_pattern_edit(self, edit: PatternEdit) -> None:
         """Count one forward pass's edit of a pattern."""
         if self._rows and len(self._rows[0].active) != len(edit.active):
             self._sum_up_rows()
-        self._rows.append(edit._replace(pattern=edit.pattern[..., :0]))
+        self._rows.append(RowEdits(edit.opportunity, edit.active, edit.measures))  # without the pattern, which is large
         if len(self._rows) == _TOGETHER or edit.active.shape[2] > 1:
             self._sum_up_rows()
 

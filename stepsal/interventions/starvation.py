@@ -1,4 +1,4 @@
-"""A positive control: it plants a failure for other interventions to mend, so that "no effect" can be believed."""
+"""A positive control: it plants a failure that other interventions should mend, so that "no effect" can be believed."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -22,16 +22,17 @@ ROWS = ("steps", "thinking", "summary", "openings")
 class Starvation(Intervention):
     """Positive control: plants a failure, by multiplying the odds of some keys by `odds` (adding log odds to their scores).
 
-    The rest of the row grows in proportion: its total stays. Put it before the intervention that is to mend it.
+    The rest of the row grows in proportion, so that the row's total stays as it is. Put this intervention before the one that
+    is to mend the failure.
 
     Attributes:
-        rows: `steps`: thinking rows lose everything before their step (Shallow Lock-in). `thinking`: thinking rows lose the
-            question. `summary`: summary rows lose the thinking (Deep Decay). `openings`: the first token of each thinking
-            step loses the thinking before it.
-        layers, heads: as for `OddsEqualBridge`; the layers have no default.
-        odds: in [0, 1]. 1 does nothing at all, 0 hides the keys.
+        rows: which rows lose which keys. With `steps`, thinking rows lose everything before their step (Shallow Lock-in). With
+            `thinking`, thinking rows lose the question. With `summary`, summary rows lose the thinking (Deep Decay). With
+            `openings`, the first token of each thinking step loses the thinking before it.
+        layers, heads: as for `OddsEqualBridge`, but the layers have no default.
+        odds: the factor, in [0, 1]. 1 changes nothing at all, 0 hides the keys.
 
-    Raises `InputError`. Source: none; ours.
+    Raises `InputError` for other values. Source: none; this intervention is ours.
 
     >>> Starvation("summary", layers="deep").odds
     0.0
@@ -53,12 +54,12 @@ class Starvation(Intervention):
         check_choice("rows", self.rows, ROWS)
         if not is_number(self.odds) or not 0 <= self.odds <= 1:
             raise InputError(
-                f"odds={self.odds!r} must be a number in [0, 1]: what the odds of the starved keys are multiplied by"
+                f"odds={self.odds!r} must be a number in [0, 1]: the odds of the starved keys are multiplied by it"
             )
         object.__setattr__(self, "odds", float(self.odds))
 
     def edit_pattern(self, pattern: Float[Tensor, "batch head query key"], at: LayerPass) -> PatternEdit | None:
-        """Take the starved keys' attention away."""
+        """Take attention away from the starved keys."""
         if not at.text.answering:
             return None
         visible = at.visible.to(pattern.device)
@@ -73,7 +74,7 @@ class Starvation(Intervention):
         return PatternEdit(edited.pattern, starved.any(-1)[:, None], edited.active, measures)
 
     def idle_reason(self) -> str:
-        """Why nothing may have been starved."""
+        """Why the intervention may never have acted."""
         return f"no {self.rows} row gave any attention to what is starved"
 
     def _starved(self, at: LayerPass, keys: int) -> Bool[Tensor, "batch query key"]:
@@ -98,9 +99,9 @@ def starve_pattern(
     odds: float,
     heads: Bool[Tensor, " head"] | None = None,
 ) -> Bridged:
-    """The odds of the starved keys times `odds`, in some of the heads; `before` and `target` are their mass.
+    """The pattern with the odds of the starved keys multiplied by `odds`, in some of the heads.
 
-    A row with nothing else to read stays as it is.
+    `before` and `target` of the result are the mass of the starved keys. A row that can read nothing else stays as it is.
 
     >>> row, starved = torch.tensor([0.5, 0.5]), torch.tensor([True, False])
     >>> starve_pattern(row[None, None, None], starved[None, None, None], 0.25).pattern.flatten()
@@ -109,7 +110,9 @@ def starve_pattern(
     wide = torch.promote_types(pattern.dtype, torch.float32)
     total = pattern.sum(-1, dtype=wide)
     before = torch.where(starved, pattern, 0.0).sum(-1, dtype=wide)
-    left = torch.where(starved, pattern * odds, pattern).sum(-1, dtype=wide)  # exact where little is left
+    left = torch.where(starved, pattern * odds, pattern).sum(
+        -1, dtype=wide
+    )  # a difference to `before` would not be exact
     active = (before > 0) & (left >= TINY)
     if heads is not None:
         active = active & heads[:, None]

@@ -1,15 +1,15 @@
-"""Follow the text that a model reads and writes, row by row of a batch, with nothing but what its hooks see.
+"""Follows the text that a model reads and writes, row by row of a batch, with nothing but what the model's hooks see.
 
 In: for each forward pass its token ids, which of them are padding, and how many keys attention sees. Out: a `PassState`: the
-segment and step of every token so far, and the steps that these tokens open. `stepsal.intervene` calls it.
+segment and step of every token so far, and the steps that the tokens of this pass open. `stepsal.intervene` calls it.
 
-1. A pass of `n` tokens with `n` keys is a new sequence: everything starts again. With more keys it goes on at the cache's end.
-2. Padding is a token that may not attend to itself, as a left- or right-padded batch's attention mask says. Without a mask
+1. A pass of `n` tokens with `n` keys begins new sequences. A pass with more keys goes on at the end of the cache.
+2. A token that may not attend to itself is padding, as the attention mask of a left- or right-padded batch says. Without a mask
    padding cannot be told from text (and the model's own output is wrong). A token that ends or fills a sequence, right
-   after another such token, is what `generate` feeds a finished row: it is left out too.
-3. Each other token goes to its row's own `Segmenter`: the same causal steps as in a `Trace`.
-4. What each token belongs to is kept in buffers that double when full, so that a decoding step costs the same at any length;
-   it is written there when somebody asks, which most decoding steps do not.
+   after another such token, is what `generate` feeds to a finished row. It is left out too.
+3. Every other token goes to the `Segmenter` of its row, which finds the same causal steps as in a `Trace`.
+4. The segment and step of each token are kept in buffers that double when they are full, so that a decoding step costs the same
+   at any length. They are written there when an intervention asks for them, which in most decoding steps none does.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,8 +33,8 @@ CODES = {"question": QUESTION, "thinking": THINKING, "summary": SUMMARY}
 class Opening:
     """A token that opens a step.
 
-    row, query: the token's row in the batch and its index among the tokens of this pass.
-    step: the index of the step that it opens. segment: that step's segment. giver: the segment of the step before.
+    row, query: the row of the token in the batch, and its index among the tokens of this pass.
+    step: the index of the step that the token opens. segment: the segment of that step. giver: the segment of the step before.
     """
 
     row: int
@@ -46,19 +46,19 @@ class Opening:
 
 @dataclass
 class PassState:
-    """What is known of the text while one forward pass runs.
+    """What is known about the text while one forward pass runs.
 
     Attributes:
         length, end: the tokens of this pass are the columns `[end - length, end)` of their sequences.
-        device: where the token ids are.
-        codes: makes `segments` and `steps`, when somebody asks.
+        device: the device of the token ids.
+        codes: a function that makes `segments` and `steps`, which is called when an intervention asks for them.
         first: the column of each row's first token, which padding may precede.
         openings: the tokens of this pass that open a step.
         answering: whether any token of this pass is thinking or summary.
-        single: whether each row has one token of its own, as in decoding.
-        grows: whether, moreover, each row sees one key more than in the pass before.
+        single: whether each row has exactly one token that is not padding, as in decoding.
+        grows: whether `single` holds and each row sees one key more than in the pass before.
         new_steps: the step of each token of this pass, `batch length`.
-        open_before, held_before: for each row the step that was open before this pass, and how many tokens it had.
+        open_before, held_before: for each row the step that was open before this pass, and the number of tokens it had.
     """
 
     length: int
@@ -76,7 +76,7 @@ class PassState:
 
     @cached_property
     def segments(self) -> Int[Tensor, "batch pos"]:
-        """The segment of every token so far, as in `CODES`; -1 for padding."""
+        """The segment of every token so far, as a number of `CODES`; -1 for padding."""
         return self.codes()[0]
 
     @cached_property
@@ -86,21 +86,21 @@ class PassState:
 
     @property
     def goes_on(self) -> bool:
-        """Whether each row has one token, of the step that was open: the common case of decoding."""
+        """Whether each row has one token, which belongs to the step that was open: the common case of decoding."""
         return self.single and not self.openings
 
     @property
     def segments_go_on(self) -> bool:
-        """Whether each row has one token, of the segment that was open."""
+        """Whether each row has one token, which belongs to the segment that was open."""
         return self.single and all(opening.segment == opening.giver for opening in self.openings)
 
     @property
     def begins(self) -> bool:
-        """Whether these are the first tokens of new sequences."""
+        """Whether the tokens of this pass are the first of new sequences."""
         return self.end == self.length
 
     def closings(self) -> dict[int, list[Opening]]:
-        """For each row the openings that close a step before them, in order."""
+        """For each row, in order, the openings that close the step before theirs. A row without any is left out."""
         closings: dict[int, list[Opening]] = {}
         for opening in self.openings:
             if opening.step > 0:
@@ -108,7 +108,7 @@ class PassState:
         return closings
 
     def positions(self, keys: int) -> Int[Tensor, "batch key"]:
-        """The positions of the last `keys` columns in their rows, which begin after the padding."""
+        """The positions of the last `keys` columns within their rows. A row begins after its padding."""
         device = self.device
         return torch.arange(self.end - keys, self.end, device=device) - torch.tensor(self.first, device=device)[:, None]
 
@@ -119,42 +119,43 @@ class _Row:
     def __init__(self, segmenter: Segmenter) -> None:
         self.segmenter = segmenter
         self.step = NONE
-        self.held = 0  # tokens of the open step
-        self.ended = False  # the last token ends a sequence
-        self.first: int | None = None
+        self.held = 0  # the number of tokens in the open step
+        self.ended = False  # whether the last token ends a sequence
+        self.first: int | None = None  # the column of the first token
 
 
 class Follower:
-    """The state of one batch of sequences, made anew whenever a new sequence begins."""
+    """Follows one batch of sequences. Its state is made anew whenever a new batch begins."""
 
     def __init__(self, tokenizer: Tokenizer, format: FormatSpec, steps: StepsSpec, ends: frozenset[int]) -> None:
         self._segmenter = partial(Segmenter, tokenizer, format, steps)
-        self._segmenter()  # an unknown format or rule is refused here
-        self.question_tokens: Sequence[int] | None = None  # of each row of the sequences that begin next
+        self._segmenter()  # this refuses an unknown format or step rule at once
+        self.question_tokens: Sequence[int] | None = None  # for each row of the next batch, the length of its question
         self._ends = ends
         self._rows: list[_Row] = []
         self._end = 0
-        self._kept = torch.zeros(0)  # (segments, steps), batch, capacity
-        self._waiting: list[list[list[list[int]]]] = []  # the same of passes that are not in it yet
-        self._seen: list[int] = []  # how many keys each row's last token could see
+        self._kept = torch.zeros(0)  # the buffers: (segments, steps), batch, capacity
+        self._waiting: list[list[list[list[int]]]] = []  # the segments and steps of passes not in the buffers yet
+        self._seen: list[int] = []  # for each row, how many keys its last token could see
         self.passes = 0
-        self.answered = False  # whether any token was thinking or summary
+        self.answered = False  # whether any token so far was thinking or summary
 
     def advance(
         self, tokens: Int[Tensor, "batch pos"], visible: Bool[Tensor, "batch pos key"], slides: bool
     ) -> PassState:
-        """Take in one forward pass: its tokens, and the keys that each may attend to; padding not even to itself.
+        """Take in one forward pass: its tokens, and the keys that each token may attend to. Padding may not even attend to
+        itself.
 
-        Raises `InputError` where the cache does not hold what was followed so far.
+        Raises `InputError` where the cache does not hold exactly the tokens that were followed so far.
         """
         batch, length, keys = visible.shape
         if keys == length:
-            self._rows, self._end = [_Row(self._segmenter(given)) for given in self._questions(batch)], 0
+            self._rows, self._end = [_Row(self._segmenter(count)) for count in self._questions(batch)], 0
             self._waiting = []
         self._check_cache(batch, length, keys, slides)
         own = visible.diagonal(keys - length, -2, -1)
         ids, real, seen = tokens.tolist(), own.tolist(), visible.sum(-1).tolist()
-        codes = [[[NONE] * length for _ in range(batch)] for _ in range(2)]  # of segments and steps
+        codes = [[[NONE] * length for _ in range(batch)] for _ in range(2)]  # the segments, and the steps
         open_before, held_before = [row.step for row in self._rows], [row.held for row in self._rows]
         openings: list[Opening] = []
         for index, row in enumerate(self._rows):
@@ -185,15 +186,17 @@ class Follower:
         )
 
     def _questions(self, batch: int) -> Sequence[int | None]:
-        given = self.question_tokens
-        if given is not None and len(given) != batch:
+        """The number of question tokens of each row; None where the markers of the format tell the question."""
+        lengths = self.question_tokens
+        if lengths is not None and len(lengths) != batch:
             raise InputError(
-                f"question_tokens={list(given)[:8]} has {len(given)} entries, but a batch of {batch} begins: give one for "
-                "each row"
+                f"question_tokens={list(lengths)[:8]} has {len(lengths)} entries, but a batch of {batch} begins: give one "
+                "entry for each row"
             )
-        return [None] * batch if given is None else given
+        return [None] * batch if lengths is None else lengths
 
     def _push(self, index: int, row: _Row, query: int, token: int, codes: Any, openings: list[Opening]) -> None:
+        """Give a token to the segmenter of its row, and add what it says to `codes` and `openings`."""
         if row.ended and token in self._ends:
             return
         row.ended = token in self._ends and row.first is not None
@@ -217,9 +220,9 @@ class Follower:
         )
 
     def _codes(self, device: torch.device) -> Int[Tensor, "2 batch pos"]:
-        """The segments and steps of all tokens so far. Appends to the buffers, in place: they are this object's own."""
+        """The segments and steps of all tokens so far. The buffers belong to this object, so they are appended to in place."""
         if self._waiting:
-            new = torch.cat([torch.tensor(each, dtype=torch.int32) for each in self._waiting], 2)
+            new = torch.cat([torch.tensor(codes, dtype=torch.int32) for codes in self._waiting], 2)
             self._waiting = []
             start, batch = self._end - new.shape[2], new.shape[1]
             capacity = self._kept.shape[2] if start else 0

@@ -1,14 +1,14 @@
-"""What is different about `HookedTransformer`, TransformerLens' own model until 3.9 (TransformerLens 4 has none).
+"""How `HookedTransformer` differs, TransformerLens' own model until 3.9 (TransformerLens 4 has none).
 
-Its hook points have the names and layouts of the bridge's. Different are:
+Its hook points have the names and layouts of the bridge's. The differences are:
 
-1. No hook point sees the token ids. What is put in front of the embedding does, and sees those of `generate` too, which embeds
-   the tokens itself.
-2. Its cache holds keys as they are before the rotation, so the rotary hooks see those of all tokens so far, not of this pass
-   alone.
-3. Its scores are masked with minus infinity; padding and caches have keywords of their own.
+1. No hook point sees the token ids. A hook in front of the embedding does. It also sees the tokens of `generate`, which embeds
+   them itself.
+2. The cache holds keys as they are before the rotation, so the rotary hooks see the keys of all tokens so far, not those of
+   this pass alone.
+3. The scores are masked with minus infinity, and padding and caches have keywords of their own.
 
-All of this is so in TransformerLens 3.9.0, the last one with this model.
+All of this holds for TransformerLens 3.9.0, the last version with this model.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -95,10 +95,10 @@ class HookedTransformerHost(Host):
         self, tokens: Int[Tensor, "batch pos"], hooks: list[Hook], cache: Any = None
     ) -> Float[Tensor, "batch pos vocabulary"]:
         with self.hooks(hooks):
-            # Without a mask, TransformerLens 3.9.0 takes tokens with the padding's id for padding.
+            # Without a mask, TransformerLens 3.9.0 takes every token that has the id of the padding for padding.
             everything = torch.ones_like(tokens)
             logits = self.model(tokens, return_type="logits", attention_mask=everything, past_kv_cache=cache)
-        # A cache of TransformerLens 3.9.0 keeps the graphs of all passes.
+        # A cache of TransformerLens 3.9.0 would keep the graphs of all passes.
         for entry in cache.entries if cache is not None else ():
             entry.past_keys, entry.past_values = entry.past_keys.detach(), entry.past_values.detach()
         return logits

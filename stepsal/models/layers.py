@@ -1,4 +1,4 @@
-"""Which layers: names of depth bands, one index or several -> indices."""
+"""Specifications of layers: the name of a depth band, one index or several indices -> indices."""
 
 from collections.abc import Iterable, Sequence
 
@@ -25,20 +25,20 @@ def band(name: str, n_layers: int) -> tuple[int, ...]:
 
 
 def resolve_layers(layers: LayerSpec, n_layers: int) -> tuple[int, ...]:
-    """A layer specification as ascending indices; negative indices count from the top.
+    """A layer specification as ascending indices. Negative indices count from the top.
 
-    Raises `InputError` for a name that is no band, an index out of range, an index that is there twice, or no index at all.
+    Raises `InputError` for a name that is no band, an index out of range, an index that is given twice, or no index at all.
 
     >>> resolve_layers([-1, 0], 8)
     (0, 7)
     """
     if isinstance(layers, str):
         return band(layers, n_layers)
-    given = list(layers) if isinstance(layers, Iterable) else [layers]
-    for layer in given:
+    wanted = list(layers) if isinstance(layers, Iterable) else [layers]
+    for layer in wanted:
         if isinstance(layer, bool) or not isinstance(layer, int | np.integer) or not -n_layers <= layer < n_layers:
             raise InputError(f"layer {layer!r} does not exist: the model has layers 0 to {n_layers - 1}")
-    indices = sorted(int(layer) % n_layers for layer in given)
+    indices = sorted(int(layer) % n_layers for layer in wanted)
     if not indices or len(set(indices)) < len(indices):
-        raise InputError(f"layers {given} must name at least one layer and none twice")
+        raise InputError(f"layers {wanted} must name at least one layer and none twice")
     return tuple(indices)

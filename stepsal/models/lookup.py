@@ -1,4 +1,4 @@
-"""What a model is by its name, without loading its weights: where it lies, its size, and a hash that other weights change."""
+"""Looks a model up by its name without loading its weights: its path, its size, and a hash that changes with the weights."""
 
 import hashlib
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _PEEK = 2**20
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """`path` is what `load_model` takes; `bytes` is the size of the weights in float32."""
+    """The facts of a model. `path` is the argument for `load_model`, and `bytes` is the size of the weights in float32."""
 
     path: str | None
     fingerprint: str
@@ -23,7 +23,7 @@ class ModelFacts:
 
 
 def look_up(name: str, folder: Path) -> ModelFacts:
-    """The facts of `"bundled"`, of a model directory (relative to `folder`, or absolute) or of a hub id.
+    """The facts of the model `"bundled"`, of a model directory (relative to `folder`, or absolute) or of a hub id.
 
     Raises `FileError` where there is no such model.
 
@@ -52,7 +52,10 @@ def look_up(name: str, folder: Path) -> ModelFacts:
 
 
 def _fingerprint(folder: Path) -> str:
-    """Names, sizes, and the first and last MiB of each file: enough to notice other weights, quick for large ones."""
+    """A hash of the names, the sizes, and the first and last MiB of the files.
+
+    It is enough to notice other weights, and quick for large files.
+    """
     digest = hashlib.sha256()
     kinds = ("*.json", "*.jinja", "tokenizer.model", "*.safetensors", "*.bin")
     for path in [path for kind in kinds for path in sorted(folder.glob(kind))]:

@@ -1,4 +1,4 @@
-"""How much memory is free, and how much was used at most."""
+"""How much memory is free, and the most that was used."""
 
 import sys
 from collections import Counter
@@ -9,7 +9,7 @@ import torch
 
 
 def spread(module: torch.nn.Module) -> dict[torch.device, float]:
-    """The devices that a model is on, and the share of its weights that each device holds.
+    """The devices that a model is on, with the share of its weights that each device holds.
 
     >>> spread(torch.nn.Linear(3, 5))
     {device(type='cpu'): 1.0}
@@ -21,7 +21,7 @@ def spread(module: torch.nn.Module) -> dict[torch.device, float]:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can still be taken on a device (for MPS, of the machine it shares with the CPU)."""
+    """The bytes of memory that are still free on a device. MPS shares the machine's memory with the CPU."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
@@ -29,7 +29,9 @@ def free_bytes(device: torch.device) -> int:
 
 
 def peak_bytes(devices: Iterable[torch.device]) -> int:
-    """The most this process has held so far: on CUDA of these devices' memory, else of the machine's."""
+    """The most memory that this process has held so far, in bytes: of these devices where they are CUDA devices, otherwise of
+    the machine.
+    """
     if cuda := [device for device in devices if device.type == "cuda"]:
         return sum(torch.cuda.max_memory_allocated(device) for device in cuda)
     try:

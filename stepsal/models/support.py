@@ -1,15 +1,16 @@
-"""Can stepsal be exact with this model? Asked of the model itself, with a few tokens, before any work.
+"""Whether stepsal is exact with a model: a check of the model itself, with a few tokens, before any work.
 
-In: a model. Out: nothing, or an `UnsupportedModelError` with the reason. With the user's own hooks put aside:
+In: a model. Out: nothing, or an `UnsupportedModelError` with the reason. The user's own hooks are put aside. These conditions
+must hold:
 
-1. Every hook fires, with the shape that `stepsal.models.host` says of it.
-2. A token's attention score for itself is its scaled query times its key, and head outputs are pattern times values: what
-   saliency's diagonal terms and interventions rest on.
-3. With keys and values cut, no gradient reaches other positions: tokens meet in attention only, so that one backward pass
-   gives each token's own loss (no recurrence or convolution beside it).
+1. Every hook fires, with the shape that `stepsal.models.host` documents.
+2. A token's attention score for itself is its scaled query times its key, and head outputs are the pattern times the values.
+   The diagonal terms of saliency, and interventions, rest on this.
+3. With keys and values cut, no gradient reaches other positions. Then tokens meet in attention only (there is no recurrence or
+   convolution beside it), and one backward pass gives the gradient of each token's own loss.
 4. The model continues over a cache of all keys and values as if it had read everything at once.
 
-A model that has passed is not asked again.
+A model that has passed is not checked again.
 """
 
 from importlib.metadata import version
@@ -53,11 +54,12 @@ def check_supported(model: Model) -> None:
 
 
 def _problem(host: Host) -> str:
-    """What is not as it must be; "" where nothing is found."""
+    """The condition that the model violates, in words; an empty text where it violates none."""
     size = host.shape
     if without := [layer for layer in range(size.layers) if not host.has_attention(layer)]:
         return f"{len(without)} of its {size.layers} layers have no attention (a recurrence in its place?)"
-    length = next(n for n in range(3, 9) if n not in (size.heads, size.kv_heads))  # no axis passes for another
+    # The length differs from the numbers of heads, so that no axis can pass for another.
+    length = next(n for n in range(3, 9) if n not in (size.heads, size.kv_heads))
     tokens = torch.arange(length, device=host.device)[None] % size.vocabulary
     seen: dict[tuple[int, str], Tensor] = {}
 
@@ -92,13 +94,14 @@ def _problem(host: Host) -> str:
 def _disagreement(
     host: Host, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Tensor, pattern: Tensor, output: Tensor
 ) -> str:
+    """How the tensors of a layer's attention disagree with each other; an empty text where they agree."""
     heads, length = host.shape.heads, scores.shape[-1]
     if pattern.shape != (1, heads, length, length) or any(
         tensor.ndim != 4 or tensor.shape[:2] != (1, length) or heads % tensor.shape[2] for tensor in (query, key, value)
     ):
         tensors = zip(_PARTS, (query, key, value, scores, pattern), strict=False)
-        found = {name: tuple(tensor.shape) for name, tensor in tensors}
-        return f"the shapes are not those of {heads} heads and {length} tokens: {found}"
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors}
+        return f"the shapes are not those of {heads} heads and {length} tokens: {shapes}"
     own = host.own_score(layer)
     products = query.float() * per_query_head(key, heads).float() * (1.0 if own.weights is None else own.weights)
     if not _near(own.of(products.sum(-1)), scores.diagonal(0, -2, -1).mT, own.scale * products.abs().sum(-1)):
@@ -112,7 +115,7 @@ def _disagreement(
 
 
 def _near(expected: Tensor, found: Tensor, size: Tensor) -> bool:
-    """Equal but for rounding in the model's precision; `size` is the sum of the terms' magnitudes."""
+    """Whether two tensors are equal but for rounding in the model's precision. `size` is the sum of the terms' magnitudes."""
     tolerance = max(1e-3, 16 * torch.finfo(found.dtype).eps)
     error = (expected - found.float()).abs()
     allowed = (error <= tolerance * size + 1e-6) | ~torch.isfinite(error)  # NaNs are reported later, by position
@@ -120,7 +123,9 @@ def _near(expected: Tensor, found: Tensor, size: Tensor) -> bool:
 
 
 def _leak(host: Host, tokens: Tensor) -> str:
-    """Whether anything but keys and values carries one position's residual stream to another's logits."""
+    """The reason why a model fails where anything but keys and values carries one position's residual stream to another's
+    logits; an empty text where nothing does.
+    """
     leaves: list[Tensor] = []
 
     def leaf(residual: Tensor, hook: Any) -> Tensor:
@@ -142,6 +147,7 @@ def _leak(host: Host, tokens: Tensor) -> str:
 
 
 def _cache_problem(host: Host, tokens: Tensor, logits: Tensor) -> str:
+    """The reason why a model fails that does not continue over a cache; an empty text where it does continue."""
     cache, keys = host.new_cache(), []
 
     def count(pattern: Tensor, hook: Any) -> None:
@@ -156,7 +162,8 @@ def _cache_problem(host: Host, tokens: Tensor, logits: Tensor) -> str:
             f"{version('transformers')}). TransformerLens 4.3 does not know the cache of transformers 5.24 and later: "
             "pip install 'transformers<5.24'"
         )
-    # In half precision a rounding can send a token to another expert: there it must run, and the suite says the rest.
+    # In half precision a rounding can send a token to another expert. There the model must only run, and the test suite checks
+    # what it computes.
     exact = logits.dtype in (torch.float32, torch.float64)
     if exact and not _near(logits[:, -1:].float(), last, logits.abs().max().float()):
         return "over a cache it does not continue as if it had read everything at once"

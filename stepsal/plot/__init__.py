@@ -1,4 +1,7 @@
-"""Pictures: data and an `Axes` in, the `Axes` out. No files, no global style, nothing computed that is not shown."""
+"""Pictures: each function takes data and an `Axes` and returns the `Axes`.
+
+Nothing here writes files, changes a global style, or computes what is not shown.
+"""
 
 from stepsal.diagnosis.metrics import LABELS
 from stepsal.plot.canvas import style
@@ -29,4 +32,4 @@ __all__ = [
     "token_map",
 ]
 
-StepMap._repr_png_ = step_map_png  # what a map shows of itself in a notebook
+StepMap._repr_png_ = step_map_png  # a notebook shows a step map as this picture

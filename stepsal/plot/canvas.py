@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-else:  # imported where used: it takes a while
+else:  # matplotlib takes a while to import, so it is imported where it is used
     Axes = Figure = Any
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's: safe for colour blindness."""
+"""The colours of Okabe and Ito, which people with colour blindness can tell apart."""
 MARKERS = "osD^vP"
 COLUMN_WIDTH = 3.4
-"""Inches: one column of a paper."""
+"""The width of one column of a paper, in inches."""
 
 
 @contextmanager
@@ -33,17 +33,17 @@ def style() -> Iterator[None]:
 
 
 def new_axes(size: tuple[float, float]) -> Axes:
-    """Axes of a new figure, of so many inches in width and height."""
+    """The axes of a new figure. `size` is its width and height in inches."""
     return _new_figure(*size).subplots()
 
 
 def new_figure(height: float) -> Figure:
-    """A new figure, one column wide and so many inches high."""
+    """A new figure, one column wide and `height` inches high."""
     return _new_figure(COLUMN_WIDTH, height)
 
 
 def _new_figure(width: float, height: float) -> Figure:
-    """A figure that pyplot does not keep: there is nothing to close and no global state."""
+    """A figure that pyplot does not keep, so that there is nothing to close and no global state."""
     from matplotlib.figure import Figure as MatplotlibFigure
 
     return MatplotlibFigure(figsize=(width, height), layout="constrained")

@@ -24,17 +24,17 @@ class Html:
 
 @checked(stepmap=a_map)
 def step_heads(stepmap: StepMap, layer: int, *, measure: str = "share") -> Html:
-    """Every head's step map of a layer, in CircuitsVis' viewer: heads to pick, steps to hover over.
+    """The step maps of all heads of a layer in the viewer of CircuitsVis, where heads are picked and steps are hovered over.
 
-    The page part is self-contained (1.3 MB of script, no network) and the steps' text is escaped.
+    The HTML is self-contained (1.3 MB of script, no network), and the text of the steps is escaped.
 
     Args:
-        stepmap: the map; steps, not tokens, so that the page stays small.
+        stepmap: the step map. The viewer shows its steps, not tokens, so that the page stays small.
         layer: a model layer that the map holds.
         measure: `"share"` (of the row's influence) or `"density"` (influence per token pair).
 
     Raises:
-        InputError: a layer that the map does not hold, or an unknown measure.
+        InputError: the map does not hold the layer, or has no heads, or the measure is unknown.
 
     >>> import torch
     >>> from stepsal import Step, StepMap, plot
@@ -50,7 +50,7 @@ def step_heads(stepmap: StepMap, layer: int, *, measure: str = "share") -> Html:
     if not heads:
         raise InputError("the map holds no head")
     values = torch.stack([map_values(stepmap, layer, head, measure) for head in range(heads)]).nan_to_num()
-    # CircuitsVis puts the text in as markup, inside a script: no tag may open and no script may end.
+    # CircuitsVis inserts the text as markup inside a script, so the text must not open a tag or end the script.
     names = [escape(f"{step.index} {step.text.strip()[:24]}").replace("\n", " ") for step in stepmap.steps]
     shown = attention_heads(attention=values.clamp(min=0), tokens=names, max_value=float(values.max()))
     return Html(shown.local_src)

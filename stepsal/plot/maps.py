@@ -1,4 +1,4 @@
-"""Maps, of steps and of tokens."""
+"""Pictures of step maps and of token maps."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -19,12 +19,12 @@ from stepsal.traces.trace import Step
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import LogNorm
-else:  # imported where used: it takes a while
+else:  # matplotlib takes a while to import, so it is imported where it is used
     Axes = LogNorm = Any
 
 _SEGMENT_LABELS = {"question": "Q", "thinking": "thinking", "summary": "summary"}
-_NARROW = 1.6  # inches, below which segments are named by their first letter
-_DECADES = 3.0
+_NARROW = 1.6  # inches; on narrower axes the segments are named by their first letter
+_DECADES = 3.0  # the most decades that a colour scale covers
 
 
 _layer = instance(
@@ -38,21 +38,22 @@ def _tensors(name: str, value: tuple[Any, ...]) -> None:
 
 @checked(maps=_tensors)
 def log_scale(*maps: Float[Tensor, "_ _"]) -> LogNorm:
-    """One logarithmic colour scale for several maps: up to their largest value, three decades down at most."""
+    """One logarithmic colour scale for several maps. It ends at their largest value and covers at most three decades."""
     from matplotlib.colors import LogNorm
 
     values = torch.cat([m[torch.isfinite(m) & (m > 0)].flatten() for m in maps])
     if not len(values):
-        raise InputError("there is no positive value to colour: the step map is empty or all zero")
+        raise InputError("there is no positive value to colour: the map is empty, or all of its influence is zero")
     top = float(values.max())
     return LogNorm(max(float(values.min()), top / 10**_DECADES) * 0.999, top, clip=True)
 
 
 @checked(values=instance(Tensor, "a map of numbers", "Give what `stepsal.plot.map_values` returns."))
 def answer_rows(values: Float[Tensor, "query key"], segments: Sequence[str]) -> Float[Tensor, "answer_query key"]:
-    """The rows of the thinking and the summary, by which the colours are scaled; all rows where those hold nothing positive.
+    """The rows of the thinking and the summary, by which the colours are scaled.
 
-    The question was given, not predicted: its own rows can be hundreds of times larger, and say nothing about the reasoning.
+    The question was given, not predicted. Its rows can be hundreds of times larger and say nothing about the reasoning, so they
+    are left out, unless the other rows hold nothing positive.
     """
     chosen = values[[segment != "question" for segment in segments]]
     return chosen if (chosen > 0).any() else values
@@ -69,22 +70,22 @@ def step_map(
     colorbar: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw a step map: which step (row) reads from which (column), on a logarithmic colour scale.
+    """Draw a step map: which step (row) reads from which step (column), on a logarithmic colour scale.
 
-    The scale ends at the largest value of the thinking's and the summary's rows; the question's own row may lie beyond.
+    The scale ends at the largest value in the rows of the thinking and the summary. The question's own row may exceed it.
 
     Args:
-        stepmap: the map.
-        layer: a model layer, several, or a band (`"shallow"`, `"deep"`, `"all"`); several are averaged.
-        head: one head, or `None` for the mean of all.
-        measure: `"density"` (influence per token pair) or `"share"` (of the row's influence).
+        stepmap: the step map.
+        layer: a model layer, several layers, or a band (`"shallow"`, `"deep"`, `"all"`). Several layers are averaged.
+        head: one head, or `None` for the mean over all heads.
+        measure: `"density"` (influence per token pair) or `"share"` (share of the row's influence).
         norm: a colour scale to share between pictures, from `log_scale`.
-        colorbar: draw the scale beside the map.
-        ax: where to draw; by default a new figure.
+        colorbar: whether to draw the colour scale beside the map.
+        ax: the axes to draw into. By default they are those of a new figure.
 
     Raises:
-        InputError: a layer the map does not hold, an unknown measure, a map without any positive value or with negative
-            ones (rule `signed`).
+        InputError: the map does not hold a layer or the head, the measure is unknown, or the map has negative values (rule
+            `signed`) or no positive value.
 
     >>> from stepsal import Trace, load_model, plot, step_saliency
     >>> model = load_model()
@@ -118,9 +119,9 @@ def step_map(
 
 
 def step_map_png(stepmap: StepMap) -> bytes | None:
-    """The picture of a step map that a notebook shows, as a PNG file: the mean over layers and heads.
+    """The picture of a step map that a notebook shows, the mean over layers and heads, as the bytes of a PNG file.
 
-    None where a logarithmic scale has nothing to show.
+    None where a logarithmic scale cannot show the map: it has negative values, or no positive value.
     """
     if not (stepmap.mass > 0).any() or (stepmap.mass < 0).any():
         return None
@@ -148,16 +149,16 @@ def token_map(
     colorbar: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw a token-to-token map, which a step map pools, with a line at each step's end.
+    """Draw a token-to-token map, which a step map pools, with a line at the end of each step.
 
     Args:
-        influence: of one layer and head, or a mean of several, from `token_influence`; the last token, which has no target,
-            may be left out.
-        steps: the trace's steps.
+        influence: the influence of one layer and head, or a mean of several, from `token_influence`. The last token, which has
+            no target, may be left out.
+        steps: the steps of the trace.
         norm, colorbar, ax: as for `step_map`.
 
     Raises:
-        InputError: a map of another number of tokens than the steps have, or without any positive value.
+        InputError: the map has another number of tokens than the steps, or no positive value.
 
     >>> import torch
     >>> from stepsal import Step, plot
@@ -169,7 +170,7 @@ def token_map(
     if influence.shape != (n, n) or not steps or n not in (steps[-1].stop, steps[-1].stop - 1):
         raise InputError(
             f"the map is {tuple(influence.shape)} but the steps have {steps[-1].stop if steps else 0} tokens: give the "
-            "influence of the same trace, of one layer and head or a mean of several"
+            "influence of the trace that the steps are from, for one layer and head or as a mean of several"
         )
     causal = torch.tril(torch.ones(n, n, dtype=torch.bool))
     segments = [step.segment for step in steps for _ in range(step.start, min(step.stop, n))]
@@ -200,21 +201,21 @@ def token_map(
 def map_values(
     stepmap: StepMap, layer: int | str | Sequence[int], head: int | None, measure: str
 ) -> Float[Tensor, "query_step key_step"]:
-    """The numbers that `step_map` draws: the chosen measure, averaged over the chosen layers and heads."""
+    """The values that `step_map` draws: the chosen measure, averaged over the chosen layers and heads."""
     from stepsal.models.layers import band
 
     if measure not in ("density", "share"):
         raise InputError(f"unknown measure {measure!r}: expected 'density' or 'share'")
     if isinstance(layer, str):
-        model_layers = stepmap.meta.get("model_layers", max(stepmap.layers) + 1)  # a map may hold some of them only
+        model_layers = stepmap.meta.get("model_layers", max(stepmap.layers) + 1)  # a map may hold only some layers
         wanted = list(stepmap.layers) if layer == "all" else list(band(layer, model_layers))
     else:
         wanted = [layer] if isinstance(layer, int) else list(layer)
     if not wanted:
-        raise InputError("no layer is named: give an index, several, or a band")
-    if missing := [one for one in wanted if one not in stepmap.layers]:
+        raise InputError("no layer is named: give an index, several indices, or a band such as 'shallow'")
+    if missing := [index for index in wanted if index not in stepmap.layers]:
         raise InputError(f"layer {missing[0]} is not in this map, which holds layers {list(stepmap.layers)}")
-    positions = [stepmap.layers.index(one) for one in wanted]
+    positions = [stepmap.layers.index(index) for index in wanted]
     if head is not None and not 0 <= head < stepmap.mass.shape[1]:
         raise InputError(f"head {head} is not in this map, which holds heads 0 to {stepmap.mass.shape[1] - 1}")
     values = stepmap.density() if measure == "density" else stepmap.share()
@@ -223,9 +224,10 @@ def map_values(
 
 
 def _mark_segments(ax: Axes, segments: Sequence[str]) -> None:
-    """Lines between segments; above the map a bar and a name for each.
+    """Draw lines between the segments, and a bar and a name for each segment above the map.
 
-    The first name starts and the last one ends with the map, so that they fit however narrow their segments are.
+    The first name starts where the map starts and the last name ends where the map ends, so that both fit however narrow their
+    segments are.
     """
     n = len(segments)
     figure: Any = ax.figure
@@ -235,7 +237,7 @@ def _mark_segments(ax: Axes, segments: Sequence[str]) -> None:
         else _SEGMENT_LABELS
     )
     bounds = [index for index in range(1, n) if segments[index] != segments[index - 1]]
-    width = max(0.4, min(1.2, 24 / n))  # a segment of one step stays visible beside the line
+    width = max(0.4, min(1.2, 24 / n))  # narrow enough that a segment of one step stays visible beside the line
     for bound in bounds:
         ax.plot([-0.5, bound - 0.5], [bound - 0.5, bound - 0.5], color="white", linewidth=width)
         ax.plot([bound - 0.5, bound - 0.5], [bound - 0.5, n - 0.5], color="white", linewidth=width)
@@ -245,7 +247,7 @@ def _mark_segments(ax: Axes, segments: Sequence[str]) -> None:
         ax.plot(
             [first - 0.5, last - 0.5],
             [1.02, 1.02],
-            transform=ax.get_xaxis_transform(),  # x in steps, y in parts of the height
+            transform=ax.get_xaxis_transform(),  # x is in steps, y is a fraction of the height
             color="0.6" if index % 2 else "black",
             linewidth=2,
             solid_capstyle="butt",
@@ -253,7 +255,7 @@ def _mark_segments(ax: Axes, segments: Sequence[str]) -> None:
         )
         middle = min(max((first + last) / 2, 0.25 * n), 0.55 * n) - 0.5
         places.append((-0.5, "left") if first == 0 else (n - 0.5, "right") if last == n else (middle, "center"))
-    names = ax.secondary_xaxis("top")  # an axis, so that a title knows to stay above it
+    names = ax.secondary_xaxis("top")  # the names belong to an axis, so that a title stays above them
     names.set_xticks([x for x, _ in places], [labels[segments[first]] for first in ends[:-1]])
     names.tick_params(length=0, pad=5)
     names.spines[:].set_visible(False)

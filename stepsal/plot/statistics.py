@@ -1,4 +1,4 @@
-"""Depth profiles, layer x head heat maps and forest plots, of diagnoses and comparisons."""
+"""Pictures of diagnoses and comparisons: depth profiles, layer x head heat maps and forest plots."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from stepsal.plot.canvas import COLOURS, MARKERS, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-else:  # imported where used: it takes a while
+else:  # matplotlib takes a while to import, so it is imported where it is used
     Axes = Any
 
 _CONTROLS = (("table", "all traces"), ("matched", "matched pairs"), ("position_only", "distance alone"))
@@ -39,16 +39,16 @@ def _diagnoses(name: str, value: Any) -> None:
 def depth_profile(
     diagnosis: Diagnoses | Mapping[str, Diagnoses], *, metric: str = "lock_in", ax: Axes | None = None
 ) -> Axes:
-    """Draw a metric against depth: the mean over heads and traces, with a 95 % interval (normal, over traces) as a band.
+    """Draw a metric against depth: the mean over heads and traces, with its 95 % interval (normal, over traces) as a band.
 
     Args:
-        diagnosis: one, several, or such groups by name (`{"correct": ..., "wrong": ...}`).
+        diagnosis: one diagnosis, several, or groups of them by name (`{"correct": ..., "wrong": ...}`).
         metric: the name of a metric, built in or defined with `stepsal.metric`.
-        ax: where to draw; by default a new figure.
+        ax: the axes to draw into. By default they are those of a new figure.
 
     Raises:
-        InputError: an unknown metric, or one that the diagnoses lack; diagnoses of maps made differently; an empty group; more
-            groups than colours.
+        InputError: the metric is unknown or the diagnoses lack it, their maps were made differently, a group is empty, or there
+            are more groups than colours.
 
     >>> import torch
     >>> from stepsal import Step, StepMap, diagnose, plot
@@ -59,19 +59,21 @@ def depth_profile(
     """
     from matplotlib.ticker import MaxNLocator
 
-    found = _find_metric(metric)
+    known = _find_metric(metric)
     groups = {
         name: [group] if isinstance(group, Diagnosis) else list(group)
         for name, group in (diagnosis.items() if isinstance(diagnosis, Mapping) else [("", diagnosis)])
     }
     if len(groups) > len(COLOURS):
-        raise InputError(f"{len(groups)} groups; there are colours for {len(COLOURS)}. Draw them in several pictures.")
+        raise InputError(
+            f"{len(groups)} groups; there are colours for {len(COLOURS)}. Draw the groups in several pictures."
+        )
     layers = _common_layers(groups, metric)
     ax = ax or new_axes((4.2, 2.8))
-    if found.reference is not None:
-        ax.axhline(found.reference, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+    if known.reference is not None:
+        ax.axhline(known.reference, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
     for colour, marker, (name, group) in zip(COLOURS, MARKERS, groups.items(), strict=False):
-        values = rearrange([one.profile[metric] for one in group], "trace layer -> trace layer")
+        values = rearrange([diagnosis.profile[metric] for diagnosis in group], "trace layer -> trace layer")
         count = torch.isfinite(values).sum(0)
         mean = torch.nanmean(values, 0)
         deviation = torch.sqrt(torch.nanmean((values - mean) ** 2, 0) * count / (count - 1).clamp(min=1))
@@ -80,7 +82,7 @@ def depth_profile(
         ax.plot(layers, mean, color=colour, marker=marker, markersize=3.5, linewidth=1.4, label=shown)
         ax.fill_between(layers, mean - margin, mean + margin, color=colour, alpha=0.2, linewidth=0)
     ax.set_xlabel("layer")
-    ax.set_ylabel(found.label)
+    ax.set_ylabel(known.label)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.spines[["top", "right"]].set_visible(False)
     if any(groups):
@@ -96,16 +98,16 @@ def heads(
     limits: tuple[float | int, float | int] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw a metric as a heat map, layer (row) by head (column): the mean over traces.
+    """Draw a metric as a heat map of layers (rows) and heads (columns), with the mean over traces.
 
     Args:
-        diagnosis: one or several.
+        diagnosis: one diagnosis or several.
         metric: the name of a metric, built in or defined with `stepsal.metric`.
-        limits: ends of the colour scale; by default the smallest and largest value.
-        ax: where to draw; by default a new figure.
+        limits: the ends of the colour scale. By default they are the smallest and the largest value.
+        ax: the axes to draw into. By default they are those of a new figure.
 
     Raises:
-        InputError: an unknown metric, or one that the diagnoses lack; diagnoses of maps made differently; no diagnosis.
+        InputError: the metric is unknown or the diagnoses lack it, their maps were made differently, or there is no diagnosis.
 
     >>> import torch
     >>> from stepsal import Step, StepMap, diagnose, plot
@@ -116,11 +118,11 @@ def heads(
     """
     from matplotlib.ticker import MaxNLocator
 
-    found = _find_metric(metric)
+    known = _find_metric(metric)
     group = [diagnosis] if isinstance(diagnosis, Diagnosis) else list(diagnosis)
     layers = _common_layers({"": group}, metric)
     values = reduce(
-        rearrange([one.values[metric] for one in group], "trace layer head -> trace layer head"),
+        rearrange([diagnosis.values[metric] for diagnosis in group], "trace layer head -> trace layer head"),
         "trace layer head -> layer head",
         torch.nanmean,
     )
@@ -134,7 +136,7 @@ def heads(
     ax.set_yticks(range(0, len(layers), every), [str(layer) for layer in layers[::every]])
     ax.spines[:].set_visible(False)
     figure: Any = ax.figure
-    figure.colorbar(image, ax=ax, label=found.label, pad=0.03)
+    figure.colorbar(image, ax=ax, label=known.label, pad=0.03)
     return ax
 
 
@@ -147,18 +149,18 @@ _comparison = instance(
 
 @checked(comparison=_comparison)
 def comparison(comparison: Comparison, *, metric: str = "lock_in", ax: Axes | None = None) -> Axes:
-    """Draw a comparison as a forest plot: per layer, how well the metric tells wrong traces from correct ones.
+    """Draw a comparison as a forest plot of how well the metric tells wrong traces from correct ones in each layer.
 
-    The area under the ROC curve with its 95 % interval, for all traces, for the matched pairs, and for what the metric would
-    be if influence depended on distance alone. Filled: all traces, p < 0.05 corrected over layers.
+    The picture shows the area under the ROC curve with its 95 % interval, for all traces, for the matched pairs, and for what
+    the metric would be if influence depended on distance alone. A marker is filled where p < 0.05, corrected over layers.
 
     Args:
-        comparison: from `compare`.
+        comparison: the comparison that `compare` returned.
         metric: the name of a metric, built in or defined with `stepsal.metric`.
-        ax: where to draw; by default a new figure.
+        ax: the axes to draw into. By default they are those of a new figure.
 
     Raises:
-        InputError: a metric the comparison does not hold by layer.
+        InputError: the comparison does not hold the metric by layer.
 
     >>> import torch
     >>> from stepsal import Step, StepMap, compare, plot
@@ -178,22 +180,22 @@ def comparison(comparison: Comparison, *, metric: str = "lock_in", ax: Axes | No
         )
     ax = ax or new_axes((3.4, 0.24 * len(layers) + 1.0))
     ax.axvline(0.5, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
-    for index, (part, name) in enumerate(_CONTROLS):
-        table = getattr(comparison, part)
+    for index, (table_name, name) in enumerate(_CONTROLS):
+        table = getattr(comparison, table_name)
         if not len(table):
             continue
         rows = table[table["metric"] == metric].set_index("layer").loc[layers]
         height = torch.arange(len(layers)).numpy() + 0.22 * (1 - index)
         colour = COLOURS[index]
         ax.hlines(height, rows["auc_low"], rows["auc_high"], color=colour, linewidth=1.1)
-        sure = (rows["p_corrected"] < 0.05).to_numpy()
+        significant = (rows["p_corrected"] < 0.05).to_numpy()
         ax.scatter(
             rows["auc"],
             height,
             s=14,
             marker=MARKERS[index],
             edgecolors=colour,
-            facecolors=[colour if each else "white" for each in sure],
+            facecolors=[colour if filled else "white" for filled in significant],
             linewidths=1,
             zorder=3,
             label=name,
@@ -216,7 +218,10 @@ def _find_metric(name: str) -> Metric:
 
 
 def _common_layers(groups: Mapping[str, Sequence[Diagnosis]], metric: str) -> tuple[int, ...]:
-    """The layers that all diagnoses have. Raises `InputError` where they differ, lack the metric, or where a group is empty."""
+    """The layers that all diagnoses have.
+
+    Raises `InputError` where the diagnoses differ in them or lack the metric, and where a group is empty.
+    """
     for name, group in groups.items():
         if not group:
             raise InputError(f"there is no diagnosis{f' in group {name!r}' if name else ''} to draw")

@@ -1,5 +1,6 @@
-"""Pictures of a sweep: effects of settings, heads, strengths, compute, chain lengths. The numbers:
-`stepsal.ablation.effects`.
+"""Pictures of a sweep: the effects of settings and of single heads, strengths, compute, and chain lengths.
+
+`stepsal.ablation.effects` computes the numbers.
 """
 
 from collections.abc import Sequence
@@ -18,12 +19,12 @@ from stepsal.sweeps.settings import controlled_kind, kind_label, kinds, options_
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
-else:  # imported where used: it takes a while
+else:  # matplotlib and pandas take a while to import, so they are imported where they are used
     Axes = DataFrame = Any
 
 _GREY = "0.5"
 _POINTS = "accuracy difference (points)"
-_SMALLEST = (15.0, 8.0)  # points, of a cell that a value is printed in
+_SMALLEST = (15.0, 8.0)  # the width and height, in points, of the smallest cell that a value is printed in
 
 
 def _table(expected: str, *, results: bool = False, optional: bool = False) -> Check:
@@ -46,16 +47,16 @@ _PANEL = "from `stepsal.ablation.effects.head_panels(results)`"
 
 @checked(results=_table("the rows that `stepsal.sweep` returns", results=True))
 def sweep(results: "DataFrame | Results", *, ax: Axes | None = None) -> Axes:
-    """Draw every setting's paired accuracy difference to the baseline, with its 95 % interval, as a forest plot.
+    """Draw a forest plot of every setting's paired accuracy difference to the baseline, with its 95 % interval.
 
-    Filled: p < 0.05, corrected by Holm over the settings. Controls are grey, at the bottom.
+    A marker is filled where p < 0.05, corrected by Holm's method over the settings. Controls are grey, at the bottom.
 
     Args:
         results: the rows that `stepsal.sweep` returns.
-        ax: where to draw; by default a new figure.
+        ax: the axes to draw into. By default they are those of a new figure.
 
     Raises:
-        InputError: rows without a baseline, or nothing but it, or not of one sweep.
+        InputError: the rows have no baseline, have nothing but the baseline, or are not those of one sweep.
 
     >>> import tempfile
     >>> from stepsal import plot
@@ -64,12 +65,12 @@ def sweep(results: "DataFrame | Results", *, ax: Axes | None = None) -> Axes:
     >>> plot.sweep(sweep(config, out=tempfile.mkdtemp(), workers=1, progress=False)).get_xlabel()
     'accuracy difference (points)'
     """
-    found = Results.of(results)
-    if not found.treated:
+    answers = Results.of(results)
+    if not answers.treated:
         raise InputError(
             "there is nothing but the baseline: the sweep needs other settings, such as parts = ['oeb', 'smi']"
         )
-    table = found.effects.iloc[1:]
+    table = answers.effects.iloc[1:]
     ax = ax or new_axes((3.4, 0.17 * len(table) + 0.8))
     _zero(ax.axvline)
     for height, row in enumerate(table.to_dict("records")):
@@ -90,23 +91,24 @@ def sweep(results: "DataFrame | Results", *, ax: Axes | None = None) -> Axes:
 
 @checked(panel=instance(HeadPanel, "one HeadPanel", f"Take one {_PANEL}."))
 def sweep_heads(panel: HeadPanel, *, limit: float | None = None, colorbar: bool = True, ax: Axes | None = None) -> Axes:
-    """Draw the accuracy difference of each head alone as a heat map, layer (row) by head; on its right each layer alone.
+    """Draw a heat map of the accuracy difference that each head alone makes, with layers as rows and heads as columns.
 
-    Blue is a gain, red a loss, grey not in the sweep. Outlined: p < 0.05, corrected by Holm over the panel. Values in points
-    where there is room.
+    A strip on the right shows the difference that each layer alone makes. Blue is a gain, red is a loss, and grey cells are not
+    in the sweep. A cell is outlined where p < 0.05, corrected by Holm's method over the panel. Where there is room, the values
+    are printed in percentage points.
 
     Args:
-        panel: one of `stepsal.ablation.effects.head_panels(results)`.
-        limit: the end of the colour scale in points, on both sides; by default the largest difference.
-        colorbar: draw the scale beside the map.
-        ax: where to draw; by default a new figure.
+        panel: one of the panels that `stepsal.ablation.effects.head_panels(results)` returns.
+        limit: the ends of the colour scale are plus and minus this many points. By default it is the largest difference.
+        colorbar: whether to draw the colour scale beside the map.
+        ax: the axes to draw into. By default they are those of a new figure.
     """
     from matplotlib.patches import Rectangle
 
     layers, heads = panel.difference.shape
     limit = limit or head_limit([panel])
     ax = ax or new_axes((0.3 * heads + 1.8, 0.2 * layers + 0.9))
-    column = heads + 0.2 if heads else 0.0  # centre of the strip
+    column = heads + 0.2 if heads else 0.0  # the centre of the strip
     shown = []
     if heads:
         shown.append((panel.difference, panel.p, np.arange(heads, dtype=float), (-0.5, heads - 0.5)))
@@ -151,7 +153,7 @@ def sweep_heads(panel: HeadPanel, *, limit: float | None = None, colorbar: bool 
 
 @checked(panels=several(HeadPanel, "a list of HeadPanel", f"Take them {_PANEL}."))
 def head_limit(panels: Sequence[HeadPanel]) -> float:
-    """One end of a colour scale for several panels, in points: the largest difference, or 1."""
+    """The end of a colour scale for several panels, in points: their largest difference, but at least 1."""
     values = np.concatenate([np.append(panel.difference.ravel(), panel.alone) for panel in panels])
     return 100 * max(0.01, float(np.nanmax(np.abs(values))))
 
@@ -160,15 +162,15 @@ def head_limit(panels: Sequence[HeadPanel]) -> float:
     lines=several(StrengthLine, "a list of StrengthLine", "Take them from `stepsal.ablation.effects.strength_lines`.")
 )
 def sweep_strengths(lines: Sequence[StrengthLine], *, ax: Axes | None = None) -> Axes:
-    """Draw the accuracy difference against the strength, with 95 % intervals; controls are grey and dashed.
+    """Draw the accuracy difference against the strength, with 95 % intervals. Controls are grey and dashed.
 
-    Filled: p < 0.05, corrected by Holm over the points drawn.
+    A marker is filled where p < 0.05, corrected by Holm's method over the points of the picture.
 
     Args:
-        lines: of one strength, from `stepsal.ablation.effects.strength_lines(results, "tau_max")`, or `"alpha"`.
-        ax: where to draw; by default a new figure.
+        lines: the lines of one strength, from `stepsal.ablation.effects.strength_lines(results, "tau_max")`, or of `"alpha"`.
+        ax: the axes to draw into. By default they are those of a new figure.
 
-    Raises `InputError`: no lines.
+    Raises `InputError` where there is no line.
     """
     if not lines:
         raise InputError("there is no strength to draw: the sweep needs several, such as tau_max = [0.05, 0.15, 0.3]")
@@ -177,13 +179,13 @@ def sweep_strengths(lines: Sequence[StrengthLine], *, ax: Axes | None = None) ->
     name = str(lines[0].table.columns[0])
     colours = _colours(sum(not line.control for line in lines))
     for index, line in enumerate(lines):
-        place = sum(not each.control for each in lines[:index])
+        place = sum(not earlier.control for earlier in lines[:index])
         colour = _GREY if line.control else colours[place]
         table = line.table
         _series(
             ax,
             table[name].to_numpy(float),
-            *(100 * table[each].to_numpy(float) for each in ("difference", "low", "high")),
+            *(100 * table[column].to_numpy(float) for column in ("difference", "low", "high")),
             colour=colour,
             marker=MARKERS[index % len(MARKERS)],
             label=line.label,
@@ -191,10 +193,10 @@ def sweep_strengths(lines: Sequence[StrengthLine], *, ax: Axes | None = None) ->
             shift=4.0 * (index - (len(lines) - 1) / 2),
             linestyle="--" if line.control else "-",
         )
-    values = sorted({float(each) for line in lines for each in line.table[name]})
+    values = sorted({float(value) for line in lines for value in line.table[name]})
     if values[0] > 0 and values[-1] / values[0] > 8:
         ax.set_xscale("log")
-    ax.set_xticks(values, [f"{each:g}" for each in values])
+    ax.set_xticks(values, [f"{value:g}" for value in values])
     ax.minorticks_off()
     ax.margins(x=0.12)
     ax.set_xlabel(in_math(options_by_key()[name][0][1].symbol))
@@ -208,9 +210,9 @@ def sweep_compute(costs: DataFrame, votes: DataFrame, *, ax: Axes | None = None)
     """Draw accuracy against compute: settings as points, and the baseline with more samples (self-consistency) as a line.
 
     Args:
-        costs: `stepsal.ablation.effects.costs(results)`.
-        votes: `stepsal.ablation.votes.self_consistency(results)`.
-        ax: where to draw; by default a new figure.
+        costs: the table that `stepsal.ablation.effects.costs(results)` returns.
+        votes: the table that `stepsal.ablation.votes.self_consistency(results)` returns.
+        ax: the axes to draw into. By default they are those of a new figure.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator
 
@@ -218,7 +220,7 @@ def sweep_compute(costs: DataFrame, votes: DataFrame, *, ax: Axes | None = None)
     at = votes["compute"]
     ax.fill_between(at, 100 * votes["low"], 100 * votes["high"], color="0.85", linewidth=0)
     ax.plot(at, 100 * votes["accuracy"], color="black", marker=".", linewidth=1.2, label="self-consistency")
-    for k, x, low in zip(votes["k"][1:], at[1:], 100 * votes["low"][1:], strict=True):  # at 1 are the settings
+    for k, x, low in zip(votes["k"][1:], at[1:], 100 * votes["low"][1:], strict=True):  # the settings are near k = 1
         ax.annotate(f"k = {k}", (x, low), (0, -9), textcoords="offset points", ha="center", fontsize="small")
     named: set[str] = set()
     for row in costs.to_dict("records"):
@@ -244,30 +246,35 @@ def sweep_compute(costs: DataFrame, votes: DataFrame, *, ax: Axes | None = None)
 
 @checked(table=_table("a table of accuracies"), others=_table("a table of accuracies", optional=True))
 def sweep_lengths(table: DataFrame, others: DataFrame | None = None, *, ax: Axes | None = None) -> Axes:
-    """Draw accuracy by chain length, a line for each setting, with 95 % intervals. Filled: differs from the baseline, p < 0.05.
+    """Draw accuracy by chain length, a line for each setting, with 95 % intervals.
+
+    A marker is filled where the setting differs from the baseline with p < 0.05.
 
     Args:
-        table: `stepsal.ablation.effects.by_length(results, settings)`, of up to seven settings, the baseline first.
-        others: the same of settings to draw as thin grey lines without a name.
-        ax: where to draw; by default a new figure.
+        table: the table that `stepsal.ablation.effects.by_length(results, settings)` returns for up to seven settings, of which
+            the baseline is the first.
+        others: the same table of other settings, which are drawn as thin grey lines without a name.
+        ax: the axes to draw into. By default they are those of a new figure.
 
-    Raises `InputError`: more settings than colours.
+    Raises `InputError` where there are more settings than colours.
     """
     groups = [group for _, group in table.groupby("id", sort=False)]
     if len(groups) > 1 + len(COLOURS):
-        raise InputError(f"{len(groups)} settings; there are colours for {1 + len(COLOURS)}. Choose some of them.")
+        raise InputError(
+            f"{len(groups)} settings; there are colours for {1 + len(COLOURS)}. Choose some of the settings."
+        )
     ax = ax or new_axes((3.4, 2.6))
     places = {name: int(name.split()[-1]) for name in table["column"]}
     if others is not None:
         for _, group in others.groupby("id", sort=False):
-            ax.plot([places[each] for each in group["column"]], 100 * group["accuracy"], color="0.85", linewidth=0.6)
+            ax.plot([places[name] for name in group["column"]], 100 * group["accuracy"], color="0.85", linewidth=0.6)
     colours = iter(COLOURS)
     for index, group in enumerate(groups):
         colour = "black" if group["part"].iloc[0] == "none" else _GREY if group["control"].iloc[0] else next(colours)
         _series(
             ax,
-            np.array([places[each] for each in group["column"]], dtype=float),
-            *(100 * group[each].to_numpy(float) for each in ("accuracy", "accuracy_low", "accuracy_high")),
+            np.array([places[name] for name in group["column"]], dtype=float),
+            *(100 * group[column].to_numpy(float) for column in ("accuracy", "accuracy_low", "accuracy_high")),
             colour=colour,
             marker=MARKERS[(index - 1) % len(MARKERS)] if index else "s",
             label=group["label"].iloc[0],
@@ -285,7 +292,7 @@ def sweep_lengths(table: DataFrame, others: DataFrame | None = None, *, ax: Axes
 
 @checked(text=instance(str, "a text", "Give the label of a setting."))
 def in_math(text: str) -> str:
-    r"""τ_max as matplotlib sets it.
+    r"""The text with τ_max as matplotlib's formula for it.
 
     >>> print(in_math("OEB, τ_max 0.15"))
     OEB, $\tau_{\mathrm{max}}$ 0.15
@@ -294,15 +301,15 @@ def in_math(text: str) -> str:
 
 
 def part_style(part: str) -> tuple[str, str]:
-    """Colour and marker of a kind of setting, by its place among all kinds: of the baseline black, of controls grey.
+    """The colour and the marker of a kind of setting, by its place among all kinds. The baseline is black, controls are grey.
 
-    A control has the marker of what it controls for; where there are several, each further one has a marker of its own.
+    The first control of a kind has that kind's marker; each further control of it has a marker of its own.
     """
     if part == "none":
         return "black", "*"
     if (treated := controlled_kind(part)) is not None:
-        alike = [name for name in kinds() if controlled_kind(name) == treated]
-        further = alike.index(part) if part in alike else 0
+        its_controls = [name for name in kinds() if controlled_kind(name) == treated]
+        further = its_controls.index(part) if part in its_controls else 0
         return _GREY, "^v<>"[(further - 1) % 4] if further else part_style(treated)[1]
     treatments = [name for name in kinds() if name != "none" and controlled_kind(name) is None]
     place = treatments.index(part if part in treatments else part.split("+")[-1])
@@ -323,7 +330,7 @@ def _series(
     shift: float,
     linestyle: str,
 ) -> None:
-    """A line with intervals, moved sideways by `shift` points so that none hides another; the data stay what they are."""
+    """Draw a line with intervals, moved sideways by `shift` points so that no line hides another. The data stay as they are."""
     from matplotlib.transforms import ScaledTranslation
 
     figure: Any = ax.figure
@@ -346,7 +353,7 @@ def _colours(number: int) -> list[Any]:
         return list(COLOURS[:number])
     from matplotlib import colormaps
 
-    return [colormaps["viridis"](each) for each in np.linspace(0, 0.95, number)]
+    return [colormaps["viridis"](place) for place in np.linspace(0, 0.95, number)]
 
 
 def _diverging() -> Any:
@@ -356,7 +363,7 @@ def _diverging() -> Any:
 
 
 def _cell_size(ax: Axes) -> tuple[float, float]:
-    """Width and height in points; the axes may still shrink a little."""
+    """The width and height of a cell in points. The axes may still shrink a little when the figure is drawn."""
     figure: Any = ax.figure
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
     scale = 72 / figure.dpi
@@ -366,7 +373,7 @@ def _cell_size(ax: Axes) -> tuple[float, float]:
 def _print_values(ax: Axes, values: Float[np.ndarray, "layer column"], columns: Any, limit: float) -> None:
     for (layer, index), value in np.ndenumerate(values):
         if np.isfinite(value):
-            said = f"{value:+.1f}".replace("-", "−")
-            said = "0" if float(f"{value:.1f}") == 0 else said
+            text = f"{value:+.1f}".replace("-", "−")
+            text = "0" if float(f"{value:.1f}") == 0 else text
             colour = "white" if abs(value) > 0.6 * limit else "black"
-            ax.text(columns[index], layer, said, ha="center", va="center", fontsize=5.5, color=colour)
+            ax.text(columns[index], layer, text, ha="center", va="center", fontsize=5.5, color=colour)

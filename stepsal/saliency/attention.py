@@ -1,11 +1,11 @@
-"""How attention is computed for saliency: in float32, and with keys and values kept once instead of once a query head.
+"""How attention is computed for saliency: in float32, and with keys and values kept once instead of once for each query head.
 
 1. A model in half precision rounds its attention scores: a score of 30 is off by up to 0.06 in bfloat16, and its probability by
-   6 %. That is nearly all of what half precision does to a step map (docs/precision.md). So queries, keys and values are made
-   float32 where they enter attention, and the head outputs take the model's precision again: scores, pattern and their
-   gradients are float32, as inside fused attention kernels.
+   6 %. That is nearly all of the error that half precision makes in a step map (docs/precision.md). So queries, keys and values
+   become float32 where they enter attention, and head outputs become the model's precision again. Scores, patterns and
+   their gradients are float32, as inside fused attention kernels.
 2. For the backward pass every layer keeps the keys and values of all tokens so far, repeated for each query head that reads
-   them. One copy for each key-value head is kept instead, and repeated again when it is asked for.
+   them. Here one copy is kept for each key-value head, and it is repeated again when the backward pass needs it.
 """
 
 from contextlib import AbstractContextManager
@@ -16,12 +16,13 @@ from torch import Tensor
 
 from stepsal.models.host import Hook, Host
 
-# Elements of the smallest tensor that is worth a look: a look costs time, and the patterns of a chunk take more memory.
+# The number of elements from which a tensor is compared with its repetitions. Comparing takes time, and smaller tensors matter
+# little beside the patterns of a chunk.
 _LARGE = 2**22
 
 
 def in_float32(host: Host, hooks: list[Hook]) -> list[Hook]:
-    """The hooks, in a forward pass whose attention is computed in float32 (or better, if the model is)."""
+    """The hooks, and others around them that compute attention in float32, or in the precision of a wider model."""
     precision = host.dtype
     if torch.finfo(precision).bits >= 32:
         return hooks
@@ -38,9 +39,10 @@ def in_float32(host: Host, hooks: list[Hook]) -> list[Hook]:
 
 
 def keeping_repeats_once(heads: int, kv_heads: int) -> AbstractContextManager[Any]:
-    """Inside, autograd keeps one head of each group, of tensors whose first axis is heads and whose groups have equal heads.
+    """A context in which autograd keeps one head of each group of equal heads, in tensors whose first axis is the heads.
 
-    Whether the heads are equal is looked up in the tensor itself: the backward pass gets what was kept, whatever that was.
+    Whether the heads of a group are equal is read from the tensor itself, so the backward pass always gets the values that were
+    to be kept.
     """
     group = heads // kv_heads
 

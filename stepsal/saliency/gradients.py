@@ -1,7 +1,7 @@
-"""Hooks that read attention patterns and the gradients that reach them, for one forward and one backward pass.
+"""Hooks that read attention patterns and the gradients that reach them, in one forward and one backward pass.
 
-In: a model's host, which layers, and what to do with each block of influence. Out: calls of `receive`.
-`stepsal.saliency.influence` says what is computed and why it is exact; `cut` is its steps 1 and 2.
+In: the host of a model, the layers, and the function `receive`. Out: calls of `receive` with blocks of influence.
+`stepsal.saliency.influence` explains what is computed and why it is exact; `cut` turns on its steps 1 and 2.
 """
 
 from collections.abc import Callable
@@ -17,15 +17,15 @@ from stepsal.models.host import Hook, Host
 
 Rule = Literal["abs", "signed", "grad", "attention"]
 
-# What is done with a block of influence: (index in `layers`, first query position, influence). Keys start at 0. It returns
-# what it made of the block: if that is finite, so was the block.
+# A function that takes in a block of influence: (index in `layers`, first query position, influence). The keys of a block start
+# at position 0. It returns what it computed from the block: where that is finite, the block was finite.
 Receive = Callable[[int, int, Float[Tensor, "head query key"]], Tensor]
 
 
 class PatternReader:
-    """Hooks for one forward pass and its backward pass; `cut` severs the gradient through other positions (steps 1-2).
+    """Hooks for one forward pass and its backward pass. `cut` severs the gradient through other positions (steps 1 and 2).
 
-    The lowest layer's pattern is the leaf: what lies below it takes no part in any gradient.
+    The pattern of the lowest layer is the leaf of the graph. What lies below it takes no part in any gradient.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class PatternReader:
         self.host, self.rule, self.layers = host, rule, layers
         self.start, self.receive, self.cut = start, receive, cut
         self.leaf: Tensor | None = None
-        self.now: dict[str, Tensor] = {}  # of the layer that is running: query, key, value, own (A_tt)
+        self.now: dict[str, Tensor] = {}  # query, key, value and own (A_tt) of the layer that is running
         self.errors: list[NumericalError] = []
 
     def hooks(self) -> list[Hook]:
@@ -58,10 +58,11 @@ class PatternReader:
 
     def backward(self, loss: Tensor) -> None:
         assert self.leaf is not None
-        (gradient,) = torch.autograd.grad(loss, self.leaf)  # no parameter gradients; hooks serve the layers above
+        # This computes no gradients of parameters. The layers above the leaf have tensor hooks.
+        (gradient,) = torch.autograd.grad(loss, self.leaf)
         self._take(0, self.leaf.detach()[0], gradient[0])
         if self.errors:
-            raise self.errors[0]  # the highest layer: gradients flow down
+            raise self.errors[0]  # the error of the highest layer, since gradients flow down
 
     def _start(self, pattern: Tensor, hook: Any) -> Tensor:
         self.leaf = pattern.detach().requires_grad_(True)
@@ -96,9 +97,9 @@ class PatternReader:
     def _take(
         self, index: int, pattern: Float[Tensor, "head query key"], gradient: Float[Tensor, "head query key"]
     ) -> None:
-        """The pattern's gradient has arrived: multiply, hand on, keep nothing."""
+        """Combine a pattern with the gradient that has reached it, and hand the influence on. Nothing is kept."""
         if self.rule == "grad":
-            block = gradient.abs().masked_fill_(pattern == 0, 0)  # masked keys have a gradient, but no influence
+            block = gradient.abs().masked_fill_(pattern == 0, 0)  # masked keys have a gradient but no influence
         else:
             block = gradient * pattern
             if self.rule == "abs":
@@ -117,8 +118,8 @@ class PatternReader:
 
         def add(scores: Float[Tensor, "batch head query key"], hook: Any) -> Tensor:
             queries, keys = scores.shape[2:]
-            query, key = self.now["query"], self.now["key"][:, -queries:]  # without those of the cache
-            slope = score.slope(scores.detach().diagonal(keys - queries, -2, -1))  # batch head query, or one for all
+            query, key = self.now["query"], self.now["key"][:, -queries:]  # without the keys of the cache
+            slope = score.slope(scores.detach().diagonal(keys - queries, -2, -1))  # batch head query, or one number
 
             def gradient(of_scores: Float[Tensor, "batch head query key"]) -> Tensor:
                 own = slope * of_scores.diagonal(keys - queries, -2, -1)
@@ -136,9 +137,9 @@ class PatternReader:
 
 
 class _AddGradient(torch.autograd.Function):
-    """The first tensor as it is; what `gradient` makes of its gradient is the second tensor's, without a copy of the first.
+    """Return the first tensor as it is, and send `gradient` of its gradient to the second tensor.
 
-    The terms of step 2 have the value zero: this is all that they do.
+    That is all that the terms of step 2 do, since their value is zero. The first tensor is not copied.
     """
 
     @staticmethod
@@ -154,7 +155,7 @@ class _AddGradient(torch.autograd.Function):
 def _for_key_heads(
     gradient: Float[Tensor, "batch pos head d_head"], like: Float[Tensor, "batch pos kv_head d_head"]
 ) -> Float[Tensor, "batch pos kv_head d_head"]:
-    """Summed over the query heads that read each key-value head, in its precision."""
+    """The gradient summed over the query heads that read each key-value head, in the precision of `like`."""
     grouped = "batch pos (kv_head group) d -> batch pos kv_head d"
     return reduce(gradient, grouped, "sum", kv_head=like.shape[2]).to(like.dtype)
 
@@ -162,24 +163,24 @@ def _for_key_heads(
 def check_logits(
     host: Host, logits: Float[Tensor, "batch pos vocabulary"], tokens: Int[Tensor, "batch all_pos"], start: int
 ) -> None:
-    """Raise when a logit is not finite, naming the first layer and position where it came from."""
-    if torch.isfinite(logits.sum()) or torch.isfinite(logits).all():  # the sum is quick to make, and seldom overflows
+    """Raise `NumericalError` where a logit is not finite. The message names the first layer and position that are not."""
+    if torch.isfinite(logits.sum()) or torch.isfinite(logits).all():  # the sum is quick to compute and seldom overflows
         return
     position = start + int((~torch.isfinite(logits[0])).any(-1).nonzero()[0])
-    found: list[str] = []
+    sources: list[str] = []
 
     def look(layer: int) -> Callable[[Tensor, Any], None]:
-        def at(residual: Tensor, hook: Any) -> None:
+        def look_at(residual: Tensor, hook: Any) -> None:
             bad = (~torch.isfinite(residual[0])).any(-1)
-            if bad.any() and not found:
-                found.append(f"first in layer {layer} at position {int(bad.nonzero()[0])}")
+            if bad.any() and not sources:
+                sources.append(f"first in layer {layer} at position {int(bad.nonzero()[0])}")
 
-        return at
+        return look_at
 
     hooks: list[Hook] = [host.at_residual(layer, look(layer)) for layer in range(host.shape.layers)]
     with torch.no_grad():
         host.forward(tokens, hooks)
-    where = found[0] if found else "every layer is finite, so it is the unembedding"
+    where = sources[0] if sources else "every layer is finite, so the unembedding is the cause"
     raise NumericalError(
         f"the logits at position {position} are not finite; {where}. Check the weights, or load the model in a wider "
         "precision (dtype='float32')."

@@ -1,19 +1,20 @@
-"""How much each earlier token influences what is predicted next: attention times gradient, exactly, in one pass.
+"""How much each earlier token influences the next prediction: attention times gradient, exactly, in one pass.
 
 In: a model and a `Trace`. Out: a token map (`token_influence`) or, pooled on the way, a `StepMap` (`step_saliency`).
 
     I[layer, head, t, k] = | A[layer, head, t, k] * dL_t / dA[layer, head, t, k] |,    L_t = -log p(x[t+1] | x[..t])
 
-Every row `t` has its own loss, so the definition asks for one backward pass per token. One pass in all suffices:
+Every row `t` has its own loss, so the definition asks for one backward pass per token. A single pass suffices:
 
-1. `A[layer, head, t, :]` changes only position `t`'s residual stream, and `L_t` reads only position `t`. So cut the
-   gradient through every *other* position's keys and values: they enter attention detached.
-2. A position's own key and value do carry gradient. They are put back with terms of value zero, `sg` = stop gradient:
+1. `A[layer, head, t, :]` changes only the residual stream of position `t`, and `L_t` reads only position `t`. So the gradient
+   through the keys and values of every *other* position is cut: they enter attention detached.
+2. A position's own key and value do carry gradient. It is restored by terms of value zero (`sg` = stop gradient):
        score_tt += scale * sg(q_t) . (k_t - sg(k_t)),     z_t += sg(A_tt) * (v_t - sg(v_t)).
-3. Back-propagate `sum_t L_t` once. The gradient that reaches a pattern is `dL_t / dA[t, :]` for every `t` at once: a
-   tensor hook multiplies it by the pattern, pools it and drops it.
+3. `sum_t L_t` is back-propagated once. The gradient that reaches a pattern is `dL_t / dA[t, :]` for every `t` at once. A
+   tensor hook multiplies it by the pattern, pools the product and drops it.
 4. Since past keys and values are detached anyway, the trace runs through the model in chunks of queries over a growing
-   key-value cache, forward and backward per chunk. Memory grows with `chunk * T`, not with `T^2 * layers * heads`.
+   key-value cache, with a forward and a backward pass for each chunk. Memory grows with `chunk * T`, not with
+   `T^2 * layers * heads`.
 
 Steps 1 and 2 and the hooks of step 3 are in `stepsal.saliency.gradients`. The last token has no target and nothing else reads
 it, so it never enters the model. Source: method.md section 2.
@@ -45,10 +46,10 @@ from stepsal.traces.trace import Trace
 
 Objective = Literal["token", "sequence", "answer"]
 
-# Longer chunks were no faster on a CPU (benchmarks/saliency.py); elsewhere an estimate (docs/precision.md).
+# Longer chunks were no faster on a CPU (benchmarks/saliency.py). The other two numbers are estimates (docs/precision.md).
 MAX_CHUNK = {"cpu": 256, "cuda": 512, "mps": 256}
-# Queries times keys above which a chunk is long enough: from some length on, a chunk's patterns grow no further. With it a 7B
-# model's 32k tokens should fit 60 GB (docs/precision.md).
+# A chunk with this many pairs of a query and a key is long enough, so that the patterns of a chunk stop growing with the length
+# of the trace. With this limit 32k tokens of a 7B model should fit into 60 GB (docs/precision.md).
 ENOUGH_PAIRS = 3 * 2**20
 
 
@@ -68,24 +69,25 @@ def step_saliency(
 
     Args:
         model: a `TransformerBridge`, from `load_model` or booted by you, or a `HookedTransformer` of TransformerLens 3.9.
-        trace: the trace; its tokens are fed to the model as they are.
-        objective: `token`, each row its own next-token loss (the paper's equation); `sequence`, one loss for the whole
-            trace (the official code; it mixes into row `t` what row `t` does to later tokens); `answer`, the summed loss
-            of the tokens of `answer`, seen from every row.
-        rule: `abs`, |A * dL/dA|; `signed`, A * dL/dA; `grad`, |dL/dA|; `attention`, A alone (a baseline).
-        layers: `"all"`, `"shallow"`, `"deep"`, an index or several.
-        chunk: query positions per pass with the `token` objective; `"auto"` chooses from the free memory. The result
-            does not depend on it. The other objectives need the whole graph at once.
+        trace: the trace. Its tokens are fed to the model as they are.
+        objective: the loss that is differentiated. With `token` every row has its own next-token loss (the paper's
+            equation). With `sequence` the whole trace has one loss (the official code), so that row `t` also contains what
+            row `t` does to later tokens. With `answer` it is the summed loss of the tokens of `answer`, seen from every row.
+        rule: `abs` is |A * dL/dA|, `signed` is A * dL/dA, `grad` is |dL/dA|, and `attention` is A alone (a baseline).
+        layers: `"all"`, `"shallow"`, `"deep"`, an index or several indices.
+        chunk: the number of query positions in a pass with the `token` objective. `"auto"` chooses it from the free memory.
+            The result does not depend on it. The other objectives need the whole graph at once.
         answer: the token positions `[start, stop)` whose loss is summed, for `objective="answer"`.
-        progress: show a progress bar.
+        progress: whether to show a progress bar.
 
     Returns:
-        A `StepMap`, float32, on the CPU. `meta` says how it was made.
+        A `StepMap` in float32 on the CPU. Its `meta` says how it was made.
 
     Raises:
-        InputError: an unknown option, tokens that are not in the model's vocabulary, or a trace longer than its context.
-        UnsupportedModelError: a model on which this would not be exact; before any work is done.
-        NumericalError: a NaN or infinity, with layer and position.
+        InputError: an option is unknown, a token is not in the model's vocabulary, or the trace is longer than the model's
+            context.
+        UnsupportedModelError: the result would not be exact with this model. It is raised before any work is done.
+        NumericalError: a value is NaN or infinite. The message names the layer and the position.
 
     >>> from stepsal import Trace, load_model, step_saliency
     >>> model = load_model()
@@ -111,9 +113,9 @@ def token_influence(
     layers: LayerSpec = "all",
     answer: tuple[int, int] | None = None,
 ) -> Float[Tensor, "layer head query key"]:
-    """The token-to-token influence map itself, for short traces: it holds `layers * heads * tokens^2` numbers.
+    """The token-to-token influence map itself, for short traces, since it holds `layers * heads * tokens^2` numbers.
 
-    Its arguments and errors are those of `step_saliency`. The last row is zero: the last token has no target.
+    The arguments and errors are those of `step_saliency`. The last row is zero, because the last token has no target.
 
     >>> from stepsal import Trace, load_model, token_influence
     >>> model = load_model()
@@ -146,7 +148,10 @@ def _run(
     progress: bool,
     receive: Receive,
 ) -> dict[str, Any]:
-    """Check the arguments, run the trace through the model and hand each block of influence to `receive`."""
+    """Check the trace and the model, run the trace through the model, and hand each block of influence to `receive`.
+
+    Returns the `meta` of the map.
+    """
     from stepsal._version import __version__
 
     check_trace(model, trace)
@@ -208,7 +213,10 @@ def _run_chunk(
     cache: Any,
     receive: Receive,
 ) -> None:
-    """A function of its own, so that what a chunk keeps is gone before the next one begins."""
+    """Run one chunk forward and backward.
+
+    This is a function of its own so that the memory of a chunk is free before the next one begins.
+    """
     size = host.shape
     scales: Tensor | None = None
 
@@ -246,16 +254,16 @@ def _run_whole(
 
 
 def _losses(logits: Float[Tensor, "pos vocabulary"], targets: Int[Tensor, " pos"]) -> Float[Tensor, " pos"]:
-    """In float32 or better; where a model spans devices, on that of its logits."""
+    """The loss of each position, in float32 or better, on the device of the logits (a model may span several devices)."""
     wide = torch.promote_types(logits.dtype, torch.float32)
     return F.cross_entropy(logits.to(wide), targets.to(logits.device), reduction="none")
 
 
 def row_scales(losses: Float[Tensor, " pos"]) -> Float[Tensor, " pos"]:
-    """Powers of two that bring each row's gradient to the size of 1: float16 knows nothing below 6e-8.
+    """Powers of two that scale each row's gradient to a size of about 1, since float16 has no numbers below 6e-8.
 
-    The largest derivative of a loss by a logit is that by the target's, `1 - p`. Rows do not mix, so each has a scale of
-    its own, by which its influence is divided: exactly.
+    The largest derivative of a loss by a logit is the one by the target's logit, `1 - p`. Rows do not mix, so each row has a
+    scale of its own. Its influence is divided by that scale, which is exact for powers of two.
 
     >>> row_scales(torch.tensor([3.0, 0.1, 0.0])).tolist()
     [2.0, 16.0, 16777216.0]
@@ -265,20 +273,20 @@ def row_scales(losses: Float[Tensor, " pos"]) -> Float[Tensor, " pos"]:
 
 
 def check_trace(model: Model, trace: Trace) -> None:
-    """Raise `InputError` unless the model can take the trace: its length and its token ids."""
+    """Raise `InputError` unless the length and the token ids of the trace fit the model."""
     size, tokens = host_of(model).shape, trace.tokens
     if len(tokens) < 2:
         raise InputError(f"a trace of {len(tokens)} token(s) predicts nothing: it needs at least two")
     if len(tokens) > size.context:
         raise InputError(
-            f"the trace has {len(tokens)} tokens but the model's context is {size.context}: influence beyond it would mean "
-            "nothing. Use a model with a longer context, or shorten the trace yourself."
+            f"the trace has {len(tokens)} tokens but the model's context is {size.context}: influence beyond the context would "
+            "mean nothing. Use a model with a longer context, or shorten the trace yourself."
         )
     if int(tokens.min()) < 0 or int(tokens.max()) >= size.vocabulary:
         bad = int(tokens.max()) if int(tokens.max()) >= size.vocabulary else int(tokens.min())
         raise InputError(
             f"token {bad} is outside the model's vocabulary (0 to {size.vocabulary - 1}): the trace was made with another "
-            "tokenizer. Make it with this model's."
+            "tokenizer. Make the trace with this model's tokenizer."
         )
 
 
@@ -291,7 +299,7 @@ def check_options(length: int, objective: str, rule: str, chunk: object, answer:
         raise InputError(f"chunk {chunk!r} must be 'auto' or a whole number of query positions, at least 1")
     if chunk != "auto" and objective != "token":
         raise InputError(
-            f"objective {objective!r} needs the whole graph and cannot run in chunks: leave out chunk={chunk}"
+            f"objective {objective!r} needs the whole graph and cannot run in chunks: leave out chunk={chunk!r}"
         )
     if (answer is None) == (objective == "answer"):
         raise InputError(
@@ -314,10 +322,11 @@ def _chunk_size(host: Host, length: int, chunk: int | Literal["auto"]) -> int:
 
 
 def _bytes_kept(host: Host, length: int) -> tuple[int, int]:
-    """About what a chunk needs once, and what it needs for each query (`benchmarks/gpu.py --estimate` counts it exactly).
+    """Estimates of the bytes that a chunk needs once, and of those that it needs for each of its queries.
 
-    Once: keys and values in the cache and for the backward pass, and the repeated ones of one layer. For each query: a row
-    of the pattern in every layer, and some six more rows while a layer runs; activations; logits and their gradient.
+    Once, it needs the keys and values in the cache and for the backward pass, and the repeated keys and values of one layer.
+    For each query it needs a row of the pattern in every layer and about six more rows while a layer runs, the activations, and
+    the logits with their gradient. `benchmarks/gpu.py --estimate` counts the bytes exactly.
     """
     size, element = host.shape, host.dtype.itemsize
     wide = max(4, element)
@@ -332,7 +341,7 @@ def _warn_if_large(host: Host, queries: int, objective: str) -> None:
     need, free = once + queries * per_query, sum(map(free_bytes, spread(host.model)))
     if need > free:
         warnings.warn(
-            f"objective {objective!r} keeps the whole graph: about {need / 2**30:.1f} GiB for {queries} tokens, and "
-            f"{free / 2**30:.1f} GiB are free. objective='token' runs in chunks.",
+            f"objective {objective!r} keeps the whole graph: about {need / 2**30:.1f} GiB for {queries} tokens, but only "
+            f"{free / 2**30:.1f} GiB are free. Use a shorter trace, or objective='token', which runs in chunks.",
             stacklevel=2,
         )

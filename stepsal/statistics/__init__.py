@@ -1,1 +1,1 @@
-"""Statistics that know nothing of language models: paired outcomes, bootstrap, permutation tests."""
+"""Statistics that know nothing about language models: paired outcomes, the bootstrap and permutation tests."""

@@ -1,13 +1,15 @@
 """Bootstrap intervals and permutation tests over traces, for many columns (a metric in a layer) at once.
 
-In: two arrays `trace column`, NaN where a trace has no value. Out: a table, a row per column.
+In: two arrays `trace column`, with NaN where a trace has no value. Out: a table with a row per column.
 
-1. Per column, over the traces that have a value: means, their difference (wrong - correct), Cliff's delta, and the area under
-   the ROC curve of "a high value means wrong" (`delta = 2 AUC - 1`).
-2. Intervals of difference and AUC: percentile bootstrap over traces, each group resampled by itself (scipy).
-3. p: permutation of the labels, two-sided, of Welch's t. Corrected over the columns of a metric by the maximum statistic:
-   each layer's |t| against the permutations' largest |t| over layers (Westfall and Young), which keeps the chance of any
-   false layer at the level however the layers correlate. scipy has no such correction.
+1. For each column, over the traces that have a value: the means, their difference (wrong - correct), Cliff's delta, and the
+   area under the ROC curve of "a high value means wrong" (`delta = 2 AUC - 1`).
+2. The intervals of the difference and the AUC come from a percentile bootstrap over traces, in which each group is resampled by
+   itself (scipy).
+3. The p-value is that of a two-sided permutation test of the labels with Welch's t. It is corrected over the columns of a
+   metric by the maximum statistic: the |t| of each layer is compared with the largest |t| over layers in each permutation
+   (Westfall and Young). That keeps the chance of any false layer at the level, however the layers correlate. scipy has no
+   such correction.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -17,17 +19,20 @@ from jaxtyping import Float
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-else:  # imported where used: it takes a while
+else:  # pandas takes a while to import, so it is imported where it is used
     DataFrame = Any
 
 Correct = Float[np.ndarray, "correct column"]
 Wrong = Float[np.ndarray, "wrong column"]
 Columns = list[tuple[str, int | None]]
-"""Metric and layer of each column; no layer for what a trace has one of."""
+"""The metric and the layer of each column. The layer is None where a trace has a single value of the metric."""
 
 
 def statistics(columns: Columns, correct: Correct, wrong: Wrong, resamples: int, seed: int) -> DataFrame:
-    """The rows of a table; columns that fewer than two traces of a group have are left missing."""
+    """The table, a row for each column. A column for which a group has fewer than two values keeps missing statistics.
+
+    The table is empty where a group has fewer than two traces.
+    """
     import pandas as pd
 
     if min(len(correct), len(wrong)) < 2:
@@ -39,10 +44,10 @@ def statistics(columns: Columns, correct: Correct, wrong: Wrong, resamples: int,
     estimate, low, high = _bootstrap(x, y, resamples, seed)
     p, p_corrected = _permute(x, y, names, resamples, seed)
 
-    def spread(part: np.ndarray) -> np.ndarray:
-        whole = np.full(len(columns), np.nan)
-        whole[usable] = part
-        return whole
+    def spread(of_usable: np.ndarray) -> np.ndarray:
+        of_all = np.full(len(columns), np.nan)
+        of_all[usable] = of_usable
+        return of_all
 
     half = usable.sum()
     layers = pd.array([layer for _, layer in columns], dtype="Int64")
@@ -68,20 +73,20 @@ def statistics(columns: Columns, correct: Correct, wrong: Wrong, resamples: int,
 
 
 def _bootstrap(x: Correct, y: Wrong, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Differences of means, then AUCs, of all columns: estimates, and both ends of their 95 % intervals."""
+    """The estimates and the two ends of their 95 % intervals: differences of means of all columns, then their AUCs."""
     from scipy.stats import bootstrap
 
     masks = [np.isfinite(group).astype(float) for group in (x, y)]
     filled = [np.nan_to_num(group) for group in (x, y)]
-    # how often a wrong trace's value is the higher one (ties count half), `column correct wrong`
+    # For each pair of traces, 1 where the wrong trace has the higher value and 1/2 where they tie: `column correct wrong`.
     higher = [
         ((a[:, None] < b) + 0.5 * (a[:, None] == b)) * np.outer(i, j)
         for a, b, i, j in zip(filled[0].T, filled[1].T, masks[0].T, masks[1].T, strict=True)
     ]
 
     def statistic(i: np.ndarray, j: np.ndarray, axis: int) -> np.ndarray:
-        """`i` and `j` are the indices drawn from each group, along the last axis; out: `statistic resample`."""
-        weights = [_counts(each, len(group)) for each, group in ((i, x), (j, y))]
+        """The statistics, `statistic resample`. `i` and `j` are the indices drawn from the groups, along the last axis."""
+        weights = [_counts(indices, len(group)) for indices, group in ((i, x), (j, y))]
         present = [w @ mask for w, mask in zip(weights, masks, strict=True)]
         with np.errstate(invalid="ignore", divide="ignore"):  # a resample without any value gives NaN
             means = [w @ f / n for w, f, n in zip(weights, filled, present, strict=True)]
@@ -106,14 +111,14 @@ def _bootstrap(x: Correct, y: Wrong, resamples: int, seed: int) -> tuple[np.ndar
 
 
 def _counts(indices: np.ndarray, n: int) -> np.ndarray:
-    """How often each of `n` items was drawn, `resample item`."""
+    """How often each of `n` items was drawn in each resample: `resample item`."""
     drawn = np.atleast_2d(indices)
     rows = np.arange(len(drawn))[:, None] * n
     return np.bincount((drawn + rows).ravel(), minlength=len(drawn) * n).reshape(len(drawn), n).astype(float)
 
 
 def _permute(x: Correct, y: Wrong, names: list[str], resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Permutation p-values of |Welch's t| for each column: by itself, and corrected over the columns of its metric."""
+    """The permutation p-values of |Welch's t| of each column, uncorrected and corrected over the columns of its metric."""
     both = np.concatenate([x, y])
     centred = both - np.nanmean(both, 0)
     scale = np.nanmax(np.abs(centred), 0)
@@ -122,14 +127,15 @@ def _permute(x: Correct, y: Wrong, names: list[str], resamples: int, seed: int) 
     rng = np.random.default_rng(seed)
     labels = np.zeros((resamples + 1, len(both)))
     labels[:, : len(x)] = 1
-    labels[1:] = rng.permuted(labels[1:], axis=1)  # the first row is what was observed
+    labels[1:] = rng.permuted(labels[1:], axis=1)  # the first row has the observed labels
 
     def moments(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         n = chosen @ mask
         mean = chosen @ filled / n
         return n, mean, (chosen @ filled**2 - n * mean**2) / (n - 1)
 
-    with np.errstate(invalid="ignore", divide="ignore"):  # groups of one or none, and columns without spread
+    # A permuted group may have one value or none, and a column may have no spread.
+    with np.errstate(invalid="ignore", divide="ignore"):
         (n1, mean1, var1), (n2, mean2, var2) = moments(labels), moments(1 - labels)
         t = np.abs(mean1 - mean2) / np.sqrt(np.maximum(var1 / n1 + var2 / n2, 1e-24))
     t = np.nan_to_num(t, nan=0.0, posinf=0.0)
@@ -137,7 +143,7 @@ def _permute(x: Correct, y: Wrong, names: list[str], resamples: int, seed: int) 
     p = (1 + (t[1:] >= observed).sum(0)) / (1 + resamples)
     corrected = np.empty_like(p)
     for name in dict.fromkeys(names):
-        columns = [i for i, each in enumerate(names) if each == name]
+        columns = [i for i, metric in enumerate(names) if metric == name]
         largest = t[1:, columns].max(1)
         corrected[columns] = (1 + (largest[:, None] >= observed[columns]).sum(0)) / (1 + resamples)
     return p, corrected

@@ -152,11 +152,13 @@ class GridConfig(_Table):
         if not isinstance(given, Mapping):
             return given
         known = options_by_key()
+        if "options" in given:
+            raise ValueError(_unknown_key("[grid]", "options", ("shape", "parts", "layers", "heads", *known)))
         rest = {key: value for key, value in given.items() if key not in known}
         options = {
-            key: tuple(_read_option(key, each) for each in _several(given[key])) for key in known if key in given
+            key: tuple(_read_option(key, value) for value in _several(given[key])) for key in known if key in given
         }
-        return rest | {"options": rest.get("options", {}) | options}
+        return rest | {"options": options}
 
     @model_validator(mode="before")
     @classmethod
@@ -179,20 +181,22 @@ class GridConfig(_Table):
         return tuple(key for key in self.values() if key in self.options or key in self.model_fields_set)
 
     def values(self) -> dict[str, tuple[Any, ...]]:
-        """The values of every varied key: interventions, layers, heads, and the options of all interventions."""
-        options: dict[str, tuple[Any, ...]] = {}
-        for key, owners in options_by_key().items():
-            defaults = [option.default for _, option in owners if not option.required]
-            if key in self.options:
-                options[key] = self.options[key]
-            elif defaults:
-                options[key] = (defaults[0],)
-        return {"parts": self.parts, "layers": self.layers, "heads": self.heads, **options}
+        """The values of every varied key: interventions, layers, heads, and the options that were written down.
+
+        An option that was not written down has the default of the intervention's class, which classes need not share.
+        """
+        return {"parts": self.parts, "layers": self.layers, "heads": self.heads, **self.options}
 
     def record(self) -> dict[str, Any]:
-        """The grid as plain data, defaults included."""
+        """The grid as plain data, with the defaults of its own keys and of the options of the built-in interventions."""
         rest = {name: getattr(self, name) for name in ("centre", "k", "comparison", "maps")}
-        return {"shape": self.shape, **self.values(), **rest}
+        defaults = {
+            key: (option.default,)
+            for key, owners in options_by_key().items()
+            for kind, option in owners
+            if kind.built_in() and not option.required
+        }
+        return {"shape": self.shape, **defaults, **self.values(), **rest}
 
 
 class SettingConfig(_Table):
@@ -306,7 +310,7 @@ _TABLES = ("model", "problems", "decoding", "grid", "settings")
 
 
 def _contradictions(config: SweepConfig) -> list[tuple[str, bool]]:
-    """What only several keys together say: each fault, and whether the configuration has it."""
+    """Contradictions between keys: pairs of the message and whether this configuration has the fault."""
     problems, decoding, grid = config.problems, config.decoding, config.grid
     task = [key for key in ("split", "length", "start") if key in problems.model_fields_set]
     forward = grid.shape == "forward-selection"

@@ -1,8 +1,8 @@
-"""Where a sweep's work is done: in this process or in worker processes; on a Ray cluster, `stepsal.sweeps.ray`.
+"""Where the work of a sweep is done: in this process or in worker processes. `stepsal.sweeps.ray` does it on a Ray cluster.
 
-In: a `Job` and `WorkItem`s. Out: each item with its answers, in the order in which they are done. Every engine gives the same
-answers: those of an item depend on nothing but the job and the item (`stepsal.sweeps.worker`), the number of torch threads is
-the job's, and the numbers of workers and machines are no part of it.
+In: a `Job` and `WorkItem`s. Out: each item with its answers, in the order in which the items are done. Every engine gives the
+same answers. The answers to an item depend on nothing but the job and the item (`stepsal.sweeps.worker`). The job sets the
+number of torch threads, but not the numbers of workers and machines.
 """
 
 import logging
@@ -28,10 +28,10 @@ ATTEMPTS = 3
 
 @runtime_checkable
 class Engine(Protocol):
-    """Workers, and how work gets to them."""
+    """A set of workers, and the way in which work gets to them."""
 
     def run(self, items: Sequence[WorkItem]) -> Iterator[tuple[WorkItem, list[Answer]]]:
-        """Do the items. It may be called again: workers and their models are kept until `close`."""
+        """Do the items. It may be called again, since workers and their models are kept until `close`."""
 
     def close(self) -> None:
         """End the workers, whatever they are doing."""
@@ -39,9 +39,10 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Resources:
-    """What there is to work with: `device` is what `auto` means here; `slots`, the number of CPU cores or accelerators.
+    """The resources for the workers.
 
-    `here`: all of them are on this machine, whose memory they share.
+    device: the device that `auto` stands for. slots: the number of CPU cores or accelerators. here: whether all of them are on
+    this machine and share its memory.
     """
 
     device: str
@@ -68,7 +69,7 @@ def local_resources(device: str = "auto") -> Resources:
 
 
 def _cpu_quota(cores: int, path: str = "/sys/fs/cgroup/cpu.max") -> int:
-    """How many whole cores a container may use, at least 1; all where nothing limits it."""
+    """The number of whole cores that a container may use, at least 1. It is `cores` where there is no limit."""
     try:
         quota, period = Path(path).read_text().split()
         return max(1, int(quota) // int(period))
@@ -87,11 +88,11 @@ class InProcess:
             yield item, self._worker.run(item)
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Nothing has to be ended."""
 
 
 class Processes:
-    """Workers in processes of their own. One that dies is replaced, and its item done again."""
+    """Workers in processes of their own. A worker that dies is replaced, and its item is done again."""
 
     def __init__(self, job: Job, workers: int) -> None:
         self._job, self._workers = job, workers
@@ -128,12 +129,13 @@ class Processes:
                 yield result
             finished = True
         finally:
-            if not finished:  # interrupted, or an error here or in whoever reads this
+            if not finished:  # it was interrupted, or there was an error here or in the code that reads the answers
                 self.close()
             for thread in threads:
                 thread.join()
 
     def _ask(self, slot: int, item: WorkItem) -> list[Answer]:
+        """The answers to an item from the worker in this slot, or from a new one where it dies."""
         for attempt in range(ATTEMPTS + 1):
             process = self._running.get(slot) or WorkerProcess(self._job, slot)
             self._running[slot] = process
@@ -163,7 +165,7 @@ class Processes:
 
 
 class WorkerProcess:
-    """A worker in a process of its own, and the pipes to and from it."""
+    """A worker in a process of its own, with the pipes to it and from it."""
 
     def __init__(self, job: Job, slot: int) -> None:
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill
@@ -177,16 +179,16 @@ class WorkerProcess:
             env=_environment(job, slot),
         )
         self.pid = self._process.pid
-        self._untold: Job | None = job
+        self._unsent_job: Job | None = job
 
     def ask(self, item: WorkItem) -> Reply | None:
-        """The reply, or None from a dead worker."""
+        """The reply of the worker, or None where the worker is dead."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
-            if self._untold is not None:
-                self._process.stdin.write(self._untold.line())
-                self._untold = None
+            if self._unsent_job is not None:
+                self._process.stdin.write(self._unsent_job.line())
+                self._unsent_job = None
             self._process.stdin.write(item.line())
             self._process.stdin.flush()
             line = self._process.stdout.readline()
@@ -195,7 +197,7 @@ class WorkerProcess:
             return None
 
     def cause_of_death(self) -> str:
-        """How it ended, and the last line that it wrote."""
+        """How the process ended, and the last line that it wrote."""
         try:
             status = self._process.wait(timeout=10)
             self._errors.seek(0)
@@ -212,15 +214,15 @@ class WorkerProcess:
             try:
                 if pipe is not None:
                     pipe.close()
-            except OSError:  # what was not sent yet
+            except OSError:  # the pipe still held data that was not sent
                 pass
 
 
 def _environment(job: Job, slot: int) -> dict[str, str]:
-    """The environment variables of a worker process: where stepsal is, how many threads it may start, which GPU it sees."""
+    """The environment variables of a worker process: where stepsal is, how many threads it may start, and which GPU it sees."""
     environment = dict(os.environ)
-    folders = [str(Path(__file__).parents[2]), *filter(None, sys.path)]  # a worker finds what we find
-    if job.plugins:  # a worker must find them where this process does
+    folders = [str(Path(__file__).parents[2]), *filter(None, sys.path)]  # a worker finds what this process finds
+    if job.plugins:  # a worker must find the plugins where this process finds them
         folders += map(os.path.abspath, sys.path)
     threads = str(job.model.threads)
     environment |= {"PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
@@ -233,9 +235,10 @@ def _environment(job: Job, slot: int) -> dict[str, str]:
 
 
 def gpu_of(slot: int, count: int, visible: str | None) -> str:
-    """The name of the one GPU that a worker is to see: in turn, of those that this process sees.
+    """The name of the one GPU that a worker is to see. The workers take the GPUs that this process sees in turn.
 
-    `count`: how many those are. `visible`: this process's `CUDA_VISIBLE_DEVICES`, whose names (indices, UUIDs) are kept.
+    `count` is the number of GPUs that this process sees, and `visible` its `CUDA_VISIBLE_DEVICES`, whose names (indices or
+    UUIDs) are kept.
 
     >>> [gpu_of(slot, 2, None) for slot in range(3)], gpu_of(1, 2, "5,GPU-8932f937")
     (['0', '1', '0'], 'GPU-8932f937')

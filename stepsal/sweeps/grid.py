@@ -34,7 +34,7 @@ def next_round(
     done: Rounds,
     explicit: Sequence[SettingConfig] = (),
 ) -> list[Setting]:
-    """The settings to run after those of the rounds that are `done`; none is the end.
+    """The settings that follow the rounds that are `done`. An empty list ends the sweep.
 
     `right` says how many answers were right under a setting of a round that is done. The baseline opens the first round.
 

@@ -1,7 +1,7 @@
-"""Which layers and heads a sweep's names stand for: `each`, `windows:3`, `chosen`, `top-4:lock_in`, ...
+"""The layers and heads that the names in a sweep's configuration stand for: `each`, `windows:3`, `chosen`, `top-4:lock_in`, ...
 
-In: a name, an index or several; the interventions that it is for; the model's size. Out: every choice that it stands for:
-layers for each intervention, then heads of each layer for each intervention.
+In: a name, an index or several indices; the interventions that should act there; the size of the model. Out: every choice that
+the name stands for: the layers of each intervention, and then the heads of each of these layers.
 """
 
 import re
@@ -21,16 +21,16 @@ from stepsal.sweeps.config import GridConfig
 
 if TYPE_CHECKING:
     from stepsal.diagnosis.bands import Bands
-else:  # imported where used: it takes a while
+else:  # this module takes a while to import, so it is imported where it is used
     Bands = Any
 
 Layers = tuple[tuple[int, ...], ...]
-"""Layers for each intervention."""
+"""The layers of each intervention."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """Layers, and heads of each, of a model."""
+    """The number of layers of a model, and the number of heads of each layer."""
 
     layers: int
     heads: int
@@ -39,7 +39,7 @@ class Size:
 def layer_choices(
     spec: Any, kinds: Sequence[type[Intervention]], size: Size, grid: GridConfig, folder: Path
 ) -> list[Layers]:
-    """Every choice of layers that a name stands for, each with layers for each intervention.
+    """Every choice of layers that a name stands for. A choice has layers for each intervention.
 
     >>> from stepsal import OddsEqualBridge
     >>> layer_choices("windows:7", [OddsEqualBridge], Size(8, 4), GridConfig(), Path())
@@ -70,10 +70,10 @@ def layer_choices(
 
 
 def _own_layers(kind: type[Intervention], size: Size, bands: Bands | None) -> tuple[int, ...]:
-    """The layers that an intervention acts on by default, or the chosen ones in the place of its band."""
-    default: Any = next(each.default for each in fields(kind) if each.name == "layers")  # type: ignore[arg-type]
+    """The layers that an intervention acts on by default. Where `bands` are given, they replace the default band."""
+    default: Any = next(field.default for field in fields(kind) if field.name == "layers")  # type: ignore[arg-type]
     if default is MISSING:
-        raise InputError(f"{kind.name!r} has no layers of its own: name them, such as layers = [[0, 1]]")
+        raise InputError(f"{kind.name!r} has no default layers: name its layers, such as layers = [[0, 1]]")
     if bands is not None and default in ("shallow", "deep"):
         chosen: tuple[int, ...] = getattr(bands, default)
         return chosen
@@ -83,26 +83,27 @@ def _own_layers(kind: type[Intervention], size: Size, bands: Bands | None) -> tu
 def head_choices(
     spec: Any, layers: Layers, size: Size, grid: GridConfig, folder: Path
 ) -> list[tuple[HeadsByLayer, ...]]:
-    """Every choice of heads that a name stands for, in the given layers of each intervention.
+    """Every choice of heads that a name stands for, within the layers of each intervention.
 
     >>> head_choices("each", ((0, 1),), Size(8, 2), GridConfig(), Path())
     [({0: (0,)},), ({0: (1,)},), ({1: (0,)},), ({1: (1,)},)]
     """
     if not isinstance(spec, str) or spec == "all":
-        given = None if isinstance(spec, str) else spec
-        return [tuple(resolve_heads(each, given, size.layers, size.heads) for each in layers)]
+        heads_spec = None if isinstance(spec, str) else spec
+        return [tuple(resolve_heads(own_layers, heads_spec, size.layers, size.heads) for own_layers in layers)]
     if spec == "each":
         if len(set(layers)) > 1:
             raise InputError(
-                f"heads='each' of two interventions in other layers ({' and '.join(str(list(each)) for each in layers)}) would "
-                "be all pairs: give one intervention, the same layers for both, or lists of heads"
+                "heads='each' of two interventions in different layers "
+                f"({' and '.join(str(list(own_layers)) for own_layers in layers)}) would be all pairs of heads: give one "
+                "intervention, the same layers for both, or lists of heads"
             )
-        alone: list[HeadsByLayer] = [{layer: (head,)} for layer in layers[0] for head in range(size.heads)]
-        return [(each,) * len(layers) for each in alone]
+        single_heads: list[HeadsByLayer] = [{layer: (head,)} for layer in layers[0] for head in range(size.heads)]
+        return [(head,) * len(layers) for head in single_heads]
     if match := re.fullmatch(r"(top|bottom)-(\d+):(\w+)", spec):
         maps = _path("maps", grid.maps, f"heads={spec!r}", folder)
         sign = 1 if match[1] == "top" else -1
-        return [tuple(_ranked(sign, int(match[2]), match[3], each, size, maps) for each in layers)]
+        return [tuple(_ranked(sign, int(match[2]), match[3], own_layers, size, maps) for own_layers in layers)]
     raise InputError(
         f"unknown heads {spec!r}: expected 'all', 'each', 'top-K:METRIC' or 'bottom-K:METRIC' such as 'top-4:lock_in', an "
         "index or a list of indices"
@@ -110,24 +111,29 @@ def head_choices(
 
 
 def chosen_bands(grid: GridConfig, size: Size, folder: Path) -> Bands:
-    """What `choose_layers` makes of [grid] comparison, for `layers = "chosen"`: the layers, and why these."""
+    """The layers that `choose_layers` chooses from the comparison of [grid] for `layers = "chosen"`, with the reasons."""
     path = _path("comparison", grid.comparison, "layers='chosen'", folder)
     bands, layers = _chosen(path, _written(path))
     if layers != size.layers:
         raise InputError(
-            f"{path} is of a model of {layers} layers, this one has {size.layers}: compare step maps of this model"
+            f"{path} is of a model of {layers} layers, this one has {size.layers}: make the comparison from step maps of this "
+            "model"
         )
     return bands
 
 
-def _path(key: str, given: str | None, use: str, folder: Path) -> Path:
-    if given is None:
-        raise InputError(f"{use} needs [grid] {key}: the path of what `stepsal compare` or `stepsal saliency` wrote")
-    return folder / given
+def _path(key: str, value: str | None, use: str, folder: Path) -> Path:
+    """The path that the configuration has for `key`, relative to its folder. Raises `InputError` where it has none."""
+    if value is None:
+        raise InputError(f"{use} needs [grid] {key}: the path of the output of `stepsal compare` or `stepsal saliency`")
+    return folder / value
 
 
 def _written(path: Path) -> int:
-    """When a file, or what is in a folder, was written: what is read again only if it changed. 0: it is not there."""
+    """The time when a file, or the list of a folder's files, was last written; 0 where there is none.
+
+    The caches below have it as an argument, so that a file is read again only after it changed.
+    """
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
@@ -141,21 +147,19 @@ def _chosen(path: Path, written: int) -> tuple[Bands, int]:
 
 
 def _ranked(sign: int, count: int, metric: str, layers: Sequence[int], size: Size, maps: Path) -> HeadsByLayer:
-    """The heads with the highest (or lowest) mean of a metric over the maps; of equals, the lower layer and head."""
+    """The heads with the highest (or lowest) mean of a metric over the maps. Where means are equal, lower layers come first."""
     if metric not in METRICS:
         raise InputError(f"unknown metric {metric!r}: expected one of {', '.join(METRICS)}")
     values = _metric_means(METRICS[metric], maps, _written(maps / "maps"))
     missing = [layer for layer in layers if layer not in values]
     if missing or any(len(values[layer]) != size.heads for layer in layers):
         raise InputError(
-            f"the maps in {maps} lack layer {missing or list(layers)} or its heads: make them with this model"
+            f"the maps in {maps} lack layer {missing or list(layers)} or its heads: make the maps with this model"
         )
     pairs = [(layer, head) for layer in layers for head in range(size.heads)]
-    known = [(layer, head) for layer, head in pairs if values[layer][head] == values[layer][head]]  # no NaN
+    known = [(layer, head) for layer, head in pairs if values[layer][head] == values[layer][head]]  # without NaN
     if not 1 <= count <= len(known):
-        raise InputError(
-            f"{count} heads by {metric!r} were asked for: there are 1 to {len(known)} in layers {list(layers)}"
-        )
+        raise InputError(f"{count} heads by {metric!r} were asked for: layers {list(layers)} allow 1 to {len(known)}")
     best = sorted(sorted(known, key=lambda pair: -sign * values[pair[0]][pair[1]])[:count])
     heads: HeadsByLayer = {}
     for layer, head in best:
@@ -165,13 +169,14 @@ def _ranked(sign: int, count: int, metric: str, layers: Sequence[int], size: Siz
 
 @lru_cache(maxsize=8)
 def _metric_means(metric: Metric, maps: Path, written: int) -> dict[int, list[float]]:
-    """The mean of a metric over a folder's maps, by layer and head."""
+    """The mean of a metric over the maps of a folder, by layer and head."""
     import torch
 
     from stepsal.saliency.folder import load_step_maps
 
-    found = load_step_maps(maps)
-    if any(each.layers != found[0].layers or each.mass.shape[1] != found[0].mass.shape[1] for each in found):
-        raise FileError(f"the maps in {maps} are of other layers each: give a folder of one model's maps")
-    means = torch.stack([metric(each) for each in found]).nanmean(0)
-    return dict(zip(found[0].layers, means.tolist(), strict=True))
+    stepmaps = load_step_maps(maps)
+    first = stepmaps[0]
+    if any(stepmap.layers != first.layers or stepmap.mass.shape[1] != first.mass.shape[1] for stepmap in stepmaps):
+        raise FileError(f"the maps in {maps} differ in their layers or heads: give a folder of one model's maps")
+    means = torch.stack([metric(stepmap) for stepmap in stepmaps]).nanmean(0)
+    return dict(zip(first.layers, means.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""What is known of a running sweep: the right answers by setting and problem, a bar, and a line for each finished setting."""
+"""What is known about a running sweep: its right answers by setting and problem, a bar, and a line per finished setting."""
 
 import logging
 from collections import defaultdict
@@ -39,11 +39,14 @@ class Scores:
         return self.counts(setting)[0]
 
     def by_part(self) -> dict[str, float]:
-        """The accuracy of each part, over its settings."""
+        """The accuracy of each kind of setting, over all settings of that kind."""
         return {part: right / all_ for part, (right, all_) in self._parts.items() if all_}
 
     def against_baseline(self, setting: Setting) -> Paired | None:
-        """The paired comparison, over the problems that both have answered as often."""
+        """The paired comparison of a setting with the baseline, over the problems that both have answered equally often.
+
+        None where there are no such problems, and for the baseline itself.
+        """
         before, after = self._right[Setting()], self._right[setting]
         common = [name for name in after if name in before and after[name].keys() == before[name].keys()]
         most = max((len(after[name]) for name in common), default=0)
@@ -57,7 +60,7 @@ class Scores:
         return paired(*arrays)
 
     def line(self, setting: Setting) -> str:
-        """What is known of a setting, in a sentence."""
+        """What is known about a setting, in one line."""
         right, all_ = self.counts(setting)
         accuracy = f"{setting.name}: n {all_}, accuracy {right / all_:.1%}"
         comparison = self.against_baseline(setting)
@@ -69,7 +72,7 @@ class Scores:
         return f"{accuracy}, {gain} ({interval}, p {comparison.p:.2g}, uncorrected)"
 
     def table(self, settings: Sequence[Setting]) -> str:
-        """Markdown: a row per setting."""
+        """A Markdown table with a row for each setting."""
         rows = []
         for setting in settings:
             right, all_ = self.counts(setting)
@@ -83,9 +86,9 @@ class Scores:
 
 
 class Progress:
-    """The bar: answers done, their rate, the time left, the accuracy of each part.
+    """The bar, which shows the answers done, their rate, the time left, and the accuracy of each kind of setting.
 
-    While it is shown, what stepsal logs (at level `INFO`) is written above it.
+    While the bar is shown, the messages that stepsal logs (at level `INFO`) are written above it.
     """
 
     def __init__(self, scores: Scores, shown: bool) -> None:
@@ -100,8 +103,8 @@ class Progress:
             logger.setLevel(min(logger.getEffectiveLevel(), logging.INFO))
 
     def expect(self, total: int, done: int) -> None:
-        """So many answers more, of which some were there already."""
-        if self._shown:  # tqdm has none of these where it is off
+        """Expect `total` more answers, of which `done` are there already."""
+        if self._shown:  # a tqdm that is off has none of these attributes
             self._bar.total = (self._bar.total or 0) + total
             self._bar.initial += done
             self._bar.n += done
@@ -120,7 +123,7 @@ class Progress:
 
 
 class _AboveTheBar(logging.Handler):
-    """Writes what is logged to standard output, between two drawings of the bar."""
+    """Writes log messages to standard output, between two drawings of the bar."""
 
     def __init__(self, bar: Any) -> None:
         super().__init__(logging.INFO)

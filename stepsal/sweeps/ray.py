@@ -1,4 +1,4 @@
-"""A sweep's work on a Ray cluster, one actor for each worker; otherwise like `stepsal.sweeps.engines`."""
+"""Does the work of a sweep on a Ray cluster, with one actor for each worker. Otherwise it is like `stepsal.sweeps.engines`."""
 
 import logging
 import warnings
@@ -11,13 +11,13 @@ from stepsal.sweeps.messages import Answer, Job, Reply, WorkItem
 from stepsal.sweeps.worker import Worker
 
 PATIENCE = 60.0
-"""Seconds without a placed worker after which the user is told."""
+"""The number of seconds without a placed worker after which the user is warned."""
 
 
 class RayCluster:
-    """A Ray cluster: the one at `address`, the one this process is connected to, or a new one on this machine.
+    """A Ray cluster: the one at `address`, the one that this process is connected to, or a new one on this machine.
 
-    The cluster's machines need stepsal, the plugins, and the model under the same name. `ray`: the module.
+    The machines of the cluster need stepsal, the plugins, and the model under the same name. The attribute `ray` is the module.
     """
 
     def __init__(self, address: str | None) -> None:
@@ -32,7 +32,7 @@ class RayCluster:
             if address not in (None, "auto", connected):
                 raise InputError(
                     f"this process is connected to the Ray cluster at {connected!r} already, not {address!r}: leave the "
-                    "address out to use it, or call ray.shutdown() first"
+                    "address out to use that cluster, or call ray.shutdown() first"
                 )
             return
         quiet: Any = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -40,14 +40,15 @@ class RayCluster:
             ray.init(address=address or "local", **quiet, **({} if address else {"include_dashboard": False}))
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(
-                f"there is no Ray cluster at {address!r} ({error}): start it, or leave --address out"
+                f"there is no Ray cluster at {address!r} ({error}): start the cluster, or leave --address out"
             ) from error
 
     def resources(self, device: str) -> Resources:
-        found = self.ray.cluster_resources()
-        gpus = int(found.get("GPU", 0))
+        """The GPUs or CPU cores of the cluster."""
+        of_cluster = self.ray.cluster_resources()
+        gpus = int(of_cluster.get("GPU", 0))
         device = ("cuda" if gpus else "cpu") if device == "auto" else device
-        return Resources(device, max(1, gpus if _is_gpu(device) else int(found.get("CPU", 1))), here=False)
+        return Resources(device, max(1, gpus if _is_gpu(device) else int(of_cluster.get("CPU", 1))), here=False)
 
     def close(self) -> None:
         if self._started:
@@ -55,16 +56,16 @@ class RayCluster:
 
 
 class RayWorkers:
-    """At most so many workers, each an actor. Ray places, restarts and retries."""
+    """At most `workers` workers, each an actor. Ray places the actors, restarts them, and retries their calls."""
 
     def __init__(self, ray: Any, job: Job, workers: int) -> None:
         gpu = _is_gpu(job.model.device)
-        if gpu:  # Ray chooses which, and a worker sees no other
+        if gpu:  # Ray chooses the GPU of a worker, and the worker sees no other
             job = job.model_copy(update={"model": job.model.model_copy(update={"device": "cuda"})})
         self._ray, self._workers = ray, workers
         self._needs = {"num_cpus": job.model.threads, "num_gpus": int(gpu)}
         self._actor_class = ray.remote(max_restarts=-1, max_task_retries=ATTEMPTS, **self._needs)(_RayWorker)
-        self._job = ray.put(job)  # kept here: an actor that is restarted reads it again
+        self._job = ray.put(job)  # the reference is kept, since an actor that is restarted reads the job again
         self._actors: list[Any] = []
         self._free: list[Any] = []
         self._coming: dict[Any, Any] = {}
@@ -104,8 +105,8 @@ class RayWorkers:
 
     def _warn_of_waiting(self) -> None:
         warnings.warn(
-            f"Ray has placed no worker for {PATIENCE:.0f} s: each needs {_cpus_and_gpus(self._needs)}, and the cluster has "
-            f"{_cpus_and_gpus(self._ray.available_resources())} free. Waiting; Ctrl-C ends it.",
+            f"Ray has placed no worker for {PATIENCE:.0f} s: each worker needs {_cpus_and_gpus(self._needs)}, and the cluster "
+            f"has {_cpus_and_gpus(self._ray.available_resources())} free. The sweep goes on waiting; Ctrl-C ends it.",
             stacklevel=3,
         )
 
@@ -116,12 +117,12 @@ class RayWorkers:
 
 
 class _RayWorker:
-    """An actor: a worker that is made with its first item."""
+    """An actor. Its worker is made when the first item comes."""
 
     _worker: Worker | None = None
 
     def ready(self) -> None:
-        """Done as soon as Ray has placed it."""
+        """Return as soon as Ray has placed the actor."""
 
     def run(self, job: Job, item: WorkItem) -> Reply:
         self._worker = self._worker or Worker(job)
@@ -133,7 +134,7 @@ def _is_gpu(device: str) -> bool:
 
 
 def _cpus_and_gpus(resources: Mapping[str, int | float]) -> str:
-    """Of what an actor needs or of what a cluster has; Ray names the two differently."""
+    """The CPUs and GPUs that an actor needs or a cluster has, in words. Ray has different names for what is needed and had."""
     cpus, gpus = (
         resources.get(needed, resources.get(had, 0)) for needed, had in (("num_cpus", "CPU"), ("num_gpus", "GPU"))
     )

@@ -9,13 +9,13 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any
 
 from stepsal.errors import InputError
-from stepsal.interventions.base import INTERVENTIONS, Intervention, Option, from_record
+from stepsal.interventions.base import INTERVENTIONS, Intervention, Option, from_record, short_number
 from stepsal.interventions.heads import HeadsByLayer, named_heads
 from stepsal.sweeps.row import OPTION_COLUMNS
 
@@ -44,8 +44,6 @@ class Setting:
     @classmethod
     def of(cls, chosen: Sequence[tuple[Intervention, HeadsByLayer]], n_heads: int) -> "Setting":
         """A setting of interventions in these heads of these layers."""
-        from dataclasses import replace
-
         made = []
         for intervention, heads in chosen:
             every = all(len(those) == n_heads for those in heads.values())
@@ -89,23 +87,28 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """A readable name, another one for each setting of a sweep."""
+        """A readable name that differs from setting to setting."""
         if not self.interventions:
             return "baseline"
         return f"{self.kind} " + " + ".join(map(_describe, self.interventions))
 
     @cached_property
     def columns(self) -> dict[str, Any]:
-        """What a row says of the setting; None where it does not apply.
+        """What a row says of the setting; None where it does not apply, or where two interventions differ.
 
         `layers`: of all interventions. `heads`: None where each acts on all heads of its layers, else pairs (layer, head).
         `parts`: the interventions with all of their options, as JSON; `from_row` reads it.
         """
         heads = [heads_named(each) for each in self.interventions]
         options: dict[str, Any] = dict.fromkeys(OPTION_COLUMNS)
-        for intervention in self.interventions:
-            own = {option.key: getattr(intervention, field) for field, option in intervention.options().items()}
-            options |= {key: value for key, value in own.items() if key in options}
+        for key in OPTION_COLUMNS:
+            values = [
+                getattr(intervention, field)
+                for intervention in self.interventions
+                for field, option in intervention.options().items()
+                if option.key == key and intervention.built_in()
+            ]
+            options[key] = values[0] if values and all(value == values[0] for value in values) else None
         named = any(those is not None for each in heads for those in each.values())
         pairs = {(layer, head) for each in heads for layer, those in each.items() for head in those or ()}
         return {
@@ -233,5 +236,5 @@ def _describe(intervention: Intervention) -> str:
     for field, option in intervention.options().items():
         value = getattr(intervention, field)
         if field == intervention.strength or option.required or value != option.default:
-            words += f", {field} {f'{value:g}' if isinstance(value, float) else value}"
+            words += f", {field} {short_number(value) if isinstance(value, float) else value}"
     return words

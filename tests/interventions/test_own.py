@@ -100,11 +100,12 @@ def test_an_own_edit_of_head_outputs_acts_and_is_reported(reasoner, trace):
     _, before, _ = patterns(reasoner, trace, ())
     _, after, live = patterns(reasoner, trace, Louder(layers=[7], heads=[0]))
     assert not torch.equal(before, after)
-    assert live.report()["activations"].tolist() == [len(trace.tokens)]
+    assert live.report()["activations"].tolist() == [len(trace.tokens) - trace.steps[0].stop]
     _, neutral, _ = patterns(reasoner, trace, Louder(gain=1.0))
     assert torch.equal(neutral, before)
 
 
+@pytest.mark.bridge
 def test_an_own_intervention_works_in_generate_and_in_the_trace_s_record(reasoner):
     (answer,) = stepsal.generate(reasoner, [QUESTION], interventions=Recall(), max_new_tokens=4, progress=False)
     assert answer.meta["interventions"] == [
@@ -112,6 +113,7 @@ def test_an_own_intervention_works_in_generate_and_in_the_trace_s_record(reasone
     ]
 
 
+@pytest.mark.bridge
 def test_an_own_intervention_is_swept_with_its_options_and_stands_in_the_ablation_table(tmp_path):
     config = {
         "problems": {"count": 2},
@@ -141,6 +143,69 @@ def test_a_row_of_an_intervention_that_is_not_defined_says_how_to_define_it():
     row = {"parts": json.dumps([{"part": "Elsewhere", "layers": [0], "heads": None}])}
     with pytest.raises(InputError, match="'Elsewhere' is not defined here: .* --plugin"):
         Setting.from_row(row)
+
+
+def test_an_option_that_is_not_written_down_has_the_default_of_its_own_class():
+    @dataclass(frozen=True)
+    class Softer(Louder):
+        name: ClassVar[str] = "softer"
+        label: ClassVar[str] = "softer"
+        alpha: float = 2.0
+
+    try:
+        (softer, momentum) = found_settings({"parts": ["softer", "smi"]})
+        assert softer.interventions[0].alpha == 2.0
+        assert momentum.interventions[0].alpha == 0.06
+        assert softer.columns["alpha"] is None  # the column is the built-in momentum's
+    finally:
+        INTERVENTIONS.pop("softer", None)
+
+
+def found_settings(grid):
+    from pathlib import Path
+
+    from stepsal.sweeps.grid import next_round
+    from stepsal.sweeps.layers_and_heads import Size
+
+    return next_round(read_config({"grid": grid}).grid, Size(8, 4), Path(), lambda setting: 0, [])[1:]
+
+
+def test_a_control_with_an_option_of_its_own_is_set_beside_what_it_controls_for():
+    from stepsal.ablation.labels import acts_alike
+
+    @dataclass(frozen=True)
+    class NoisyRecall(Recall):
+        name: ClassVar[str] = "noisy-recall"
+        label: ClassVar[str] = "noisy recall"
+        control_of: ClassVar[type] = Recall
+        noise: float = 0.1
+
+    try:
+        treated, control = found_settings({"parts": ["recall", "noisy-recall"]})
+        assert control.controls_for == treated.kind
+        assert acts_alike(treated, control)
+        (stronger,) = found_settings({"parts": "noisy-recall", "factor": 5})
+        assert not acts_alike(treated, stronger)
+    finally:
+        INTERVENTIONS.pop("noisy-recall", None)
+
+
+def test_values_are_known_where_head_outputs_are_edited_and_only_there(reasoner, trace):
+    @dataclass(frozen=True)
+    class Peek(stepsal.Intervention):
+        name: ClassVar[str] = "peek"
+        label: ClassVar[str] = "peek"
+        layers: LayerSpec = "all"
+        heads: HeadSpec = None
+
+        def edit_pattern(self, pattern, at):
+            return pattern * at.values.sum()
+
+    try:
+        with pytest.raises(InputError, match="at.values are known in edit_head_outputs only"):
+            patterns(reasoner, trace, (Louder(layers=[1]), Peek(layers=[1, 2])))
+    finally:
+        INTERVENTIONS.pop("peek", None)
 
 
 def test_settings_that_are_written_out_are_run_as_they_are():
@@ -225,11 +290,33 @@ def test_defining_a_class_again_replaces_it_and_another_class_of_the_same_name_i
         ({"label": "x"}, "has name=None"),
         ({"name": "with space", "label": "x"}, "has name='with space'"),
         ({"name": "x"}, "has label=None"),
+        ({"name": "none", "label": "x"}, "cannot be called 'none'"),
+        ({"name": "seed", "label": "x"}, "cannot be called 'seed'"),
     ],
 )
 def test_a_class_without_a_usable_name_or_label_is_refused(body, says):
     with pytest.raises(InputError, match=says):
         type("Own", (stepsal.Intervention,), body)
+
+
+def test_a_class_of_the_name_of_another_class_is_refused_since_records_know_it_by_that_name():
+    with pytest.raises(InputError, match="there is a class StepMomentum already"):
+        type("StepMomentum", (stepsal.Intervention,), {"name": "my-smi", "label": "mine"})
+    assert "my-smi" not in INTERVENTIONS
+
+
+def test_an_option_with_a_name_that_tables_use_is_refused():
+    @dataclass(frozen=True)
+    class Odd(Louder):
+        name: ClassVar[str] = "odd"
+        label: ClassVar[str] = "odd"
+        k: int = 1
+
+    try:
+        with pytest.raises(InputError, match="an option 'k', a name that tables and configurations use"):
+            Odd()
+    finally:
+        INTERVENTIONS.pop("odd", None)
 
 
 def test_a_class_that_is_no_dataclass_with_layers_and_heads_is_refused_where_it_is_made():

@@ -106,7 +106,7 @@ def test_the_bundled_model_makes_maps_by_its_name(tmp_path):
         ("/nowhere/at/all", FileError, "there is no folder /nowhere/at/all"),
         ("./nowhere", FileError, "there is no folder nowhere"),
         ("a/b/c", FileError, "there is no folder a/b/c"),
-        (__file__, FileError, "is a file: expected a folder"),
+        (__file__, FileError, "is no model: it is a file"),
     ],
 )
 @pytest.mark.parametrize("load", LOADERS)
