@@ -164,7 +164,11 @@ def test_an_out_folder_that_cannot_be_written_is_bad_usage(run, traces_file):
         (["--frobnicate"], "unrecognized arguments: --frobnicate"),
     ],
 )
-def test_bad_options_are_bad_usage(run, tmp_path, options, message):
+def test_bad_options_are_bad_usage_before_the_model_is_loaded(run, tmp_path, options, message, monkeypatch):
+    def never(*given, **options):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("stepsal.models.loading.load_model", never)
     status, printed, told = run(*options)
     assert status == 2
     assert printed == ""

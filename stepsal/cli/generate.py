@@ -67,6 +67,7 @@ def run(given: argparse.Namespace) -> None:
         max_new_tokens = max_new_tokens or tokens_needed([DEFAULT_LENGTH])
     else:
         questions = read_questions(Path(given.problems), graded=False)
+    options.check_heads(interventions, given.model)
     refuse_existing(given.out)
     options.check_out(given.out)
     decoding = Decoding(

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from stepsal.interventions.base import Intervention
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
     """What a command's `add` adds its parser to."""
 
@@ -77,11 +79,23 @@ def check_segmentation(format: str, steps: str) -> None:
     find_rule(steps, "paragraph")
 
 
-def check_layers(chosen: "str | list[int]") -> None:
-    """Raise `InputError` for the name of no band, or an index that is there twice."""
-    from stepsal.interventions.heads import freeze_layers
+def check_layers(chosen: "str | list[int]", model: str) -> None:
+    """Raise `InputError` for the name of no band, an index that is there twice, or one that the model lacks."""
+    from stepsal.models.layers import resolve_layers
+    from stepsal.models.loading import sizes
 
-    freeze_layers(chosen)
+    layers, _ = sizes(model) or (None, None)
+    if layers is not None:
+        resolve_layers(chosen, layers)
+
+
+def check_heads(interventions: "list[Intervention]", model: str | None) -> None:
+    """Raise `InputError` for an intervention in layers or on heads that the model lacks."""
+    from stepsal.models.loading import sizes
+
+    if interventions and (size := sizes(model)) is not None:
+        for each in interventions:
+            each.heads_by_layer(*size)
 
 
 def check_placement(given: argparse.Namespace) -> None:

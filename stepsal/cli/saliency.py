@@ -40,7 +40,7 @@ def run(given: argparse.Namespace) -> None:
     options.check_segmentation(given.format or "auto", given.steps or "auto")
     options.check_placement(given)
     check_options(0, given.objective, given.rule, given.chunk, None)
-    options.check_layers(given.layers)
+    options.check_layers(given.layers, given.model)
     options.check_out(given.out, folder=True)
     chosen = {name: getattr(given, name) for name in ("format", "steps") if getattr(given, name) is not None}
     # The traces first: a broken line shows at once, not after minutes of loading weights.

@@ -6,6 +6,7 @@ frozen, in evaluation mode, with the tokenizer of the directory's own `tokenizer
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -84,6 +85,24 @@ def check_placement(
         )
     precision = None if isinstance(dtype, str) and dtype == "auto" else _dtype(dtype)
     return _device(device), precision
+
+
+def sizes(name: str | Path | None) -> tuple[int, int] | None:
+    """The numbers of layers and of heads that a model's configuration says, without loading weights; None where it says none.
+
+    Raises as `locate`.
+
+    >>> sizes("bundled")
+    (8, 4)
+    """
+    from transformers import AutoConfig
+
+    source = locate(name)
+    try:
+        text: Any = AutoConfig.from_pretrained(source).get_text_config()
+        return int(text.num_hidden_layers), int(text.num_attention_heads)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None  # loading the model says what is wrong
 
 
 def quiet() -> None:

@@ -41,7 +41,9 @@ def locate(name: str | Path | None, needed: str = "config.json") -> str:
             raise FileError(f"{source} is no model: there is no {needed} in it. Give a Hugging Face model directory.")
         return str(source)
     if source.exists():
-        raise FileError(f"{source} is no model: it is a file. Expected a folder with config.json, weights and tokenizer. {_GIVE}")
+        raise FileError(
+            f"{source} is no model: it is a file. Expected a folder with config.json, weights and tokenizer. {_GIVE}"
+        )
     if source.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1:
         raise FileError(
             f"there is no folder {source}. Give a Hugging Face model directory or a hub id such as 'org/name'."

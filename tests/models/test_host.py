@@ -165,7 +165,7 @@ def test_the_tokenizer_gives_the_ids_of_the_folder(tmp_path, family):
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     for name in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(FileError, match="cannot load a tokenizer from"):
+        with pytest.raises(FileError, match=r"cannot load a tokenizer from|there is no folder .*nowhere"):
             load_tokenizer(name)
 
 
