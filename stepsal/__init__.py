@@ -13,6 +13,7 @@ from stepsal.diagnosis.diagnosis import Diagnosis, Verdict, diagnose
 from stepsal.diagnosis.metrics import lock_in, metric, thinking_to_summary
 from stepsal.errors import FileError, InputError, NumericalError, StepsalError, UnsupportedModelError
 from stepsal.generation.generate import generate
+from stepsal.generation.grading import grader
 from stepsal.html_report.report import report
 from stepsal.interventions import (
     NoiseMomentum,
@@ -62,6 +63,7 @@ __all__ = [
     "compare",
     "diagnose",
     "generate",
+    "grader",
     "intervene",
     "load_model",
     "load_tokenizer",

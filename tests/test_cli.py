@@ -145,7 +145,7 @@ def test_a_folder_that_is_no_model_is_bad_input(run, tmp_path):
 def test_an_out_folder_that_cannot_be_written_is_bad_usage(run, traces_file):
     status, _, message = run(out=traces_file / "below")
     assert status == 2
-    assert f"cannot write {traces_file}/below/saliency.json" in message
+    assert f"cannot write {traces_file}/below: {traces_file} is a file" in message
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,11 @@ def test_an_out_folder_that_cannot_be_written_is_bad_usage(run, traces_file):
         (["--frobnicate"], "unrecognized arguments: --frobnicate"),
     ],
 )
-def test_bad_options_are_bad_usage(run, tmp_path, options, message):
+def test_bad_options_are_bad_usage_before_the_model_is_loaded(run, tmp_path, options, message, monkeypatch):
+    def never(*given, **options):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("stepsal.models.loading.load_model", never)
     status, printed, told = run(*options)
     assert status == 2
     assert printed == ""

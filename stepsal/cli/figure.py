@@ -33,5 +33,6 @@ def add(commands: "options.Commands") -> None:
 def run(given: argparse.Namespace) -> None:
     from stepsal.figures.save import save_figure
 
+    options.check_out(given.out)
     for path in save_figure(given.name, given.folder, given.out, second=given.second):
         print(path)

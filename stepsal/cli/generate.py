@@ -36,6 +36,12 @@ def add(commands: "options.Commands") -> None:
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--samples", type=options.positive, default=1, help="answers to each problem")
+    parser.add_argument(
+        "--grader",
+        default=None,
+        metavar="NAME",
+        help="math, exact, or one of your own (default: math; the bundled task has its own rule)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -43,11 +49,16 @@ def run(given: argparse.Namespace) -> None:
     prepare_process()
     from stepsal.generation.files import generate_file, refuse_existing
     from stepsal.generation.generate import Decoding
+    from stepsal.generation.grading import check_grader
     from stepsal.generation.questions import read_questions, task_questions, tokens_needed
     from stepsal.models.loading import load_model
     from stepsal.reasoner import DEFAULT_LENGTH
 
+    # Everything that can be checked without the model is checked before minutes of loading weights.
     interventions = chosen_interventions(given)
+    options.check_segmentation(given.format, given.steps)
+    check_grader(given.grader, bundled=given.problems.isdecimal())
+    options.check_placement(given)
     max_new_tokens = given.max_new_tokens
     if given.problems.isdecimal():
         if int(given.problems) == 0:
@@ -56,12 +67,23 @@ def run(given: argparse.Namespace) -> None:
         max_new_tokens = max_new_tokens or tokens_needed([DEFAULT_LENGTH])
     else:
         questions = read_questions(Path(given.problems), graded=False)
-    refuse_existing(given.out)  # before minutes of loading weights
+    options.check_heads(interventions, given.model)
+    refuse_existing(given.out)
+    options.check_out(given.out)
     decoding = Decoding(
         max_new_tokens or 512, given.batch_size, given.temperature, given.top_p, given.samples, given.seed
     )
     model = load_model(given.model, device=given.device, dtype=given.dtype, device_map=given.device_map)
-    traces = generate_file(model, questions, given.out, decoding, interventions, format=given.format, steps=given.steps)
+    traces = generate_file(
+        model,
+        questions,
+        given.out,
+        decoding,
+        interventions,
+        format=given.format,
+        steps=given.steps,
+        grader=given.grader,
+    )
     graded = [trace.correct for trace in traces if trace.correct is not None]
     share = f", {sum(graded)} of {len(graded)} right ({sum(graded) / len(graded):.1%})" if graded else ""
     print(f"{given.out}   {len(traces)} trace{'s' * (len(traces) != 1)}{share}")

@@ -5,10 +5,13 @@ figures, interventions) are no `choices` here: they are checked when the command
 """
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from stepsal.interventions.base import Intervention
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
     """What a command's `add` adds its parser to."""
 
@@ -65,6 +68,59 @@ def seed() -> argparse.ArgumentParser:
 def _titled(title: str) -> tuple[argparse.ArgumentParser, argparse._ArgumentGroup]:
     parent = argparse.ArgumentParser(add_help=False)
     return parent, parent.add_argument_group(title)
+
+
+# --- what can be checked before anything is loaded --------------------------------------------------------------------
+def check_segmentation(format: str, steps: str) -> None:
+    """Raise `InputError` for a format or a rule for steps that is not known."""
+    from stepsal.traces.formats import find_formats, find_rule
+
+    find_formats(format)
+    find_rule(steps, "paragraph")
+
+
+def check_layers(chosen: "str | list[int]", model: str) -> None:
+    """Raise `InputError` for the name of no band, an index that is there twice, or one that the model lacks."""
+    from stepsal.models.layers import resolve_layers
+    from stepsal.models.loading import sizes
+
+    layers, _ = sizes(model) or (None, None)
+    if layers is not None:
+        resolve_layers(chosen, layers)
+
+
+def check_heads(interventions: "list[Intervention]", model: str | None) -> None:
+    """Raise `InputError` for an intervention in layers or on heads that the model lacks."""
+    from stepsal.models.loading import sizes
+
+    if interventions and (size := sizes(model)) is not None:
+        for each in interventions:
+            each.heads_by_layer(*size)
+
+
+def check_placement(given: argparse.Namespace) -> None:
+    """Raise `InputError` for a device or a precision that cannot be used here."""
+    from stepsal.models.loading import check_placement
+
+    check_placement(given.device, given.dtype, given.device_map)
+
+
+def check_out(path: Path, *, folder: bool = False) -> None:
+    """Raise `FileError` where a file, or a folder, cannot be written at `path`."""
+    from stepsal.errors import FileError
+
+    kind = "folder" if folder else "file"
+    if path.exists() and path.is_dir() != folder:
+        raise FileError(f"--out {path} is a {'file' if folder else 'folder'}: give the name of a {kind} to write")
+    there = path
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if there != path or folder:
+        writable, reason = there.is_dir() and os.access(there, os.W_OK | os.X_OK), "you may not write there"
+        if not there.is_dir():
+            reason = f"{there} is a file"
+        if not writable:
+            raise FileError(f"cannot write {path}: {reason}. Give an --out {kind} where you may write.")
 
 
 def positive(text: str) -> int:

@@ -25,6 +25,7 @@ def run(given: argparse.Namespace) -> None:
     from stepsal.html_report.report import report
     from stepsal.saliency.folder import load_step_maps
 
+    options.check_out(given.out or given.folder / "report.html")
     maps = load_step_maps(given.folder, progress=True)
     if given.traces is not None:
         ids = [stepmap.meta.get("trace") for stepmap in maps]

@@ -34,8 +34,14 @@ def run(given: argparse.Namespace) -> None:
     prepare_process()
     from stepsal.models.loading import load_model, load_tokenizer
     from stepsal.saliency.folder import save_step_maps
+    from stepsal.saliency.influence import check_options
     from stepsal.traces.files import read_traces
 
+    options.check_segmentation(given.format or "auto", given.steps or "auto")
+    options.check_placement(given)
+    check_options(0, given.objective, given.rule, given.chunk, None)
+    options.check_layers(given.layers, given.model)
+    options.check_out(given.out, folder=True)
     chosen = {name: getattr(given, name) for name in ("format", "steps") if getattr(given, name) is not None}
     # The traces first: a broken line shows at once, not after minutes of loading weights.
     tokenizer = load_tokenizer(given.model)

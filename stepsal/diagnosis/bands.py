@@ -26,6 +26,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from stepsal.checks import checked, instance
 from stepsal.diagnosis.comparison import Comparison
 from stepsal.diagnosis.metrics import LABELS
 from stepsal.errors import InputError
@@ -77,6 +78,14 @@ class Bands:
         )
 
 
+_comparison = instance(
+    Comparison,
+    "a Comparison",
+    "choose_layers takes what `stepsal.compare` returns; read a file with `stepsal.Comparison.load(path)`.",
+)
+
+
+@checked(comparison=_comparison)
 def choose_layers(comparison: Comparison) -> Bands:
     """The layers where wrong traces show the failures that StepFlow's two interventions mend.
 
@@ -100,8 +109,6 @@ def choose_layers(comparison: Comparison) -> Bands:
     """
     import pandas as pd
 
-    if not isinstance(comparison, Comparison):
-        raise InputError(f"choose_layers takes a Comparison, not a {type(comparison).__name__}: make it with `compare`")
     n_layers = comparison.meta.get("model_layers")
     if n_layers is None:
         raise InputError("meta['model_layers'] of the comparison is missing: make it again with `compare`")
@@ -115,7 +122,7 @@ def choose_layers(comparison: Comparison) -> Bands:
     fell_back = tuple(name for name in _SOUGHT if not chosen[name])
     if fell_back:
         why = " ".join(f"{name} {list(band(name, n_layers))}: {reasons[name]}" for name in fell_back)
-        warnings.warn(f"choose_layers falls back to the paper's quarter of the layers. {why}", stacklevel=2)
+        warnings.warn(f"choose_layers falls back to the paper's quarter of the layers. {why}", stacklevel=3)
     layers = {name: chosen[name] or band(name, n_layers) for name in _SOUGHT}
     evidence = pd.concat([table.assign(part=name) for name, table in tables.items()], ignore_index=True)
     return Bands(layers["shallow"], layers["deep"], fell_back, reasons, evidence)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from stepsal._version import __version__
+from stepsal.checks import checked, path, several, whole
 from stepsal.diagnosis.diagnosis import Diagnosis, check_alike, diagnose
 from stepsal.diagnosis.metrics import LABELS
 from stepsal.errors import FileError, InputError
@@ -110,6 +111,7 @@ class Comparison:
         records = json.loads(getattr(self, table).to_json(orient="records", double_precision=12))
         return {(record["metric"], record["layer"]): record for record in records}
 
+    @checked(path=path)
     def save(self, path: str | Path) -> None:
         """Write the comparison as JSON, atomically."""
         tables = {
@@ -120,6 +122,7 @@ class Comparison:
             temporary.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
+    @checked(path=path)
     def load(cls, path: str | Path) -> "Comparison":
         """Read a comparison that `save` wrote. Raises `FileError` for anything else."""
         import pandas as pd
@@ -144,6 +147,14 @@ class Comparison:
         return f"<b>{self.meta['correct']} correct and {self.meta['wrong']} wrong traces</b>{table}"
 
 
+_group = several(
+    (StepMap, Diagnosis),
+    "a list of the step maps (or diagnoses) of a group of traces",
+    "Give two lists, compare(correct, error), with two traces in each at least; `stepsal.StepMap.load(path)` reads a file.",
+)
+
+
+@checked(correct=_group, error=_group, resamples=whole(1), seed=whole(0))
 def compare(
     correct: Sequence[StepMap | Diagnosis],
     error: Sequence[StepMap | Diagnosis],

@@ -26,12 +26,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from stepsal.checks import checked, several
 from stepsal.diagnosis.metrics import LABELS, METRICS, decay_ratio, decay_slope, middle_half, position_only
 from stepsal.diagnosis.registry import shown_metrics
 from stepsal.errors import InputError
 from stepsal.files import atomic_path
 from stepsal.markdown import markdown_table
 from stepsal.models.layers import band
+from stepsal.saliency.checks import a_map
 from stepsal.saliency.stepmap import StepMap
 
 if TYPE_CHECKING:
@@ -131,6 +133,15 @@ class Diagnosis:
         return f"<b>Diagnosis of {escape(str(self.meta.get('trace') or 'a trace'))}</b><ul>{verdicts}</ul>{table}"
 
 
+_reference = several(
+    (StepMap, Diagnosis),
+    "a list of step maps or diagnoses",
+    "Of one map make a list, [stepmap]; leave it out to judge the map against its own middle half.",
+    optional=True,
+)
+
+
+@checked(stepmap=a_map, reference=_reference)
 def diagnose(stepmap: StepMap, *, reference: Sequence["StepMap | Diagnosis"] | None = None) -> Diagnosis:
     """Every metric of a step map per layer and head, and the verdicts on Shallow Lock-in and Deep Decay.
 

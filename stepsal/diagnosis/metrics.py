@@ -14,10 +14,12 @@ from einops import einsum, rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from stepsal.checks import checked
 from stepsal.diagnosis.registry import LABELS as LABELS
 from stepsal.diagnosis.registry import METRICS as METRICS
 from stepsal.diagnosis.registry import metric as metric
 from stepsal.models.layers import band
+from stepsal.saliency.checks import a_map
 from stepsal.saliency.stepmap import StepMap
 
 LAST_STEPS = 3
@@ -25,6 +27,7 @@ _SMALLEST_SHARE = 1e-6  # what a share of exactly zero counts as where its logar
 
 
 @metric(label="lock-in", reference=0.5)
+@checked(stepmap=a_map)
 def lock_in(stepmap: StepMap) -> Float[Tensor, "layer head"]:
     """Mean over thinking steps `i` with two or more earlier steps of `d_ii / (d_ii + mean_{j<i} d_ij)`.
 
@@ -56,6 +59,7 @@ def question_share(stepmap: StepMap) -> Float[Tensor, "layer head"]:
 
 
 @metric(label="thinking → summary share")
+@checked(stepmap=a_map)
 def thinking_to_summary(stepmap: StepMap) -> Float[Tensor, "layer head"]:
     """Mean over summary steps `i` of `sum_{j in thinking} s_ij`: the share of its influence that comes from the thinking.
 

@@ -19,7 +19,7 @@ from typing import IO, Any
 from stepsal.errors import FileError, InputError
 from stepsal.files import agree_on_settings, locked
 from stepsal.generation.generate import Decoding, stream
-from stepsal.generation.grading import grade_trace
+from stepsal.generation.grading import TASK, choose_grader, grade_trace
 from stepsal.generation.questions import Question
 from stepsal.interventions.base import Intervention
 from stepsal.models import host_of
@@ -39,9 +39,13 @@ def generate_file(
     *,
     format: FormatSpec = "auto",
     steps: StepsSpec = "auto",
+    grader: str | None = None,
     progress: bool = True,
 ) -> list[Trace]:
     """Answer every question and write the traces; `trace.id` is the question's, with `-SAMPLE` where there are several.
+
+    Args:
+        grader: the name of a grader (`stepsal.generation.grading`); None is `task` for the bundled task, else `math`.
 
     Raises:
         FileError: the file is there already, it was begun with other settings, another run is writing it, or it cannot be
@@ -56,12 +60,12 @@ def generate_file(
     """
     from tqdm import tqdm
 
-    path = Path(path)
+    path, grader = Path(path), choose_grader(questions, grader)
     refuse_existing(path)
     ids = [question.id for question in questions]
     if wrong := [name for name in ids if not name or ids.count(name) > 1]:
         raise InputError(f"the id {wrong[0]!r} is empty, or that of several questions: give each its own")
-    settings = _settings(model, questions, decoding, interventions, format, steps)
+    settings = _settings(model, questions, decoding, interventions, format, steps) | {"grader": grader}
     partial, about = (path.with_name(f".{path.name}{suffix}") for suffix in (".partial", ".settings"))
     at_work = f"another run is writing answers to {path}: wait for it, or give another --out"
     with locked(path, at_work, also=[escape(about.name)]):
@@ -77,7 +81,7 @@ def generate_file(
         ):
             for batch in batches:
                 for index, trace in batch.items():
-                    graded = _grade(model, trace, questions[index // decoding.samples], names[index])
+                    graded = _grade(model, trace, questions[index // decoding.samples], names[index], grader)
                     done[names[index]] = graded
                     file.write(trace_line(graded) + b"\n")
                 file.flush()
@@ -118,9 +122,9 @@ def _name(question: Question, sample: int, decoding: Decoding) -> str:
     return f"{question.id}-{sample}" if decoding.samples > 1 else question.id
 
 
-def _grade(model: Model, trace: Trace, question: Question, name: str) -> Trace:
-    graded = grade_trace(model.tokenizer, question, trace)
-    known = {"length": question.length, "error": graded.error}
+def _grade(model: Model, trace: Trace, question: Question, name: str, grader: str) -> Trace:
+    graded = grade_trace(model.tokenizer, question, trace, grader)
+    known = {"length": question.length, "error": graded.error} | graded.record
     meta = trace.meta | {key: value for key, value in known.items() if value is not None}
     return replace(trace, id=name, answer=question.answer, correct=graded.correct, meta=meta)
 
@@ -138,6 +142,7 @@ def _begin(partial: Path, about: Path, settings: dict[str, Any], model: Model) -
             refusal=f"{partial} was begun with other settings",
             unknown=f"cannot go on from {partial}",
             fix=fix,
+            defaults={"grader": TASK if settings["grader"] == TASK else "exact"},  # before there was a choice
         )
         if not text.endswith(b"\n"):
             partial.touch()

@@ -11,7 +11,7 @@ Face's.
 """
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stepsal.checks import checked
+from stepsal.checks import prompts as check_prompts
 from stepsal.errors import InputError
 from stepsal.generation.sampling import draw_tokens, uniform_numbers
 from stepsal.interventions.base import Intervention, as_interventions
 from stepsal.interventions.intervene import Interventions, intervene
 from stepsal.models import host_of
+from stepsal.models.checks import a_model
 from stepsal.models.host import Model
 from stepsal.models.memory import free_bytes
 from stepsal.traces.formats import FormatSpec, StepsSpec
@@ -33,6 +36,7 @@ from stepsal.traces.segment import question_length
 from stepsal.traces.trace import Trace, split_tokens, unopened
 
 
+@checked(model=a_model, prompts=check_prompts)
 def generate(
     model: Model,
     prompts: Sequence[Prompt],
@@ -82,8 +86,6 @@ def generate(
     """
     from tqdm import tqdm
 
-    if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], Mapping)):
-        raise InputError(f"prompts={str(prompts)[:60]!r} is one prompt: give a list of prompts, [prompt]")
     decoding = Decoding(max_new_tokens, batch_size, temperature, top_p, samples, seed)
     encoded = [encode_prompt(model.tokenizer, prompt) for prompt in prompts]
     traces: dict[int, Trace] = {}
@@ -109,6 +111,9 @@ class Decoding:
         for name in ("max_new_tokens", "batch_size", "samples", "seed"):
             if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int):
                 raise InputError(f"{name}={getattr(self, name)!r} must be a whole number")
+        for name in ("temperature", "top_p"):
+            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int | float):
+                raise InputError(f"{name}={getattr(self, name)!r} must be a number")
         if min(self.max_new_tokens, self.batch_size, self.samples) < 1:
             raise InputError(
                 f"max_new_tokens={self.max_new_tokens}, batch_size={self.batch_size} and samples={self.samples} must be at "

@@ -47,6 +47,6 @@ def answer_problems(
     answers = []
     for question, trace in zip(questions, traces, strict=True):
         graded = grade_trace(model.tokenizer, question, trace)
-        meta = trace.meta | {"length": length, "error": graded.error}
+        meta = trace.meta | {"length": length, "error": graded.error} | graded.record
         answers.append(replace(trace, id=question.id, answer=question.answer, correct=graded.correct, meta=meta))
     return answers

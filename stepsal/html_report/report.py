@@ -24,12 +24,14 @@ from einops import rearrange
 from jaxtyping import Float, UInt16
 from torch import Tensor
 
+from stepsal.checks import checked, path, several
 from stepsal.diagnosis.diagnosis import diagnose, model_layers
 from stepsal.diagnosis.metrics import METRICS
 from stepsal.diagnosis.registry import shown_metrics
 from stepsal.errors import InputError
 from stepsal.files import atomic_path
 from stepsal.models.layers import band
+from stepsal.saliency.checks import maps
 from stepsal.saliency.stepmap import StepMap
 
 _PROFILES = ("lock_in", "thinking_to_summary")
@@ -37,6 +39,9 @@ _MISSING = 2**16 - 1
 _SMALLEST = 1e-50  # of the largest mass; what is below counts as zero
 
 
+@checked(
+    path=path, stepmaps=maps, heads=several(int, "a list of heads", "Of one head make a list, [0].", optional=True)
+)
 def report(
     path: str | Path, stepmaps: Sequence[StepMap], *, heads: Sequence[int] | None = None, title: str = "Step maps"
 ) -> Path:

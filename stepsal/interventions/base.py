@@ -21,7 +21,7 @@ Parameters never change. What an intervention must remember while a model reads 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from stepsal.checks import kind_of, shown
 from stepsal.errors import InputError
 from stepsal.interventions.heads import HeadsByLayer, HeadSpec, freeze_heads, freeze_layers, resolve_heads
 from stepsal.interventions.layer_pass import LayerPass
@@ -308,6 +309,11 @@ def from_record(record: Mapping[str, Any]) -> Intervention:
 
 def as_interventions(given: Any) -> tuple[Intervention, ...]:
     """One or several interventions as a tuple. Raises `InputError` for anything that is not an intervention."""
+    if isinstance(given, str) or not isinstance(given, Iterable | Intervention):
+        raise InputError(
+            f"interventions={shown(given)} is {kind_of(given)}: expected an intervention such as stepsal.OddsEqualBridge(), or "
+            "several, such as stepsal.stepflow()"
+        )
     several = (given,) if isinstance(given, Intervention) else tuple(given)
     for each in several:
         if not isinstance(each, Intervention):

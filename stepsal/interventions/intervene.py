@@ -26,12 +26,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from stepsal.checks import checked
 from stepsal.errors import InputError, UnsupportedModelError
 from stepsal.interventions.base import HeadOutputEdit, Intervention, PatternEdit, as_interventions, overrides
 from stepsal.interventions.layer_pass import LayerPass, RunningPass, only_heads
 from stepsal.interventions.report import Activity, report_columns
 from stepsal.interventions.text_state import Follower
 from stepsal.models import host_of
+from stepsal.models.checks import a_model
 from stepsal.models.host import Hook, Model, visible_keys
 from stepsal.models.support import check_supported
 from stepsal.traces.formats import FormatSpec, StepsSpec
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 HookFunction = Callable[[Tensor, Any], Tensor | None]
 
 
+@checked(model=a_model)
 @contextmanager
 def intervene(
     model: Model,

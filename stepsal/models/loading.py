@@ -6,14 +6,19 @@ frozen, in evaluation mode, with the tokenizer of the directory's own `tokenizer
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from stepsal.checks import checked
 from stepsal.errors import FileError, InputError
-from stepsal.models.host import BUNDLED, Model
-from stepsal.models.tokenizers import load_tokenizer
+from stepsal.models.host import Model
+from stepsal.models.sources import a_name, locate
+from stepsal.models.tokenizers import load_tokenizer as load_tokenizer
+from stepsal.models.tokenizers import read_tokenizer
 
 
+@checked(name=a_name)
 def load_model(
     name: str | Path | None = None,
     *,
@@ -24,39 +29,28 @@ def load_model(
     """Load a model as a TransformerLens `TransformerBridge`, weights frozen, in evaluation mode.
 
     Args:
-        name: a hub id, a local Hugging Face directory, or `None` for the bundled reasoner (no network).
+        name: a hub id, a local Hugging Face directory, or `None` or `"bundled"` for the bundled reasoner (no network).
         device: `"auto"` takes CUDA, then Apple's MPS, then the CPU.
         dtype: `"auto"` keeps the checkpoint's precision on an accelerator and takes float32 on the CPU.
         device_map: takes the place of `device` for a model larger than one GPU, as in transformers: `"auto"`,
             `"balanced"`, or a mapping from names of modules to devices (or `"cpu"`, `"disk"`).
 
     Raises:
-        FileError: a local folder that holds no model, a name that can be neither found nor fetched, or an unknown map.
-        InputError: an unknown device or precision; a device beside a map.
+        FileError: a local folder that holds no model, a name that can be neither found nor fetched (within seconds where the
+            hub cannot be reached), or an unknown map.
+        InputError: something that is no name, an unknown device or precision; a device beside a map.
 
     >>> from stepsal import load_model
     >>> load_model().cfg.n_layers
     8
     """
-    source = Path(BUNDLED if name is None else name)
-    if source.exists() and not (source / "config.json").is_file():
-        raise FileError(f"{source} is no model: there is no config.json in it. Give a Hugging Face model directory.")
-    if not source.exists() and (source.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1):
-        raise FileError(
-            f"there is no folder {source}. Give a Hugging Face model directory or a hub id such as 'org/name'."
-        )
-    if device_map is not None and device != "auto":
-        raise InputError(
-            f"device={str(device)!r} and device_map={device_map!r} exclude each other: leave out one of them"
-        )
-    where = _device(device)
-    precision = None if isinstance(dtype, str) and dtype == "auto" else _dtype(dtype)
+    where, precision = check_placement(device, dtype, device_map)
 
     from safetensors import SafetensorError
     from transformer_lens.model_bridge import TransformerBridge
 
-    path_or_id = str(source if source.exists() else name)
-    tokenizer, for_booting = load_tokenizer(path_or_id), load_tokenizer(path_or_id)
+    path_or_id = locate(name)
+    tokenizer, for_booting = read_tokenizer(path_or_id), read_tokenizer(path_or_id)
     try:
         model = TransformerBridge.boot_transformers(
             path_or_id,
@@ -75,8 +69,40 @@ def load_model(
     # size from it: https://github.com/TransformerLensOrg/TransformerLens/pull/1569.
     model._tokenizer = tokenizer
     model.cfg.tokenizer_prepends_bos = tokenizer.encode("a")[:1] == [tokenizer.bos_token_id]
+    if name not in (None, "bundled") and path_or_id != str(Path(str(name)).expanduser()):
+        model.cfg.model_name = str(name)  # and not the folder of the hub's cache
     model.requires_grad_(False)
     return model.eval()
+
+
+def check_placement(
+    device: str | torch.device, dtype: str | torch.dtype, device_map: str | Mapping[str, str | int] | None
+) -> tuple[torch.device, torch.dtype | None]:
+    """The device, and the precision (None: the checkpoint's). Raises `InputError` as `load_model` does."""
+    if device_map is not None and device != "auto":
+        raise InputError(
+            f"device={str(device)!r} and device_map={device_map!r} exclude each other: leave out one of them"
+        )
+    precision = None if isinstance(dtype, str) and dtype == "auto" else _dtype(dtype)
+    return _device(device), precision
+
+
+def sizes(name: str | Path | None) -> tuple[int, int] | None:
+    """The numbers of layers and of heads that a model's configuration says, without loading weights; None where it says none.
+
+    Raises as `locate`.
+
+    >>> sizes("bundled")
+    (8, 4)
+    """
+    from transformers import AutoConfig
+
+    source = locate(name)
+    try:
+        text: Any = AutoConfig.from_pretrained(source).get_text_config()
+        return int(text.num_hidden_layers), int(text.num_attention_heads)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None  # loading the model says what is wrong
 
 
 def quiet() -> None:
@@ -111,7 +137,7 @@ def _own_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:
-    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype, None)
+    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise InputError(f"unknown dtype {dtype!r}: expected 'auto', 'float32', 'bfloat16' or 'float16'")
     return found

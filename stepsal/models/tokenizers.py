@@ -7,8 +7,9 @@ In: a hub id, a local directory, or nothing (the bundled reasoner). Out: a Huggi
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stepsal.checks import checked
 from stepsal.errors import FileError
-from stepsal.models.host import BUNDLED
+from stepsal.models.sources import a_name, locate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -16,21 +17,26 @@ else:  # imported only where it is used: it takes seconds
     PreTrainedTokenizerBase = Any
 
 
+@checked(name=a_name)
 def load_tokenizer(name: str | Path | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a hub id or local directory; `None` is the bundled reasoner's.
+    """The tokenizer of a hub id or local directory; `None` and `"bundled"` are the bundled reasoner's.
 
     `tokenizer.json` is read as it is: for some model types the automatic class gives other token ids. Raises `FileError`
-    where there is no tokenizer.
+    where there is no tokenizer, and within seconds where the hub cannot be reached; `InputError` for what is no name.
 
     >>> from stepsal import load_tokenizer
     >>> load_tokenizer().decode(load_tokenizer().encode("k = 37."))
     'k = 37.'
     """
+    return read_tokenizer(locate(name, needed=""))
+
+
+def read_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of what `locate` gave. Raises `FileError` where there is none."""
     # AutoTokenizer of transformers 5 (up to 5.23.0 at least) puts the model type's own splitting in the place of the one in
     # tokenizer.json: https://github.com/huggingface/transformers/issues/45920.
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    source = str(BUNDLED if name is None else name)
     try:
         if Path(source).is_dir() and not (Path(source) / "tokenizer.json").exists():
             return AutoTokenizer.from_pretrained(source)

@@ -2,8 +2,10 @@
 
 from html import escape
 
+from stepsal.checks import checked
 from stepsal.errors import InputError
 from stepsal.plot.maps import map_values
+from stepsal.saliency.checks import a_map
 from stepsal.saliency.stepmap import StepMap
 
 
@@ -20,6 +22,7 @@ class Html:
         return self._source
 
 
+@checked(stepmap=a_map)
 def step_heads(stepmap: StepMap, layer: int, *, measure: str = "share") -> Html:
     """The step maps of all heads of a layer in the viewer of CircuitsVis, where heads are picked and steps are hovered over.
 

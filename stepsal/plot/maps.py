@@ -9,8 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from stepsal.checks import checked, instance, several
 from stepsal.errors import InputError
 from stepsal.plot.canvas import new_axes, style
+from stepsal.saliency.checks import a_map
 from stepsal.saliency.stepmap import StepMap
 from stepsal.traces.trace import Step
 
@@ -25,6 +27,16 @@ _NARROW = 1.6  # inches; on narrower axes the segments are named by their first 
 _DECADES = 3.0  # the most decades that a colour scale covers
 
 
+_layer = instance(
+    (int, str, Sequence), "an index, several, or 'shallow', 'deep' or 'all'", "The map's own are stepmap.layers."
+)
+
+
+def _tensors(name: str, value: tuple[Any, ...]) -> None:
+    several(Tensor, "maps of numbers", "Give what `stepsal.plot.map_values` returns.")(name, value)
+
+
+@checked(maps=_tensors)
 def log_scale(*maps: Float[Tensor, "_ _"]) -> LogNorm:
     """One logarithmic colour scale for several maps. It ends at their largest value and covers at most three decades."""
     from matplotlib.colors import LogNorm
@@ -36,6 +48,7 @@ def log_scale(*maps: Float[Tensor, "_ _"]) -> LogNorm:
     return LogNorm(max(float(values.min()), top / 10**_DECADES) * 0.999, top, clip=True)
 
 
+@checked(values=instance(Tensor, "a map of numbers", "Give what `stepsal.plot.map_values` returns."))
 def answer_rows(values: Float[Tensor, "query key"], segments: Sequence[str]) -> Float[Tensor, "answer_query key"]:
     """The rows of the thinking and the summary, by which the colours are scaled.
 
@@ -46,6 +59,7 @@ def answer_rows(values: Float[Tensor, "query key"], segments: Sequence[str]) -> 
     return chosen if (chosen > 0).any() else values
 
 
+@checked(stepmap=a_map, layer=_layer)
 def step_map(
     stepmap: StepMap,
     *,
@@ -118,6 +132,15 @@ def step_map_png(stepmap: StepMap) -> bytes | None:
     return file.getvalue()
 
 
+_influence = instance(
+    Tensor,
+    "a token map, query x key",
+    "Take a layer and a head of what `stepsal.token_influence` returns: influence[layer, head].",
+)
+_steps = several(Step, "the steps of a trace", "Give trace.steps.")
+
+
+@checked(influence=_influence, steps=_steps)
 def token_map(
     influence: Float[Tensor, "query key"],
     steps: Sequence[Step],
@@ -174,6 +197,7 @@ def token_map(
     return ax
 
 
+@checked(stepmap=a_map, layer=_layer)
 def map_values(
     stepmap: StepMap, layer: int | str | Sequence[int], head: int | None, measure: str
 ) -> Float[Tensor, "query_step key_step"]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from einops import rearrange, reduce
 
+from stepsal.checks import checked, instance, kind_of, shown
 from stepsal.diagnosis.comparison import Comparison
 from stepsal.diagnosis.diagnosis import Diagnosis, check_alike
 from stepsal.diagnosis.metrics import METRICS
@@ -23,6 +24,18 @@ _CONTROLS = (("table", "all traces"), ("matched", "matched pairs"), ("position_o
 Diagnoses = Diagnosis | Sequence[Diagnosis]
 
 
+def _diagnoses(name: str, value: Any) -> None:
+    """A diagnosis, several, or groups of them by name."""
+    for group in value.values() if isinstance(value, Mapping) else [value]:
+        for one in [group] if isinstance(group, Diagnosis) or not isinstance(group, list | tuple) else group:
+            if not isinstance(one, Diagnosis):
+                raise InputError(
+                    f"{name}={shown(value)} is {kind_of(value)}: expected a Diagnosis or several. Make one of a step map with "
+                    "`stepsal.diagnose(stepmap)`."
+                )
+
+
+@checked(diagnosis=_diagnoses)
 def depth_profile(
     diagnosis: Diagnoses | Mapping[str, Diagnoses], *, metric: str = "lock_in", ax: Axes | None = None
 ) -> Axes:
@@ -77,6 +90,7 @@ def depth_profile(
     return ax
 
 
+@checked(diagnosis=_diagnoses)
 def heads(
     diagnosis: Diagnoses,
     *,
@@ -126,6 +140,14 @@ def heads(
     return ax
 
 
+_comparison = instance(
+    Comparison,
+    "a Comparison",
+    "Make it with `stepsal.compare(correct, error)`, or read it with `stepsal.Comparison.load(path)`.",
+)
+
+
+@checked(comparison=_comparison)
 def comparison(comparison: Comparison, *, metric: str = "lock_in", ax: Axes | None = None) -> Axes:
     """Draw a comparison as a forest plot of how well the metric tells wrong traces from correct ones in each layer.
 

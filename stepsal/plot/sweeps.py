@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from stepsal.ablation.effects import HeadPanel, StrengthLine
 from stepsal.ablation.results import Results
+from stepsal.checks import Check, checked, instance, kind_of, several, shown
 from stepsal.errors import InputError
 from stepsal.plot.canvas import COLOURS, MARKERS, new_axes
 from stepsal.sweeps.settings import controlled_kind, kind_label, kinds, options_by_key
@@ -26,6 +27,25 @@ _POINTS = "accuracy difference (points)"
 _SMALLEST = (15.0, 8.0)  # the width and height, in points, of the smallest cell that a value is printed in
 
 
+def _table(expected: str, *, results: bool = False, optional: bool = False) -> Check:
+    """A DataFrame, or where `results` are welcome, `Results`. What a DataFrame is, its columns say: pandas takes a while."""
+
+    def check(name: str, value: Any) -> None:
+        if (optional and value is None) or (results and isinstance(value, Results)):
+            return
+        if not hasattr(value, "columns") or not hasattr(value, "groupby"):
+            raise InputError(
+                f"{name}={shown(value)} is {kind_of(value)}: expected {expected}. Of the folder of a sweep, "
+                "`pandas.read_parquet(folder + '/results.parquet')` reads the rows."
+            )
+
+    return check
+
+
+_PANEL = "from `stepsal.ablation.effects.head_panels(results)`"
+
+
+@checked(results=_table("the rows that `stepsal.sweep` returns", results=True))
 def sweep(results: "DataFrame | Results", *, ax: Axes | None = None) -> Axes:
     """Draw a forest plot of every setting's paired accuracy difference to the baseline, with its 95 % interval.
 
@@ -69,6 +89,7 @@ def sweep(results: "DataFrame | Results", *, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@checked(panel=instance(HeadPanel, "one HeadPanel", f"Take one {_PANEL}."))
 def sweep_heads(panel: HeadPanel, *, limit: float | None = None, colorbar: bool = True, ax: Axes | None = None) -> Axes:
     """Draw a heat map of the accuracy difference that each head alone makes, with layers as rows and heads as columns.
 
@@ -130,12 +151,16 @@ def sweep_heads(panel: HeadPanel, *, limit: float | None = None, colorbar: bool 
     return ax
 
 
+@checked(panels=several(HeadPanel, "a list of HeadPanel", f"Take them {_PANEL}."))
 def head_limit(panels: Sequence[HeadPanel]) -> float:
     """The end of a colour scale for several panels, in points: their largest difference, but at least 1."""
     values = np.concatenate([np.append(panel.difference.ravel(), panel.alone) for panel in panels])
     return 100 * max(0.01, float(np.nanmax(np.abs(values))))
 
 
+@checked(
+    lines=several(StrengthLine, "a list of StrengthLine", "Take them from `stepsal.ablation.effects.strength_lines`.")
+)
 def sweep_strengths(lines: Sequence[StrengthLine], *, ax: Axes | None = None) -> Axes:
     """Draw the accuracy difference against the strength, with 95 % intervals. Controls are grey and dashed.
 
@@ -180,6 +205,7 @@ def sweep_strengths(lines: Sequence[StrengthLine], *, ax: Axes | None = None) ->
     return ax
 
 
+@checked(costs=_table("a table of costs"), votes=_table("a table of votes"))
 def sweep_compute(costs: DataFrame, votes: DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw accuracy against compute: settings as points, and the baseline with more samples (self-consistency) as a line.
 
@@ -218,6 +244,7 @@ def sweep_compute(costs: DataFrame, votes: DataFrame, *, ax: Axes | None = None)
     return ax
 
 
+@checked(table=_table("a table of accuracies"), others=_table("a table of accuracies", optional=True))
 def sweep_lengths(table: DataFrame, others: DataFrame | None = None, *, ax: Axes | None = None) -> Axes:
     """Draw accuracy by chain length, a line for each setting, with 95 % intervals.
 
@@ -263,6 +290,7 @@ def sweep_lengths(table: DataFrame, others: DataFrame | None = None, *, ax: Axes
     return ax
 
 
+@checked(text=instance(str, "a text", "Give the label of a setting."))
 def in_math(text: str) -> str:
     r"""The text with τ_max as matplotlib's formula for it.
 

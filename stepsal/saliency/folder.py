@@ -11,14 +11,17 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from stepsal._version import __version__
+from stepsal.checks import checked, path
 from stepsal.errors import FileError, InputError
 from stepsal.files import agree_on_settings, locked
 from stepsal.models import host_of
+from stepsal.models.checks import a_model
 from stepsal.models.host import Model
 from stepsal.models.layers import LayerSpec, resolve_layers
 from stepsal.models.support import check_supported
 from stepsal.saliency.influence import Objective, Rule, check_options, check_trace, step_saliency
 from stepsal.saliency.stepmap import StepMap
+from stepsal.traces.checks import traces
 from stepsal.traces.trace import Trace
 
 
@@ -34,6 +37,7 @@ def map_path(out: str | Path, trace_id: str) -> Path:
     return Path(out) / "maps" / f"{name}.safetensors"
 
 
+@checked(model=a_model, traces=traces, out=path)
 def save_step_maps(
     model: Model,
     traces: Sequence[Trace],

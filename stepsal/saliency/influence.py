@@ -29,8 +29,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from stepsal.checks import checked
 from stepsal.errors import InputError
 from stepsal.models import host_of
+from stepsal.models.checks import a_model
 from stepsal.models.host import Host, Model
 from stepsal.models.layers import LayerSpec, resolve_layers
 from stepsal.models.memory import free_bytes, peak_bytes, spread
@@ -39,6 +41,7 @@ from stepsal.saliency.attention import in_float32, keeping_repeats_once
 from stepsal.saliency.gradients import PatternReader, Receive, Rule, check_logits
 from stepsal.saliency.pooling import StepPool, count_pairs
 from stepsal.saliency.stepmap import StepMap
+from stepsal.traces.checks import a_trace
 from stepsal.traces.trace import Trace
 
 Objective = Literal["token", "sequence", "answer"]
@@ -50,6 +53,7 @@ MAX_CHUNK = {"cpu": 256, "cuda": 512, "mps": 256}
 ENOUGH_PAIRS = 3 * 2**20
 
 
+@checked(model=a_model, trace=a_trace)
 def step_saliency(
     model: Model,
     trace: Trace,
@@ -99,6 +103,7 @@ def step_saliency(
     return StepMap(pool.mass, count_pairs(trace.steps), trace.steps, indices, meta)
 
 
+@checked(model=a_model, trace=a_trace)
 def token_influence(
     model: Model,
     trace: Trace,
@@ -300,6 +305,8 @@ def check_options(length: int, objective: str, rule: str, chunk: object, answer:
         raise InputError(
             f"objective={objective!r} with answer={answer!r}: give answer=(start, stop) with 'answer' only"
         )
+    if answer is not None and not (isinstance(answer, tuple | list) and [type(each) for each in answer] == [int, int]):
+        raise InputError(f"answer={answer!r} must be two token positions, (start, stop)")
     if answer is not None and not 1 <= answer[0] < answer[1] <= length:
         raise InputError(f"answer {answer} must be token positions [start, stop) within 1 to {length}")
 

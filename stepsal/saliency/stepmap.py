@@ -21,6 +21,8 @@ from einops import rearrange, reduce
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stepsal.checks import checked
+from stepsal.checks import path as check_path
 from stepsal.errors import FileError, InputError
 from stepsal.files import atomic_path
 from stepsal.traces.trace import Step
@@ -127,6 +129,7 @@ class StepMap:
             }
         )
 
+    @checked(path=check_path)
     def save(self, path: str | Path) -> None:
         """Write the map as safetensors with a JSON header, atomically: the file is whole or not there."""
         from safetensors.torch import save_file
@@ -141,6 +144,7 @@ class StepMap:
             save_file({"mass": self.mass.contiguous().cpu(), "pairs": self.pairs.contiguous().cpu()}, part, header)
 
     @classmethod
+    @checked(path=check_path)
     def load(cls, path: str | Path) -> "StepMap":
         """Read a map that `save` wrote. Raises `FileError` for a file that is cut short or is something else."""
         from safetensors import SafetensorError, safe_open

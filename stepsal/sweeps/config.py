@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from stepsal.errors import FileError, InputError
+from stepsal.generation.grading import DEFAULT, GRADERS, TASK
 from stepsal.interventions.base import Intervention
 from stepsal.reasoner.problems import DEFAULT_LENGTH, SPLITS
 from stepsal.sweeps.settings import kind_classes, options_by_key
@@ -94,7 +95,7 @@ class ModelConfig(_Table):
 class ProblemsConfig(_Table):
     """Problems of the bundled task, `count` of each length from index `start` on; or those of a JSONL `file`.
 
-    The split is `test` unless given, for forward selection `validation`.
+    The split is `test` unless written down, for forward selection `validation`. `grader`: of a `file`, by default `math`.
     """
 
     split: Annotated[str, _one_of(lambda: SPLITS)] | None = None
@@ -102,6 +103,17 @@ class ProblemsConfig(_Table):
     count: Positive | None = None
     start: Natural = 0
     file: Text | None = None
+    grader: Annotated[str, _one_of(lambda: tuple(GRADERS))] | None = None
+
+    @property
+    def graded_by(self) -> str:
+        """The name of the grader (`stepsal.generation.grading`)."""
+        return TASK if self.file is None else self.grader or DEFAULT
+
+    @property
+    def graded_before(self) -> str:
+        """Who graded where nothing says so: in sweeps of versions without `grader`."""
+        return TASK if self.file is None else "exact"
 
 
 class DecodingConfig(_Table):
@@ -258,6 +270,7 @@ class SweepConfig(_Table):
     def record(self) -> dict[str, Any]:
         """The configuration as plain data, without the folder and without which keys were written down."""
         tables: dict[str, Any] = {name: getattr(self, name).model_dump() for name in ("model", "problems", "decoding")}
+        tables["problems"]["grader"] = self.problems.graded_by
         tables["grid"] = self.grid.record()
         if self.settings:
             tables["settings"] = [each.model_dump() for each in self.settings]
@@ -307,6 +320,10 @@ def _contradictions(config: SweepConfig) -> list[tuple[str, bool]]:
         (
             f"[problems] has file={problems.file!r} and {task[0] if task else ''!r}, of the bundled task: drop one of them",
             problems.file is not None and bool(task),
+        ),
+        (
+            f"[problems] grader={problems.grader!r} is for a file of problems: the bundled task has its own rule; drop it",
+            problems.grader is not None and problems.file is None,
         ),
         (
             f"[decoding] seeds={list(decoding.seeds)} at temperature=0 would all be alike: give a temperature, such as 0.6",

@@ -54,7 +54,8 @@ class Segmentation(Message):
 
 
 class Job(Message):
-    """What all items of a sweep have in common. `plugins`: the modules that a worker imports before anything else.
+    """What all items of a sweep have in common. `plugins`: the modules that a worker imports before anything else. `grader`: a
+    name of `stepsal.generation.grading`.
 
     The seed of `decoding` is not used: each item has its own.
     """
@@ -63,6 +64,7 @@ class Job(Message):
     decoding: Decoding
     segmentation: Segmentation
     questions: tuple[Question, ...]
+    grader: str
     plugins: tuple[str, ...] = ()
 
 

@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from stepsal.generation.generate import Decoding
+from stepsal.generation.grading import GRADERS
 from stepsal.generation.questions import Question, read_questions, task_questions, tokens_needed
 from stepsal.interventions.base import Intervention
 from stepsal.models.lookup import look_up
+from stepsal.models.sources import locate
 from stepsal.models.versions import versions
 from stepsal.sweeps.config import SweepConfig
 from stepsal.sweeps.layers_and_heads import Size, chosen_bands
@@ -58,6 +60,7 @@ class Plan:
             decoding=self.decoding,
             segmentation=segmentation,
             questions=self.questions,
+            grader=self.config.problems.graded_by,
             plugins=tuple(plugins),
         )
 
@@ -90,6 +93,12 @@ class Plan:
         return tuple(
             dict.fromkeys([*found, *(type(each) for setting in self.config.settings for each in setting.made())])
         )
+
+    @property
+    def definitions(self) -> tuple[Any, ...]:
+        """What the configuration names and a user may have defined: classes of interventions, and the grader's function."""
+        graders = [GRADERS[name] for name in (self.config.problems.graded_by,) if name in GRADERS]
+        return (*self.intervention_classes, *graders)
 
     @property
     def bands(self) -> Bands | None:
@@ -136,7 +145,9 @@ def make_plan(config: SweepConfig, device: str) -> Plan:
         lengths = [each.length for each in questions if each.length is not None]
         room = tokens_needed(lengths) if lengths else 512
     decoding = Decoding(room, given.batch_size, given.temperature, given.top_p, given.samples)
-    model = look_up(config.model.name, config.folder)
+    name = config.model.name
+    here = name == "bundled" or (config.folder / name).is_dir()
+    model = look_up(name if here else locate(name), config.folder)
     size = Size(model.layers, model.heads)
     return Plan(config, model.path, model.fingerprint, model.bytes, size, device, questions, decoding)
 

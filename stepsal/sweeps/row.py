@@ -19,7 +19,8 @@ class Row:
     all parts. `heads`: pairs of layer and head; None where each part acts on all heads of its layers. `parts`: JSON.
     The columns from `max_new_tokens` to `samples` say how the answer was decoded.
     A worker fills in the others. `error`: the kind of error, known for problems of the bundled task. `trace`: the tokens of
-    prompt and answer. `seconds`, `cpu_seconds`: the answer's share of its batch; rows of older versions lack the latter.
+    prompt and answer. `seconds`, `cpu_seconds`: the answer's share of its batch. `grader`, `answer_from`: who graded the
+    answer, and where it stood (`stepsal.generation.grading`). Rows of older versions lack these two and `cpu_seconds`.
     `notes`: warnings. `model`, `versions`: JSON.
     """
 
@@ -57,6 +58,8 @@ class Row:
     model: str
     versions: str
     cpu_seconds: float | None = None
+    grader: str | None = None
+    answer_from: str | None = None
 
 
 def schema() -> Any:

@@ -17,6 +17,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stepsal.checks import checked, instance, path, whole
 from stepsal.sweeps.config import GridConfig, SweepConfig, read_config
 from stepsal.sweeps.grid import next_round
 from stepsal.sweeps.plan import Plan, make_plan
@@ -35,6 +36,12 @@ Config = str | Path | Mapping[str, Any] | SweepConfig
 logger = logging.getLogger("stepsal")
 
 
+_config = instance(
+    (str, Path, Mapping, SweepConfig), "a TOML file or a dictionary of its tables", "docs/sweeps.md explains every key."
+)
+
+
+@checked(config=_config, out=path, workers=whole(1, optional=True))
 def sweep(
     config: Config,
     *,
@@ -95,7 +102,8 @@ def run_sweep(
         keys: dict[Setting, list[str]] = {}
         while settings := next_round(given.grid, plan.size, given.folder, scores.right, rounds, given.settings):
             if not rounds:
-                folder.begin(plan.record(settings), resume, defaults={"config": {"grid": GridConfig().record()}})
+                before = {"grid": GridConfig().record(), "problems": {"grader": given.problems.graded_before}}
+                folder.begin(plan.record(settings), resume, defaults={"config": before})
             keys |= run_round(plan, settings, workforce, folder, scores, shown)
             rounds.append(settings)
         folder.consolidate(list(keys.values()))

@@ -104,7 +104,7 @@ class Worker:
             rows.append(
                 {"problem": question.id, "length": question.length, "sample": index % decoding.samples}
                 | {"seed": item.seed, "expected": question.answer}
-                | asdict(grade_trace(model.tokenizer, question, trace))
+                | asdict(grade_trace(model.tokenizer, question, trace, self._job.grader))
                 | {"tokens": len(tokens) - prompt_tokens, "truncated": trace.meta["truncated"]}
                 | measured
                 | {"prompt_tokens": prompt_tokens, "trace": tokens}

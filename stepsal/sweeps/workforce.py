@@ -43,13 +43,11 @@ class Workforce:
         return self._engine
 
     def _modules_to_import(self, plan: Plan) -> tuple[str, ...]:
-        """The modules that a worker must import: the plug-ins, and those that define the sweep's interventions.
+        """The modules that a worker must import: the plug-ins, and those that define the sweep's interventions and grader.
 
         What a notebook or a script itself defines exists in this process only, which must then do all of the work.
         """
-        defined = {
-            kind.__module__: kind for kind in plan.intervention_classes if not kind.__module__.startswith("stepsal.")
-        }
+        defined = {kind.__module__: kind for kind in plan.definitions if not kind.__module__.startswith("stepsal.")}
         if (kind := defined.get("__main__")) and (self._cluster is not None or (self._workers or 1) > 1):
             raise InputError(
                 f"{kind.__name__} is defined in this notebook or script, where no other process finds it: put it into a "

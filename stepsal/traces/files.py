@@ -14,8 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from stepsal.checks import checked
+from stepsal.checks import path as check_path
+from stepsal.checks import tokenizer as check_tokenizer
 from stepsal.errors import FileError, InputError
 from stepsal.files import atomic_path
+from stepsal.traces.checks import traces as check_traces
 from stepsal.traces.formats import STEP_RULES, FormatSpec, StepsSpec, find_formats, find_rule
 from stepsal.traces.prompt import shown
 from stepsal.traces.records import answers, is_request, trace_of
@@ -26,6 +30,7 @@ LineResult = tuple[str | Path, int, Trace | FileError | InputError]
 """A trace, or why there is none, with the file and the number of its line."""
 
 
+@checked(path=check_path, tokenizer=check_tokenizer)
 def read_traces(
     path: str | Path,
     tokenizer: Tokenizer,
@@ -140,6 +145,7 @@ def _answered_requests(paths: Sequence[str | Path]) -> dict[str, dict[str, Any]]
     return {id: body for id, body in requests.items() if id in answered}
 
 
+@checked(path=check_path, traces=check_traces)
 def write_traces(path: str | Path, traces: Iterable[Trace]) -> None:
     """Write traces as JSONL, atomically; `read_traces` with the same tokenizer gives them back.
 

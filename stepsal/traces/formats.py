@@ -184,7 +184,7 @@ def find_formats(format: FormatSpec) -> tuple[Format, ...]:
         return tuple(FORMATS.values())
     if isinstance(format, str) and format in FORMATS:
         return (FORMATS[format],)
-    if not isinstance(format, str) and len(set(format)) == 2 == len(format) and all(map(_is_marker, format)):
+    if isinstance(format, tuple | list) and len(set(format)) == 2 == len(format) and all(map(_is_marker, format)):
         return (Format("custom", ((format[0], format[1]),)),)
     raise InputError(
         f"format={format!r} is not known. Choose 'auto', {', '.join(map(repr, FORMATS))}, or give a pair of different "

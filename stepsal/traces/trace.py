@@ -19,10 +19,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from stepsal.checks import checked, instance
+from stepsal.checks import tokenizer as check_tokenizer
 from stepsal.errors import InputError
 from stepsal.traces.formats import FORMATS, FormatSpec, StepsSpec, find_formats, find_marker, usual
 from stepsal.traces.prompt import Prompt, encode_text, prompt_text, shown, starts_thinking
 from stepsal.traces.segment import Segmenter, Tokenizer, decode, question_length
+
+a_response = instance(str, "the text of the response", "Of token ids make a trace with `Trace.from_tokens`.")
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ class Trace:
         return tuple(step for step in self.steps if step.segment == name)
 
     @classmethod
+    @checked(tokenizer=check_tokenizer)
     def from_tokens(
         cls,
         tokenizer: Tokenizer,
@@ -132,6 +137,7 @@ class Trace:
         return trace
 
     @classmethod
+    @checked(tokenizer=check_tokenizer, response=a_response)
     def from_text(
         cls,
         tokenizer: Tokenizer,

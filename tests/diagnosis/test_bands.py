@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import random_map, unchecked
+from helpers import random_map
 
 from stepsal import Comparison, InputError, compare, diagnose, stepflow
 from stepsal.diagnosis.bands import ENOUGH_PAIRS, Bands, choose_layers
@@ -240,8 +240,8 @@ def test_a_comparison_that_does_not_know_the_model_is_refused():
 
 
 def test_what_is_no_comparison_is_refused():
-    with pytest.raises(InputError, match="takes a Comparison, not a list"):
-        unchecked(choose_layers)([healthy(0)])
+    with pytest.raises(InputError, match="is a list of StepMap: expected a Comparison"):
+        choose_layers([healthy(0)])
 
 
 # --- display ---------------------------------------------------------------------------------------------------------

@@ -183,3 +183,31 @@ def test_two_questions_with_one_id_are_refused_before_any_work(reasoner, tmp_pat
     with pytest.raises(InputError, match=r"the id 'validation-2-0' is .* of several"):
         generate_file(reasoner, [QUESTIONS[0]] * 2, tmp_path / "a.jsonl", SHORT, progress=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--format", "mine"], "format='mine' is not known"),
+        (["--steps", "mine"], "steps='mine' is not known"),
+        (["--grader", "maths"], "unknown grader 'maths'"),
+        (["--device", "toaster"], "unknown device 'toaster'"),
+        (["--dtype", "float33"], "unknown dtype 'float33'"),
+        (["--temperature", "-1"], "temperature=-1.0"),
+        (["--oeb", "--layers", "99"], "layer 99 does not exist"),
+        (["--oeb", "--heads", "99"], "head 99"),
+        (["--oeb", "--layers", "top"], "unknown layers 'top'"),
+    ],
+)
+def test_every_option_is_checked_before_the_model_is_loaded(tmp_path, monkeypatch, capsys, options, said):
+    def never(*given, **more):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("stepsal.models.loading.load_model", never)
+    (tmp_path / "p.jsonl").write_text('{"prompt": "1+1?", "answer": "2"}\n')
+    assert main(["generate", str(tmp_path / "p.jsonl"), "--out", str(tmp_path / "t.jsonl"), *options]) == 2
+    assert said in capsys.readouterr().err
+    assert main(["generate", "1", "--out", str(tmp_path / "p.jsonl" / "below" / "t.jsonl")]) == 2
+    assert "p.jsonl is a file" in capsys.readouterr().err
+    assert main(["generate", "1", "--out", str(tmp_path)]) == 2
+    assert not (tmp_path / "t.jsonl").exists()

@@ -133,7 +133,7 @@ def test_a_path_that_is_not_there_is_refused(tmp_path):
 
 
 def test_a_hub_id_that_cannot_be_fetched_is_refused():
-    with pytest.raises(FileError, match=r"(?s)cannot load a tokenizer from 'nobody/no-such-model'.*a hub id \(that"):
+    with pytest.raises(FileError, match="'nobody/no-such-model': no such folder, and the hub cannot be reached"):
         load_model("nobody/no-such-model")
 
 
@@ -165,7 +165,7 @@ def test_the_tokenizer_gives_the_ids_of_the_folder(tmp_path, family):
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     for name in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(FileError, match="cannot load a tokenizer from"):
+        with pytest.raises(FileError, match=r"cannot load a tokenizer from|there is no folder .*nowhere"):
             load_tokenizer(name)
 
 

@@ -329,7 +329,8 @@ heads: list<item: list<item: int64>>, tau_max: double, alpha: double, window: in
 parts: string, problem: string, length: int64, sample: int64, seed: int64, max_new_tokens: int64,
 batch_size: int64, temperature: double, top_p: double, samples: int64, correct: bool, error: string, answer: string,
 expected: string, tokens: int64, truncated: bool, seconds: double,
-prompt_tokens: int64, trace: list<item: int32>, notes: string, model: string, versions: string, cpu_seconds: double
+prompt_tokens: int64, trace: list<item: int32>, notes: string, model: string, versions: string, cpu_seconds: double,
+grader: string, answer_from: string
 """
 
 
@@ -871,6 +872,6 @@ def test_an_unknown_engine_and_a_missing_model_are_refused(tmp_path):
         run_sweep(SMALL, tmp_path, "spark")
     with pytest.raises(InputError, match="of a Ray cluster"):
         run_sweep(SMALL, tmp_path, address="auto")
-    with pytest.raises(FileError, match="cannot read the model"):
+    with pytest.raises(FileError, match="there is no folder no/such/model"):
         run_sweep(SMALL | {"model": {"name": "no/such/model"}}, tmp_path, progress=False)
     assert Setting().name == "baseline"

@@ -1,0 +1,94 @@
+"""Where a model's name leads: to a folder, or to the hub, which is asked once, shortly.
+
+In: a hub id, a local directory, or nothing (the bundled reasoner). Out: what transformers takes: a folder, or a hub id that the
+hub knows. Where the hub cannot be reached, the folder that an earlier download left in the cache.
+
+Left to themselves, the libraries ask the hub for file after file, each several times over: minutes for a misspelt name.
+"""
+
+from pathlib import Path
+
+from stepsal.checks import kind_of, shown
+from stepsal.errors import FileError, InputError
+from stepsal.models.host import BUNDLED
+
+WAIT = 5.0
+"""Seconds in which the hub must answer."""
+_GIVE = "Give a Hugging Face model directory, a hub id such as 'org/name' (that needs the network), or 'bundled'."
+
+
+def locate(name: str | Path | None, needed: str = "config.json") -> str:
+    """The folder or the hub id that a name stands for; None and `"bundled"` are the bundled reasoner.
+
+    Args:
+        name: what a user wrote.
+        needed: a file without which a local folder is none of what is looked for; empty for any folder.
+
+    Raises:
+        InputError: something that is no name.
+        FileError: a folder that holds no model, or a name that is neither a folder's nor known to the hub, or not to be known
+            because the hub cannot be reached.
+
+    >>> locate("bundled") == locate(None)
+    True
+    """
+    if name is None or name == "bundled":
+        return str(BUNDLED)
+    a_name("name", name)
+    source = Path(name).expanduser()
+    if source.is_dir():
+        if needed and not (source / needed).is_file():
+            raise FileError(f"{source} is no model: there is no {needed} in it. Give a Hugging Face model directory.")
+        return str(source)
+    if source.exists():
+        raise FileError(
+            f"{source} is no model: it is a file. Expected a folder with config.json, weights and tokenizer. {_GIVE}"
+        )
+    if source.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1:
+        raise FileError(
+            f"there is no folder {source}. Give a Hugging Face model directory or a hub id such as 'org/name'."
+        )
+    return _on_the_hub(str(name))
+
+
+def a_name(name: str, value: object) -> None:
+    """Raise `InputError` unless the value may be the name of a model; None is the bundled one."""
+    if value is not None and not (isinstance(value, str | Path) and str(value).strip()):
+        raise InputError(f"{name}={shown(value)} is {kind_of(value)}, and no name of a model. {_GIVE}")
+
+
+def _on_the_hub(name: str) -> str:
+    """The hub id if the hub knows it; the folder of the cache where the hub cannot be reached."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=WAIT)
+    except HFValidationError as error:
+        raise FileError(f"there is no folder {name!r}, and it is no hub id. {_GIVE}") from error
+    except GatedRepoError as error:
+        raise FileError(
+            f"the model {name!r} is gated on the hub: ask for access on its page there, and log in (`hf auth login`)"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise FileError(
+            f"there is no folder {name!r}, and the hub has no model of that name (or a private one: `hf auth login`). {_GIVE}"
+        ) from error
+    except EntryNotFoundError:
+        return name  # a repository without a model may hold a tokenizer
+    except Exception as error:  # whatever the hub's client and its network libraries raise
+        return _in_the_cache(name, error)
+    return name
+
+
+def _in_the_cache(name: str, cause: Exception) -> str:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import ENDPOINT
+
+    try:
+        return snapshot_download(name, local_files_only=True)
+    except Exception as error:  # as above
+        reason = str(cause).strip().splitlines()[0][:200] if str(cause).strip() else type(cause).__name__
+        raise FileError(
+            f"{name!r}: no such folder, and the hub cannot be reached ({ENDPOINT}: {reason}). {_GIVE}"
+        ) from error

@@ -1,0 +1,8 @@
+"""Is it a step map, or a list of step maps? Asked by every public function that takes them, before any work."""
+
+from stepsal.checks import instance, several
+from stepsal.saliency.stepmap import StepMap
+
+_MAKE = "Make one with `stepsal.step_saliency`, or read a file with `stepsal.StepMap.load(path)`"
+a_map = instance(StepMap, "one StepMap", f"{_MAKE}; for several, call this for each of them.")
+maps = several(StepMap, "a list of step maps", f"{_MAKE}; of one map make a list, [stepmap].")
