@@ -287,9 +287,11 @@ def _check_ids_against_text(
         if not anywhere and not any(each.startswith(_without_space(response)) for each in decoded):
             raise InputError(_other_ids(whole, "response", response))
     elif not said.tool_calls and "<|channel|>" not in whole:  # those the server wrote anew
-        lines = [_without_space(line) for line in (said.reasoning + "\n" + (said.content or "")).splitlines()]
+        content = said.content or ""
+        reasoning = "" if said.reasoning.strip() in content else said.reasoning  # some servers send it twice
+        lines = [_without_space(line) for line in f"{reasoning}\n{content}".splitlines()]
         if not any(_in_order(lines, each) for each in decoded):
-            raise InputError(_other_ids(whole, "reasoning_content' and 'content", said.reasoning + (said.content or "")))
+            raise InputError(_other_ids(whole, "reasoning_content' and 'content", reasoning + content))
 
 
 def _in_order(pieces: list[str], text: str) -> bool:
