@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stepsal.errors import InputError
-from stepsal.traces.formats import LAYOUTS, FormatSpec, find_formats, find_marker, last_marker, usual
+from stepsal.traces.formats import FORMATS, LAYOUTS, FormatSpec, find_formats, find_marker, last_marker, usual
 from stepsal.traces.messages import MESSAGE_FIELDS
 from stepsal.traces.prompt import Prompt, prompt_text, shown, starts_thinking
 from stepsal.traces.segment import Tokenizer, decode
@@ -139,7 +139,8 @@ def _named_pair(tokenizer: Tokenizer, pairs: list[Pair], format: FormatSpec, *, 
     """The markers of the model: those that its template names, or its vocabulary has. Where nothing names any, the format's
     usual ones, if they are `needed`."""
     template = _template(tokenizer)
-    named = [pair for pair in pairs if find_marker(pair[0], template) or find_marker(pair[1], template)]
+    by_name = [pair for each in FORMATS.values() for pair in each.markers if each.by_name and format == "auto"]
+    named = [pair for pair in (*pairs, *by_name) if find_marker(pair[0], template) or find_marker(pair[1], template)]
     if named or not needed:
         return named[0] if named else None
     if format == "auto":
@@ -163,7 +164,7 @@ def unknown_markers(tokenizer: Tokenizer) -> list[str]:
     []
     """
     template = _template(tokenizer)
-    known = [marker for each in find_formats("auto") for pair in each.markers for marker in pair]
+    known = [marker for each in FORMATS.values() for pair in each.markers for marker in pair]
     if any(find_marker(marker, template) for marker in known):
         return []
     found = list(dict.fromkeys(each.group() for each in _MARKER.finditer(template)))

@@ -270,7 +270,7 @@ def _own_answer(record: dict[str, Any], id: str, requests: Mapping[str, dict[str
     if isinstance(request.get("prompt"), list) and not all(isinstance(each, dict) for each in request["prompt"]):
         raise InputError(f"the messages of a prompt must be objects, found {shown(request['prompt'])}")
     prompt, ids = prompt_of(request)
-    found["prompt"] = _dated(prompt, record)
+    found["prompt"] = _dated(prompt, record, *(each for each in (record.get("prompt"),) if isinstance(each, dict)))
     if ids is not None:
         found.setdefault("prompt_token_ids", ids)
     found["echo"] = record.get("echo") is True
