@@ -54,13 +54,15 @@ def trace_of(
         return _of_tokens(record, tokenizer, prompt, stored, keep)
     if record.get("token_ids") is not None:
         return _of_ids(record, tokenizer, prompt, keep)
+    prompt_ids = field(record, "prompt_token_ids", list)
+    if prompt_ids is None:
+        _require_prompt(prompt, record)
     refuse_unread_texts(record)
     if left_out := record.get("left_out"):
         raise InputError(
             f"the request asked with {left_out!r} to leave the thinking out of the answer, so that what the model wrote is not "
             "known: ask again without it"
         )
-    prompt_ids = field(record, "prompt_token_ids", list)
     if prompt_ids is not None:
         ids = check_tokens(prompt_ids, len(tokenizer))
         if prompt is not None:

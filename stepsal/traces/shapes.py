@@ -19,6 +19,7 @@ from stepsal.traces.messages import (
     field,
     read_message,
     refuse_unread,
+    texts_in,
 )
 from stepsal.traces.prompt import shown
 from stepsal.traces.requests import (
@@ -284,6 +285,7 @@ def refuse_unread_texts(record: dict[str, Any]) -> None:
     about = field(record, "about", dict) or {}
     said = read_message(record)
     texts = [text for text in (said.content, said.reasoning, record.get("response")) if isinstance(text, str)]
+    texts += texts_in(record.get("prompt"))
     message = {*MESSAGE_FIELDS, "response", *_IDS, "prompt_token_ids"}
     known = {
         "message": message | ABOUT_MESSAGES,
