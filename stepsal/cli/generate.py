@@ -29,7 +29,9 @@ def add(commands: "options.Commands") -> None:
         help='a JSONL file of {"prompt" or "messages", "answer"?, "id"?}, or how many test problems of the bundled task',
     )
     parser.add_argument(
-        "--chat", action="store_true", help="put prompts that are texts into the model's chat template, as what a user says"
+        "--chat",
+        action="store_true",
+        help="put prompts that are texts into the model's chat template, as what a user says",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="TRACES.jsonl")
     parser.add_argument("--model", default=None, metavar="NAME_OR_DIR", help="default: the bundled reasoner")
@@ -67,7 +69,9 @@ def run(given: argparse.Namespace) -> None:
     if given.chat:
         questions = [as_chat(question) for question in questions]
     model = load_model(given.model, device=given.device, dtype=given.dtype, device_map=given.device_map)
-    if any(isinstance(question.prompt, str) for question in questions) and getattr(model.tokenizer, "chat_template", None):
+    if any(isinstance(question.prompt, str) for question in questions) and getattr(
+        model.tokenizer, "chat_template", None
+    ):
         print(
             "stepsal: these prompts are texts, and go to the model as they are, though it has a chat template: give --chat, or "
             "'messages' in the place of 'prompt', to apply it",

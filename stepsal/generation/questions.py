@@ -4,9 +4,9 @@ They are problems of the bundled task, or they come from a JSONL file with one o
 
     {"prompt": "What is 2 + 2?", "answer": "4", "id": "sum"}
 
-The prompt is the text as the model sees it, or a list of chat messages; `messages` in its place, with `tools` and other fields of
-a chat request beside it, goes through the model's chat template. `id` may be left out, and so may `answer` where answers need not
-be graded (`stepsal.generation.grading`).
+The prompt is the text as the model sees it, or a list of chat messages; `messages` in its place, with `tools` and other fields
+of a chat request beside it, goes through the model's chat template. `id` may be left out, and so may `answer` where answers
+need not be graded (`stepsal.generation.grading`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,8 +42,8 @@ class Question:
         for name in ("id", "prompt", "answer"):
             if half := _half_of_a_pair(getattr(self, name)):
                 raise InputError(
-                    f"the {name} of the problem {self.id!r} has half a surrogate pair, {half!r}, which is no character and cannot be "
-                    "written to a file: read the file it comes from as UTF-8"
+                    f"the {name} of the problem {self.id!r} has half a surrogate pair, {half!r}, which is no character and "
+                    "cannot be written to a file: read the file it comes from as UTF-8"
                 )
 
 

@@ -48,8 +48,8 @@ def load_tokenizer(name: str | Path | None = None) -> PreTrainedTokenizerBase:
 
 
 def _honour_add_bos_token(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    """Let `add_bos_token` of tokenizer_config.json decide whether a text begins with a BOS: transformers 5 drops it where there is
-    a tokenizer.json, whose own rule may be another."""
+    """Let `add_bos_token` of tokenizer_config.json decide whether a text begins with a BOS: transformers 5 drops it where there
+    is a tokenizer.json, whose own rule may be another."""
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     wanted, bos = get_tokenizer_config(source, local_files_only=True).get("add_bos_token"), tokenizer.bos_token_id

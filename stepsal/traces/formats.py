@@ -53,7 +53,10 @@ FORMATS: dict[str, Format] = {
     "think": Format(
         "think",
         (
-            ("<think>", "</think>"),  # R1, QwQ, Qwen3, GLM, MiniMax-M2, Kimi-K2, EXAONE 4, Granite 3.3, Phi-4, OLMo 3, ...
+            (
+                "<think>",
+                "</think>",
+            ),  # R1, QwQ, Qwen3, GLM, MiniMax-M2, Kimi-K2, EXAONE 4, Granite 3.3, Phi-4, OLMo 3, ...
             ("[THINK]", "[/THINK]"),  # Magistral, Ministral 3
             ("<seed:think>", "</seed:think>"),  # Seed-OSS
             ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A Reasoning

@@ -3,8 +3,8 @@
 In: an assistant's message (or an object with a message's fields). Out: a `Said`.
 
 Servers differ in names: `reasoning_content` (vLLM, SGLang, llama.cpp, DeepSeek), `reasoning` (vLLM, OpenRouter), `thinking`
-(Ollama), `reasoning_details` (OpenRouter), `thinking_blocks` (LiteLLM), content parts (Anthropic, Mistral), the items of OpenAI's
-Responses API. A text that no rule here reads is refused by the name of its field.
+(Ollama), `reasoning_details` (OpenRouter), `thinking_blocks` (LiteLLM), content parts (Anthropic, Mistral), the items of
+OpenAI's Responses API. A text that no rule here reads is refused by the name of its field.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -14,16 +14,26 @@ from typing import Any
 from stepsal.errors import InputError
 from stepsal.traces.prompt import shown
 
+
+def names(text: str) -> frozenset[str]:
+    """Names of fields, given in one text.
+
+    >>> sorted(names("id index"))
+    ['id', 'index']
+    """
+    return frozenset(text.split())
+
+
 KIND_NAMES = {str: "a string", int: "a whole number", bool: "true or false", list: "a list", dict: "an object"}
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_blocks")
 MESSAGE_FIELDS = ("content", *REASONING_FIELDS, "tool_calls", "function_call")
-ABOUT_MESSAGES = frozenset(
+ABOUT_MESSAGES = names(
     "role name id index type object model status stop_reason stop_sequence finish_reason native_finish_reason matched_stop "
-    "logprobs prompt_logprobs top_logprobs usage created created_at annotations citations tool_call_id tool_name weight".split()
+    "logprobs prompt_logprobs top_logprobs usage created created_at annotations citations tool_call_id tool_name weight"
 )
 """Fields of a message or a choice that say how it came about, and nothing that the model wrote."""
 
-_NOTES = frozenset("type id index format signature role object status phase mime_type".split())
+_NOTES = names("type id index format signature role object status phase mime_type")
 # The kinds of parts and items: where each has its text, and what that is.
 _PARTS = {
     "text": ("text", "text"),
@@ -128,8 +138,8 @@ def _read_parts(parts: list[Any], where: str) -> dict[str, Any]:
             raise InputError(_refusal(f"a part of {where!r}", unread[0], part[unread[0]]))
         if value and _ORDER[what] < last:
             raise InputError(
-                f"in {where!r} there is {kind!r} after another kind of part: which came first in the model's text is lost where "
-                "they are put together. Give the response's text as 'response', or its ids as 'token_ids'"
+                f"in {where!r} there is {kind!r} after another kind of part: which came first in the model's text is lost "
+                "where they are put together. Give the response's text as 'response', or its ids as 'token_ids'"
             )
         last = max(last, _ORDER[what]) if value else last
     return found

@@ -31,7 +31,7 @@ _REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 DEFAULT_TIME = datetime(2025, 1, 1, tzinfo=UTC)
 """What a template that asks for the time is told where a prompt does not say when the server answered: a prompt's tokens must
 not depend on the day on which they are made."""
-_DIRECTIVES = ("%d", "%-d", "%m", "%-m", "%Y", "%y", "%B", "%b", "%A", "%a", "%H", "%I", "%M", "%S", "%p", "%j", "%Z", "%z")
+_DIRECTIVES = ("%-d", "%-m", *(f"%{letter}" for letter in "dmYyBbAaHIMSpjZz"))
 
 
 def prompt_text(tokenizer: Tokenizer, prompt: Prompt) -> str:
@@ -54,10 +54,10 @@ def prompt_text(tokenizer: Tokenizer, prompt: Prompt) -> str:
             "the prompt is a list of messages, but the tokenizer has no chat template: give the prompt as the text "
             "that the model sees, or set tokenizer.chat_template"
         )
-    fields = {name: request[name] for name in REQUEST_FIELDS[1:] if request.get(name) is not None}
+    fields: dict[str, Any] = {name: request[name] for name in REQUEST_FIELDS[1:] if request.get(name) is not None}
     time = template_time(tokenizer, prompt)
     try:
-        kwargs = fields.pop("chat_template_kwargs", {})
+        kwargs: Any = fields.pop("chat_template_kwargs", {})
         goes_on = {**fields, **kwargs}.get("continue_final_message")
         options: dict[str, Any] = {"add_generation_prompt": not goes_on, **fields, **kwargs}
         conversation = [_for_template(message) for message in messages]
@@ -73,8 +73,8 @@ def prompt_text(tokenizer: Tokenizer, prompt: Prompt) -> str:
 
 
 def template_time(tokenizer: Tokenizer, prompt: Prompt) -> datetime | None:
-    """The time that the tokenizer's template writes into the prompt, None where it writes none: `created` of the request (seconds
-    since 1970, or ISO 8601; the server's time zone is not known, so UTC), or else `DEFAULT_TIME`.
+    """The time that the tokenizer's template writes into the prompt, None where it writes none: `created` of the request
+    (seconds since 1970, or ISO 8601; the server's time zone is not known, so UTC), or else `DEFAULT_TIME`.
 
     >>> from stepsal import load_tokenizer
     >>> template_time(load_tokenizer(), [{"role": "user", "content": "2+2?"}]) is None

@@ -150,8 +150,9 @@ def _named_pair(tokenizer: Tokenizer, pairs: list[Pair], format: FormatSpec, *, 
         named = [pair for pair in pairs if pair[0] in vocabulary and pair[1] in vocabulary]
         if template and not named:
             raise InputError(
-                "neither the tokenizer's chat template nor its vocabulary says how this model marks its thinking: give the pair "
-                "of markers as format, such as format=('<think>', '</think>') (on the command line --format '<think>,</think>')"
+                "neither the tokenizer's chat template nor its vocabulary says how this model marks its thinking: give the "
+                "pair of markers as format, such as format=('<think>', '</think>') "
+                "(on the command line --format '<think>,</think>')"
             )
     return (named or pairs)[0]
 
@@ -176,8 +177,9 @@ def how_to_give(markers: list[str]) -> str:
     """What to say about markers that no format knows."""
     opening, closing = markers[0], markers[1] if len(markers) > 1 else "CLOSING"
     return (
-        f"the tokenizer's chat template names {', '.join(map(repr, markers[:4]))}, which no format knows: give the pair of markers "
-        f"as format, such as format=({opening!r}, {closing!r}) (on the command line --format {f'{opening},{closing}'!r})"
+        f"the tokenizer's chat template names {', '.join(map(repr, markers[:4]))}, which no format knows: give the pair of "
+        f"markers as format, such as format=({opening!r}, {closing!r}) "
+        f"(on the command line --format {f'{opening},{closing}'!r})"
     )
 
 
@@ -248,9 +250,9 @@ def check_rebuilt(tokenizer: Tokenizer, trace: Trace, rebuilt: Rebuilt) -> None:
     off = abs(len(found[0]) - len(wanted[0]))
     if off > max(0, len(_bare(shared)) - 1) or not (found[0] + found[1]).endswith(wanted[1]):
         raise InputError(
-            f"put together, the response has the thinking {shown(found[0])} and the answer {shown(found[1])}, and the server sent "
-            f"{shown(wanted[0])} and {shown(wanted[1])}: a marker stands within a text. Give the response's text as 'response', or "
-            "its ids as 'token_ids'"
+            f"put together, the response has the thinking {shown(found[0])} and the answer {shown(found[1])}, and the server "
+            f"sent {shown(wanted[0])} and {shown(wanted[1])}: a marker stands within a text. Give the response's text as "
+            "'response', or its ids as 'token_ids'"
         )
 
 

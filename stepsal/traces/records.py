@@ -4,12 +4,13 @@ In: a record with a prompt and an answer. Out: a `Trace`.
 
 1. Token ids that are given are used as they are: `tokens` (the whole trace), or `token_ids` (the response's) after
    `prompt_token_ids` or the prompt's. What they decode to must be the text beside them.
-2. Otherwise the response is the text in `response`, or is put together from the message's fields (`stepsal.traces.rebuild`). The
-   server dropped what stood between these: `meta["rebuilt_response"]` says so.
+2. Otherwise the response is the text in `response`, or is put together from the message's fields (`stepsal.traces.rebuild`).
+   The server dropped what stood between these: `meta["rebuilt_response"]` says so.
 """
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from stepsal.errors import InputError
@@ -103,7 +104,9 @@ def _of_tokens(
             raise InputError(_other_ids(text, "prompt' and 'response", "".join(said)))
         trace = split_tokens(tokenizer, tokens, prompt_tokens=length, **keep)
         if len(said) == 2 and _without_space(trace.prompt) != _without_space(said[0]):
-            raise InputError(f"the first {length} tokens say {shown(trace.prompt)}, and not the prompt, {shown(said[0])}")
+            raise InputError(
+                f"the first {length} tokens say {shown(trace.prompt)}, and not the prompt, {shown(said[0])}"
+            )
         return trace
     length = None if prompt is None else _prompt_length(tokenizer, tokens, prompt_text(tokenizer, prompt))
     trace = Trace.from_tokens(tokenizer, tokens, prompt_tokens=length, **keep)
@@ -136,7 +139,8 @@ def _of_text(record: dict[str, Any], tokenizer: Tokenizer, prompt: Prompt, keep:
     if said.summarized:
         meta["summarized_thinking"] = True
         warnings.warn(
-            f"trace {keep['id']!r}: the server sent a summary of the thinking in its place; what the model thought is not known",
+            f"trace {keep['id']!r}: the server sent a summary of the thinking in its place; what the model thought is not "
+            "known",
             stacklevel=2,
         )
     format = response.prompt_format or keep["format"]
@@ -164,28 +168,31 @@ def _warn_of_doubtful_thinking(tokenizer: Tokenizer, trace: Trace, record: dict[
     """Warn where the trace may have its thinking in another segment than the model meant."""
     if trace.format != "auto":
         return
-    if not trace.segment("thinking") and (unknown := unknown_markers(tokenizer)) and any(
-        marker in trace.response for marker in unknown
+    if (
+        not trace.segment("thinking")
+        and (unknown := unknown_markers(tokenizer))
+        and any(marker in trace.response for marker in unknown)
     ):
         warnings.warn(f"trace {trace.id!r} has no thinking, but {how_to_give(unknown)}", stacklevel=2)
     cut = (trace.meta or {}).get("finish_reason") == "length"
     if said.content and not said.reasoning and not cut and trace.segment("thinking") and not trace.segment("summary"):
         warnings.warn(
-            f"trace {trace.id!r}: the prompt opens the thinking, and the server's 'content' does not close it, so all of it is taken "
-            "for thinking that was cut off. If it is the answer, and the server left the thinking out, ask again for the thinking",
+            f"trace {trace.id!r}: the prompt opens the thinking, and the server's 'content' does not close it, so all of it is "
+            "taken for thinking that was cut off. If it is the answer, and the server left the thinking out, ask again for the "
+            "thinking",
             stacklevel=2,
         )
 
 
-def _response(
-    record: dict[str, Any], tokenizer: Tokenizer, prompt: Prompt, said: Said, format: FormatSpec
-) -> Rebuilt:
+def _response(record: dict[str, Any], tokenizer: Tokenizer, prompt: Prompt, said: Said, format: FormatSpec) -> Rebuilt:
     """The response's text, and what it must split into where it was put together from fields."""
     response, content = field(record, "response", str), said.content
     if response is not None and said.reasoning:
         raise InputError("'response' and 'reasoning_content' cannot both be given: call the answer alone 'content'")
     if response is not None and content and content.strip() not in response:
-        raise InputError(f"'response' and 'content' say different things, {shown(response)} and {shown(content)}: leave one out")
+        raise InputError(
+            f"'response' and 'content' say different things, {shown(response)} and {shown(content)}: leave one out"
+        )
     if response is None and said.tool_calls:
         texts = [text for text in (said.reasoning, content) if text]
         text = with_tool_calls(tokenizer, prompt, _as_message(said), texts, said.tool_calls)
@@ -203,7 +210,7 @@ def _response(
         start = rebuilt.text.lstrip()
         if (at := find_marker(pair[0], start)) and at[0] == 0:
             # the server's template did not open the thinking, so the model did: the same text
-            return Rebuilt(start[at[1] :].removeprefix("\n"), rebuilt.put_together, rebuilt.reasoning, rebuilt.content)
+            return replace(rebuilt, text=start[at[1] :].removeprefix("\n"))
     return rebuilt
 
 
@@ -230,8 +237,8 @@ def _without_echo(tokenizer: Tokenizer, prompt: Prompt, text: str | None) -> str
         echoed = last if isinstance(last, str) else ""
     if not text.startswith(echoed):
         raise InputError(
-            f"the request asked for an echo, but the answer begins with {shown(text)}, and not with the prompt, {shown(echoed)}: "
-            "give the response alone, without 'echo'"
+            f"the request asked for an echo, but the answer begins with {shown(text)}, and not with the prompt, "
+            f"{shown(echoed)}: give the response alone, without 'echo'"
         )
     return text[len(echoed) :]
 
@@ -327,8 +334,8 @@ def _check_prompt_ids(tokenizer: Tokenizer, ids: list[int], prompt: Prompt) -> N
 
 def _other_ids(decoded: str, name: str, text: str) -> str:
     return (
-        f"the token ids say {shown(decoded)}, and not what {name!r} says: {shown(text)}. Use the tokenizer that the ids come from, "
-        "or leave them out"
+        f"the token ids say {shown(decoded)}, and not what {name!r} says: {shown(text)}. Use the tokenizer that the ids come "
+        "from, or leave them out"
     )
 
 

@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from stepsal.errors import InputError
-from stepsal.traces.messages import field, texts_in
+from stepsal.traces.messages import field, names, texts_in
 from stepsal.traces.prompt import REQUEST_FIELDS, shown
 
 NATIVE_PROMPTS = frozenset({"input_ids", "text", "inputs"})
 """What SGLang's /generate and others call the prompt; beside an answer, such a field may be anything."""
-PROMPT_FIELDS = frozenset((*REQUEST_FIELDS, *"prompt input instructions system extra_body functions".split()))
-OPTIONS = frozenset(
+PROMPT_FIELDS = frozenset((*REQUEST_FIELDS, *names("prompt input instructions system extra_body functions")))
+OPTIONS = names(
     "model user stop metadata response_format tool_choice stream_options service_tier provider models route transforms plugins "
     "extra_headers headers options format keep_alive guided_json guided_regex guided_choice guided_grammar "
     "guided_decoding_backend structured_outputs logit_bias sampling_params parameters verbosity truncation include cache_salt "
-    "request_id rid safety_identifier prompt_cache_key prompt_cache_retention modalities prediction cache_control stop_sequences "
-    "chat_template_content_format structural_tag regex ebnf json_schema grammar betas text_format".split()
+    "request_id rid safety_identifier prompt_cache_key prompt_cache_retention modalities prediction cache_control "
+    "stop_sequences chat_template_content_format structural_tag regex ebnf json_schema grammar betas text_format"
 )
 """Options with text that change how the answer is drawn, and neither the prompt nor how the answer is sent."""
 _ROLES = {
@@ -43,7 +43,11 @@ def prompt_of(request: Mapping[str, Any], *, as_chat: bool = False) -> tuple[Any
     >>> prompt_of({"input": "2+2?", "instructions": "Be brief."})[0]["messages"]
     [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': '2+2?'}]
     """
-    given = {name: request[name] for name in ("input_ids", "messages", "input", "prompt", "text", "inputs") if request.get(name)}
+    given = {
+        name: request[name]
+        for name in ("input_ids", "messages", "input", "prompt", "text", "inputs")
+        if request.get(name)
+    }
     if isinstance(given.get("text"), dict):  # the Responses API's form of the answer
         del given["text"]
     (name, value), *others = given.items() or {"": None}.items()
@@ -67,7 +71,9 @@ def prompt_of(request: Mapping[str, Any], *, as_chat: bool = False) -> tuple[Any
         raise InputError(f"{name!r} must be a string or a list or an object, found {shown(value)}")
     if as_chat and value and not request.get("raw"):
         return _chat(request, [{"role": "user", "content": value}]), None
-    if value and (lost := next((each for each in ("system", "instructions", "tools", "functions") if request.get(each)), "")):
+    if value and (
+        lost := next((each for each in ("system", "instructions", "tools", "functions") if request.get(each)), "")
+    ):
         raise InputError(
             f"{name!r} is a text, and {lost!r} beside it would be lost: give the prompt as messages, or as the whole text that "
             "the model saw"
@@ -160,10 +166,11 @@ def _plain(given: Any, name: str) -> str:
     """A text, which may be a list of parts of text."""
     if given is None or isinstance(given, str):
         return given or ""
-    texts = [part.get("text") if isinstance(part, dict) else None for part in given] if isinstance(given, list) else [None]
-    if not all(isinstance(text, str) for text in texts):
+    texts = [part.get("text") for part in given if isinstance(part, dict)] if isinstance(given, list) else []
+    said = [text for text in texts if isinstance(text, str)]
+    if not isinstance(given, list) or len(said) < len(given):
         raise InputError(f"{name!r} must be a text or parts of text, found {shown(given)}")
-    return "".join(texts)
+    return "".join(said)
 
 
 def chat_messages(turns: list[Any]) -> list[dict[str, Any]]:

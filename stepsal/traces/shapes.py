@@ -17,6 +17,7 @@ from stepsal.traces.messages import (
     ABOUT_MESSAGES,
     MESSAGE_FIELDS,
     field,
+    names,
     read_message,
     refuse_unread,
     texts_in,
@@ -34,22 +35,32 @@ from stepsal.traces.requests import (
 
 _IDS = ("tokens", "token_ids")
 _ANSWERS = ("response", *_IDS, *MESSAGE_FIELDS)
-_OURS = frozenset("id prompt messages answer correct meta segmentation prompt_token_ids request custom_id error".split())
-_TRANSPORT = frozenset("body method url status_code batch_id conversations conversation created created_at".split())
-_ABOUT = ABOUT_MESSAGES | frozenset(
+_OURS = names("id prompt messages answer correct meta segmentation prompt_token_ids request custom_id error")
+_TRANSPORT = names("body method url status_code batch_id conversations conversation created created_at")
+_ABOUT = ABOUT_MESSAGES | names(
     "choices system_fingerprint done_reason remote_model remote_host completed_at incomplete_details provider timings stats "
     "generation_settings stop_type stopping_word meta_info kv_transfer_params prompt_filter_results content_filter_results "
-    "search_results __verbose".split()
+    "search_results __verbose"
 )
 """Fields beside an answer that say how it came about, or that its shape is read from."""
-_DATA = (
-    "dataset source split subset category subject level difficulty domain topic language task task_name tags problem question "
-    "solution target gold ground_truth reference expected seed_id timestamp run model finish_reason".split()
+_DATA = sorted(
+    names(
+        "dataset source split subset category subject level difficulty domain topic language task task_name tags problem "
+        "question solution target gold ground_truth reference expected seed_id timestamp run model finish_reason"
+    )
 )
 """Fields about the problem or the run, which are kept in `meta`."""
 _READ = frozenset({*_IDS, *_OURS, *_TRANSPORT, *_ABOUT, *_DATA, *PROMPT_FIELDS, *OPTIONS})
 # Fields that are read where their values are of these kinds.
-_BY_KIND = {"output": list, "message": dict, "response": dict, "reasoning": dict, "thinking": dict, "text": dict, "think": str}
+_BY_KIND = {
+    "output": list,
+    "message": dict,
+    "response": dict,
+    "reasoning": dict,
+    "thinking": dict,
+    "text": dict,
+    "think": str,
+}
 
 Choices = list[Any]
 
@@ -69,8 +80,8 @@ def answers(record: dict[str, Any], id: str, requests: Mapping[str, dict[str, An
     answer = record["response"] if isinstance(record.get("response"), dict) else record
     if answer is not record and isinstance(answer.get("body"), dict):
         answer = answer["body"]
-    names = (record.get("custom_id"), record.get("id"), answer.get("id"))
-    id = next((str(name) for name in names if isinstance(name, str | int) and not isinstance(name, bool)), id)
+    called = (record.get("custom_id"), record.get("id"), answer.get("id"))
+    id = next((str(name) for name in called if isinstance(name, str | int) and not isinstance(name, bool)), id)
     server = next((each for each in _SERVERS if each[0](answer, answer is record)), None)
     if server is None and answer is record:
         return _own_answer(record, id, requests)
@@ -175,8 +186,14 @@ _SERVERS: tuple[tuple[Callable[[dict[str, Any], bool], bool], Callable[[dict[str
     (lambda answer, _: isinstance(answer.get("output"), list), _of_items, False),
     (lambda answer, _: isinstance(answer.get("message"), dict), _of_message, False),
     (
-        lambda answer, flat: isinstance(answer.get("response"), str)
-        and (not flat or _BY_OLLAMA(answer) or (isinstance(answer.get("thinking"), str) and bool(answer["thinking"].strip()))),
+        lambda answer, flat: (
+            isinstance(answer.get("response"), str)
+            and (
+                not flat
+                or _BY_OLLAMA(answer)
+                or (isinstance(answer.get("thinking"), str) and bool(answer["thinking"].strip()))
+            )
+        ),
         _of_ollama,
         True,
     ),
@@ -240,8 +257,8 @@ def _dated(prompt: Any, *places: dict[str, Any]) -> Any:
 def _meta(record: dict[str, Any], own: bool) -> dict[str, Any]:
     """What the file says about the answer: its `meta`, and the fields about the problem."""
     given = field(record, "meta", dict) or {}
-    names = [name for name in _DATA if own or name not in ("model", "finish_reason")]
-    return {name: record[name] for name in names if record.get(name) is not None} | given
+    kept = [name for name in _DATA if own or name not in ("model", "finish_reason")]
+    return {name: record[name] for name in kept if record.get(name) is not None} | given
 
 
 def _own_answer(record: dict[str, Any], id: str, requests: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -314,8 +331,8 @@ def _with_turns(record: dict[str, Any]) -> dict[str, Any]:
 
 
 # --- lm-evaluation-harness -------------------------------------------------------------------------------------------
-_HARNESS = frozenset(
-    "doc_id doc target arguments resps filtered_resps filter metrics doc_hash prompt_hash target_hash id meta task_name".split()
+_HARNESS = names(
+    "doc_id doc target arguments resps filtered_resps filter metrics doc_hash prompt_hash target_hash id meta task_name"
 )
 
 
@@ -325,7 +342,9 @@ def _harness_answers(record: dict[str, Any], id: str) -> list[dict[str, Any]]:
     if isinstance(responses, list) and len(responses) == 1 and isinstance(responses[0], list):
         responses = responses[0]
     if not isinstance(responses, list) or not responses or not all(isinstance(each, str) for each in responses):
-        raise InputError(f"'resps' must be generated text, found {shown(record['resps'])}: log-likelihoods are no traces")
+        raise InputError(
+            f"'resps' must be generated text, found {shown(record['resps'])}: log-likelihoods are no traces"
+        )
     metrics = [name for name in field(record, "metrics", list) or [] if isinstance(name, str)]
     scores = [record[name] for name in ("exact_match", "acc", *metrics) if isinstance(record.get(name), int | float)]
     refuse_unread(record, {*_HARNESS, *metrics}, "the sample")
@@ -333,7 +352,8 @@ def _harness_answers(record: dict[str, Any], id: str) -> list[dict[str, Any]]:
     found = {
         "prompt": _harness_prompt(record["arguments"]),
         "answer": record.get("target"),
-        "meta": (field(record, "meta", dict) or {}) | {name: record[name] for name in about if record.get(name) is not None},
+        "meta": (field(record, "meta", dict) or {})
+        | {name: record[name] for name in about if record.get(name) is not None},
     }
     if scores and scores[0] in (0, 1):
         found["correct"] = bool(scores[0])

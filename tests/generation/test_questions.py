@@ -31,7 +31,9 @@ def test_messages_are_a_request_and_go_through_the_template(problems, reasoner):
     assert as_chat(listed) is listed
 
 
-@pytest.mark.parametrize("row", [{"messages": CHAT, "prompt": "2+2?"}, {"messages": []}, {"messages": "2+2?"}, {"prompt": 5}])
+@pytest.mark.parametrize(
+    "row", [{"messages": CHAT, "prompt": "2+2?"}, {"messages": []}, {"messages": "2+2?"}, {"prompt": 5}]
+)
 def test_a_problem_without_one_prompt_is_refused(problems, row):
     with pytest.raises(InputError, match="line 1 needs a 'prompt', a text or a list of chat messages, or 'messages'"):
         read_questions(problems(row), graded=False)
@@ -44,7 +46,9 @@ def test_half_a_surrogate_pair_is_refused_where_a_problem_is_made():
         Question("a", "2+2?", "\udfff")
 
 
-def test_the_command_says_that_a_text_goes_past_the_template_and_applies_it_when_asked(problems, tmp_path, capsys, reasoner):
+def test_the_command_says_that_a_text_goes_past_the_template_and_applies_it_when_asked(
+    problems, tmp_path, capsys, reasoner
+):
     path = problems({"id": "a", "prompt": CHAT[0]["content"]})
     short = ["--max-new-tokens", "2"]
     assert main(["generate", str(path), "--out", str(tmp_path / "text.jsonl"), *short]) == 0

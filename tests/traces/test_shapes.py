@@ -3,12 +3,14 @@
 import json
 import random
 import warnings
+from pathlib import Path
 
 import pytest
 from toy_tokenizers import MODELS, _with_specials, byte_level
 
 import stepsal
 from stepsal import InputError, Trace, read_traces
+from stepsal.traces.convert import convert_traces
 from stepsal.traces.files import read_grades
 from stepsal.traces.formats import FORMATS, usual
 from stepsal.traces.prompt import DEFAULT_TIME, encode_prompt, prompt_text
@@ -54,7 +56,10 @@ def openai(request, thinking, answer):
     message = {"role": "assistant", "reasoning_content": thinking, "content": answer, "refusal": None, "tool_calls": []}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop", "stop_reason": None}
     about = {"id": "a", "object": "chat.completion", "created": 1700000000, "model": "m", "service_tier": None}
-    return {"request": {"model": "m", **request}, "response": {**about, "choices": [choice], "usage": {"total_tokens": 9}}}
+    return {
+        "request": {"model": "m", **request},
+        "response": {**about, "choices": [choice], "usage": {"total_tokens": 9}},
+    }
 
 
 def vllm_both(request, thinking, answer):
@@ -75,7 +80,14 @@ def ollama_chat_flat(request, thinking, answer):
 
 def ollama_generate(request, thinking, answer):
     prompt = {"model": "m", "prompt": request["messages"][-1]["content"], "stream": False}
-    response = {"model": "m", "response": answer, "thinking": thinking, "done": True, "context": [1, 2], "eval_count": 9}
+    response = {
+        "model": "m",
+        "response": answer,
+        "thinking": thinking,
+        "done": True,
+        "context": [1, 2],
+        "eval_count": 9,
+    }
     return {"id": "a", "request": prompt, "response": response}
 
 
@@ -104,7 +116,10 @@ def openrouter_details(request, thinking, answer):
 def anthropic(request, thinking, answer):
     parts = [{"type": "thinking", "thinking": thinking, "signature": "EqQB"}, {"type": "text", "text": answer}]
     about = {"id": "a", "type": "message", "role": "assistant", "model": "m", "stop_reason": "end_turn"}
-    return {"request": {"max_tokens": 9, **request}, "response": {**about, "content": parts, "usage": {"input_tokens": 1}}}
+    return {
+        "request": {"max_tokens": 9, **request},
+        "response": {**about, "content": parts, "usage": {"input_tokens": 1}},
+    }
 
 
 def responses(request, thinking, answer):
@@ -143,7 +158,10 @@ def mistral(request, thinking, answer):
 
 
 def message_alone(request, thinking, answer):
-    return {"id": "a", "messages": [*request["messages"], {"role": "assistant", "thinking": thinking, "content": answer}]}
+    return {
+        "id": "a",
+        "messages": [*request["messages"], {"role": "assistant", "thinking": thinking, "content": answer}],
+    }
 
 
 SERVERS = {
@@ -219,7 +237,10 @@ UNREAD = {
     "deliberation": {"messages": QUESTION, "choices": [{"message": {"content": "4"}, "deliberation": "Add."}]},
     "monologue": {"request": {"messages": QUESTION}, "response": {"monologue": "Add.", "choices": [{"text": "4"}]}},
     "suffix": {"request": {"prompt": "2+2?", "suffix": "!"}, "response": {"choices": [{"text": "4"}]}},
-    "chat_template": {"request": {"messages": QUESTION, "chat_template": "x"}, "response": {"choices": [{"text": "4"}]}},
+    "chat_template": {
+        "request": {"messages": QUESTION, "chat_template": "x"},
+        "response": {"choices": [{"text": "4"}]},
+    },
     "generated_text": {"prompt": "2+2?", "generated_text": "4", "response": "4!"},
     "steps": {**message(), "steps": ["Add two.", "Then two."]},
 }
@@ -286,7 +307,10 @@ def test_calls_of_tools_are_read_in_each_servers_shape(read):
         {"messages": [USER, {"role": "assistant", "reasoning": "A tool.", "content": None, "tool_calls": [CALL]}]},
         {"messages": [USER, {"role": "assistant", "content": parts}]},
         {"input": "2+2?", "output": [thought, item]},
-        {"messages": QUESTION, "message": {"role": "assistant", "thinking": "A tool.", "content": "", "tool_calls": [call]}},
+        {
+            "messages": QUESTION,
+            "message": {"role": "assistant", "thinking": "A tool.", "content": "", "tool_calls": [call]},
+        },
         {
             "messages": [USER, {"role": "assistant", "reasoning": "A tool.", "function_call": CALL["function"]}],
         },
@@ -372,7 +396,11 @@ def test_an_echo_of_the_prompt_is_no_answer(read):
     prompt = prompt_text(tokenizer, QUESTION)
     (trace,) = read("qwen3", answered({"prompt": prompt, "echo": True}, prompt + "It is 4."))
     assert (trace.prompt, trace.response) == (prompt, "It is 4.")
-    begun = {"messages": [USER, {"role": "assistant", "content": "It is"}], "continue_final_message": True, "echo": True}
+    begun = {
+        "messages": [USER, {"role": "assistant", "content": "It is"}],
+        "continue_final_message": True,
+        "echo": True,
+    }
     (trace,) = read("qwen3", answered(begun, content="It is 4."))
     assert (trace.prompt, trace.response) == (prompt + "It is", " 4.")
     with pytest.raises(InputError, match="asked for an echo, but the answer begins with 'It is 4.'"):
@@ -417,13 +445,22 @@ def test_thinking_that_a_request_switched_off_is_switched_off_in_the_prompt(swit
 
 def test_what_a_request_says_beside_its_messages_is_in_the_prompt(read):
     tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
-    expected = prompt_text(MODELS["qwen3"](), {"messages": [{"role": "system", "content": "Be brief."}, USER], "tools": tools})
+    expected = prompt_text(
+        MODELS["qwen3"](), {"messages": [{"role": "system", "content": "Be brief."}, USER], "tools": tools}
+    )
     requests = [
         {"messages": QUESTION, "system": "Be brief.", "tools": [{"name": "add", "input_schema": {}}]},
         {"messages": QUESTION, "system": [{"type": "text", "text": "Be brief."}], "tools": tools},
-        {"input": "2+2?", "instructions": "Be brief.", "tools": [{"type": "function", "name": "add", "parameters": {}}]},
+        {
+            "input": "2+2?",
+            "instructions": "Be brief.",
+            "tools": [{"type": "function", "name": "add", "parameters": {}}],
+        },
         {"input": [{"role": "developer", "content": "Be brief."}, USER], "tools": tools},
-        {"messages": [{"role": "system", "content": "Be brief."}, USER], "functions": [{"name": "add", "parameters": {}}]},
+        {
+            "messages": [{"role": "system", "content": "Be brief."}, USER],
+            "functions": [{"name": "add", "parameters": {}}],
+        },
     ]
     for request in requests:
         assert read("qwen3", answered(request, content="4"))[0].prompt == expected
@@ -450,7 +487,9 @@ def test_no_thinking_is_invented_after_a_prompt_that_closed_it(read):
         (trace,) = read("qwen3", answered(OFF, reasoning_content="It is 4.", content=None))
     assert trace.response == "It is 4."
     assert said(trace) == ("", "It is 4.")
-    with pytest.raises(InputError, match=r"the prompt has closed the thinking with '</think>', but the server sends thinking"):
+    with pytest.raises(
+        InputError, match=r"the prompt has closed the thinking with '</think>', but the server sends thinking"
+    ):
         read("qwen3", answered(OFF, reasoning_content="Add.", content="4"))
 
 
@@ -476,7 +515,9 @@ def test_a_marker_within_the_thinking_would_end_it_and_is_refused(read):
 
 
 def test_content_that_leaves_an_opened_thinking_open_is_warned_about(read):
-    with pytest.warns(UserWarning, match="'content' does not close it, so all of it is taken for thinking that was cut off"):
+    with pytest.warns(
+        UserWarning, match="'content' does not close it, so all of it is taken for thinking that was cut off"
+    ):
         read("r1", answered({"messages": QUESTION}, content="It is 4."))
     cut = answered({"messages": QUESTION}, content="Add")
     cut["response"]["choices"][0]["finish_reason"] = "length"
@@ -639,9 +680,39 @@ def test_ids_that_do_not_say_the_text_beside_them_are_refused_in_every_shape(rea
 # --- real traces -----------------------------------------------------------------------------------------------------
 def test_grades_and_traces_of_one_file_have_one_reader(tmp_path):
     path = tmp_path / "a.jsonl"
-    rows = ['{"id": "a", "prompt": "Q", "response": "A\u2028B\u2029C\x85D", "correct": true}', "", '{"id": "b", "correct": false}']
+    rows = [
+        '{"id": "a", "prompt": "Q", "response": "A\u2028B\u2029C\x85D", "correct": true}',
+        "",
+        '{"id": "b", "correct": false}',
+    ]
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(rows).encode())
     assert read_grades(path) == {"a": True, "b": False}
     with pytest.warns(UserWarning, match="1 line left out"):
         (trace,) = read_traces(path, byte_level(), on_error="skip")
     assert trace.response == "A\u2028B\u2029C\x85D"
+
+
+REAL = next(
+    (
+        path
+        for parent in Path(__file__).parents
+        if (path := parent / "shared/data/thought_anchors/r1_distill_qwen_14b.jsonl").exists()
+    ),
+    None,
+)
+
+
+@pytest.mark.skipif(REAL is None, reason="the published traces of R1-Distill-Qwen-14B are not here")
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["r1", "qwen3"])
+def test_published_traces_are_converted_without_loss(family, tmp_path):
+    rows = [json.loads(line) for line in REAL.read_text().split("\n") if line]
+    result = convert_traces([REAL], tmp_path / "out.jsonl", MODELS[family]())
+    assert (result.written, result.lossy, result.rebuilt, result.unread) == (20, 0, 0, ())
+    for row, trace in zip(rows, read_traces(tmp_path / "out.jsonl", MODELS[family]()), strict=True):
+        assert trace.text == row["prompt"] + row["response"]
+        assert (trace.prompt, trace.id, trace.answer, trace.correct) == tuple(
+            row[name] for name in ("prompt", "id", "answer", "correct")
+        )
+        assert trace.steps[0].text.rstrip() == row["prompt"].rstrip()
+        assert {step.segment for step in trace.steps} == {"question", "thinking", "summary"}
