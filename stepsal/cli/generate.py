@@ -1,6 +1,7 @@
 """`stepsal generate`."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from stepsal.cli import options
@@ -25,7 +26,12 @@ def add(commands: "options.Commands") -> None:
     parser.add_argument(
         "problems",
         metavar="PROBLEMS",
-        help='a JSONL file of {"prompt", "answer"?, "id"?}, or how many test problems of the bundled task',
+        help='a JSONL file of {"prompt" or "messages", "answer"?, "id"?}, or how many test problems of the bundled task',
+    )
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="put prompts that are texts into the model's chat template, as what a user says",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="TRACES.jsonl")
     parser.add_argument("--model", default=None, metavar="NAME_OR_DIR", help="default: the bundled reasoner")
@@ -50,7 +56,7 @@ def run(given: argparse.Namespace) -> None:
     from stepsal.generation.files import generate_file, refuse_existing
     from stepsal.generation.generate import Decoding
     from stepsal.generation.grading import check_grader
-    from stepsal.generation.questions import read_questions, task_questions, tokens_needed
+    from stepsal.generation.questions import as_chat, read_questions, task_questions, tokens_needed
     from stepsal.models.loading import load_model
     from stepsal.reasoner import DEFAULT_LENGTH
 
@@ -73,7 +79,17 @@ def run(given: argparse.Namespace) -> None:
     decoding = Decoding(
         max_new_tokens or 512, given.batch_size, given.temperature, given.top_p, given.samples, given.seed
     )
+    if given.chat:
+        questions = [as_chat(question) for question in questions]
     model = load_model(given.model, device=given.device, dtype=given.dtype, device_map=given.device_map)
+    if any(isinstance(question.prompt, str) for question in questions) and getattr(
+        model.tokenizer, "chat_template", None
+    ):
+        print(
+            "stepsal: these prompts are texts, and go to the model as they are, though it has a chat template: give --chat, or "
+            "'messages' in the place of 'prompt', to apply it",
+            file=sys.stderr,
+        )
     traces = generate_file(
         model,
         questions,

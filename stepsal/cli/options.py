@@ -31,11 +31,12 @@ def plugins() -> argparse.ArgumentParser:
 
 def segmentation(default: str | None = "auto") -> argparse.ArgumentParser:
     """How traces are split. `default` None: as the file of traces says."""
-    formats, steps = "auto, think, harmony or plain", "auto, paragraph, sentence or line"
+    formats = "auto, think, harmony, granite or plain, or your model's own pair of markers: '<reason>,</reason>'"
+    steps = "auto, paragraph, sentence or line"
     if default is None:
         formats, steps = f"{formats} (default: as the file says, or auto)", f"{steps} (default: likewise)"
     parent, group = _titled("how traces are split into steps")
-    group.add_argument("--format", default=default, help=formats)
+    group.add_argument("--format", type=format_or_markers, default=default, help=formats)
     group.add_argument("--steps", default=default, help=steps)
     return parent
 
@@ -130,6 +131,16 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} must be at least 1")
     return value
+
+
+def format_or_markers(text: str) -> str | tuple[str, str]:
+    """A format's name, or a pair of markers with a comma between them."""
+    if "," not in text:
+        return text
+    markers = tuple(marker.strip() for marker in text.split(","))
+    if len(markers) != 2 or not all(markers) or markers[0] == markers[1]:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a pair of markers such as '<reason>,</reason>'")
+    return markers
 
 
 def chunk_size(text: str) -> int | str:

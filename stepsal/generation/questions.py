@@ -4,18 +4,20 @@ They are problems of the bundled task, or they come from a JSONL file with one o
 
     {"prompt": "What is 2 + 2?", "answer": "4", "id": "sum"}
 
-The prompt is the text as the model sees it, or a list of chat messages. `id` may be left out, and so may `answer` where
-answers need not be graded (`stepsal.generation.grading`).
+The prompt is the text as the model sees it, or a list of chat messages; `messages` in its place, with `tools` and other fields
+of a chat request beside it, goes through the model's chat template. `id` may be left out, and so may `answer` where answers
+need not be graded (`stepsal.generation.grading`).
 """
 
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from stepsal.errors import FileError, InputError
+from stepsal.jsonl import parse_line, read_lines
 from stepsal.reasoner.problems import make_problems
-from stepsal.traces.prompt import Prompt
+from stepsal.traces.prompt import REQUEST_FIELDS, Prompt, shown
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,40 @@ class Question:
     answer: str | None
     length: int | None = None
     source: tuple[str, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("id", "prompt", "answer"):
+            if half := _half_of_a_pair(getattr(self, name)):
+                raise InputError(
+                    f"the {name} of the problem {self.id!r} has half a surrogate pair, {half!r}, which is no character and "
+                    "cannot be written to a file: read the file it comes from as UTF-8"
+                )
+
+
+def as_chat(question: Question) -> Question:
+    """The problem with a text as its prompt turned into what a user says, for the model's chat template.
+
+    >>> as_chat(Question("sum", "2+2?", "4")).prompt
+    [{'role': 'user', 'content': '2+2?'}]
+    """
+    if not isinstance(question.prompt, str):
+        return question
+    return replace(question, prompt=[{"role": "user", "content": question.prompt}])
+
+
+def _half_of_a_pair(value: object) -> str:
+    """The first half of a surrogate pair in the texts of a JSON value, "" for none."""
+    waiting = [value]
+    while waiting:
+        inner = waiting.pop()
+        if isinstance(inner, str):
+            if half := next((each for each in inner if "\ud800" <= each <= "\udfff"), ""):
+                return half
+        elif isinstance(inner, Mapping):
+            waiting.extend([*inner, *inner.values()])
+        elif isinstance(inner, list | tuple):
+            waiting.extend(inner)
+    return ""
 
 
 def task_questions(split: str, lengths: Sequence[int], count: int, start: int = 0) -> list[Question]:
@@ -69,14 +105,8 @@ def read_questions(path: Path, count: int | None = None, *, graded: bool) -> lis
 
     Raises `InputError`, which names the line, for a line that is no problem, and `FileError` for a file that cannot be read.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"cannot read the problems {path}: {error}") from error
     questions: dict[str, Question] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(path, "problems"):
         question = _question(f"{path}, line {number}", line, number, graded)
         if question.id in questions:
             raise InputError(
@@ -90,17 +120,33 @@ def read_questions(path: Path, count: int | None = None, *, graded: bool) -> lis
     return list(questions.values())
 
 
-def _question(where: str, line: str, number: int, graded: bool) -> Question:
+def _question(where: str, line: bytes, number: int, graded: bool) -> Question:
     try:
-        given = json.loads(line)
-    except ValueError as error:
+        given = parse_line(line)
+    except FileError as error:
         raise InputError(f"{where} is no JSON: {error}") from error
-    if not isinstance(given, dict) or not isinstance(given.get("prompt"), str | list) or not given["prompt"]:
-        raise InputError(f"{where} needs a 'prompt': a text or a list of chat messages; given: {line[:80]}")
+    prompt = _prompt(given) if isinstance(given, dict) else None
+    if not prompt:
+        raise InputError(
+            f"{where} needs a 'prompt', a text or a list of chat messages, or 'messages'; given: {shown(given)}"
+            + ": `jq -c '.[]'` makes lines of a list" * isinstance(given, list)
+        )
     answer, name = given.get("answer"), given.get("id")
     known = isinstance(answer, str | int | float) and not isinstance(answer, bool) and str(answer).strip() != ""
     if not known and (graded or answer is not None):
         raise InputError(f"{where} needs an 'answer': a text or a number; given: {answer!r}")
-    return Question(
-        f"problem-{number}" if name is None else str(name), given["prompt"], None if answer is None else str(answer)
-    )
+    try:
+        return Question(
+            f"problem-{number}" if name is None else str(name), prompt, None if answer is None else str(answer)
+        )
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _prompt(given: dict[str, Any]) -> Prompt | None:
+    prompt, messages = given.get("prompt"), given.get("messages")
+    if messages is None:
+        return prompt if isinstance(prompt, str | list) else None
+    if prompt is not None or not isinstance(messages, list) or not messages:
+        return None
+    return {name: given[name] for name in REQUEST_FIELDS if given.get(name) is not None}

@@ -41,7 +41,9 @@ def read_tokenizer(source: str) -> PreTrainedTokenizerBase:
         if Path(source).is_dir() and not (Path(source) / "tokenizer.json").exists():
             return AutoTokenizer.from_pretrained(source)
         try:
-            return PreTrainedTokenizerFast.from_pretrained(source, clean_up_tokenization_spaces=False)
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(source, clean_up_tokenization_spaces=False)
+            _honour_add_bos_token(tokenizer, source)
+            return tokenizer
         except OSError:
             return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
@@ -49,6 +51,16 @@ def read_tokenizer(source: str) -> PreTrainedTokenizerBase:
             f"cannot load a tokenizer from {source!r}: {error}. Give a Hugging Face model directory, or a hub id (that "
             "needs the network)."
         ) from error
+
+
+def _honour_add_bos_token(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Let `add_bos_token` of tokenizer_config.json decide whether a text begins with a BOS: transformers 5 drops it where there
+    is a tokenizer.json, whose own rule may be another."""
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    wanted, bos = get_tokenizer_config(source, local_files_only=True).get("add_bos_token"), tokenizer.bos_token_id
+    if isinstance(wanted, bool) and bos is not None and wanted != (list(tokenizer.encode("a"))[:1] == [bos]):
+        tokenizer.add_bos_token = wanted
 
 
 def fast_backend(tokenizer: object) -> Any:

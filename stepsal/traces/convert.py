@@ -1,6 +1,6 @@
 """Logs of servers, batches and chats to one file of traces, with the tokens and steps that every later stage reads.
 
-In: JSONL files, in any of the shapes of `stepsal.traces.records`. Out: one file as `stepsal.write_traces` writes it, and a list
+In: JSONL files, in any of the shapes of `stepsal.traces.shapes`. Out: one file as `stepsal.write_traces` writes it, and a list
 of what could not be read, line by line. Nothing is left out in silence.
 """
 

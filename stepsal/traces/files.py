@@ -1,7 +1,7 @@
 """Traces to and from JSONL, one object a line.
 
 Read: `{"id", "prompt", "response", "tokens"?, "answer"?, "correct"?, "meta"?}`, with `prompt` a string or messages, and the
-other shapes of `stepsal.traces.records`: chat messages, what OpenAI-compatible servers send, batches, token ids.
+other shapes of `stepsal.traces.shapes`: chats, what servers and harnesses log, batches, token ids.
 
 Written: the first, with the tokens and, under `segmentation`, what the steps were found with, so that reading gives the
 same trace. `meta` and `answer` come back as JSON has them (a tuple as a list).
@@ -19,11 +19,14 @@ from stepsal.checks import path as check_path
 from stepsal.checks import tokenizer as check_tokenizer
 from stepsal.errors import FileError, InputError
 from stepsal.files import atomic_path
+from stepsal.jsonl import parse_line
+from stepsal.jsonl import read_lines as lines_of
 from stepsal.traces.checks import traces as check_traces
 from stepsal.traces.formats import STEP_RULES, FormatSpec, StepsSpec, find_formats, find_rule
 from stepsal.traces.prompt import shown
-from stepsal.traces.records import answers, is_request, trace_of
+from stepsal.traces.records import trace_of
 from stepsal.traces.segment import Tokenizer
+from stepsal.traces.shapes import answers, is_request
 from stepsal.traces.trace import Trace
 
 LineResult = tuple[str | Path, int, Trace | FileError | InputError]
@@ -84,7 +87,7 @@ def read_lines(
     places: dict[str, str] = {}
     for path in paths:
         prefix = f"{Path(path).stem}-" if len(paths) > 1 else ""
-        for number, line in _lines(path):
+        for number, line in lines_of(path, "traces"):
             for found in _read_line(line, tokenizer, format, steps, f"{prefix}line-{number}", requests):
                 if not isinstance(found, Trace) or found.id not in places:
                     yield path, number, found
@@ -111,24 +114,12 @@ def _read_line(
             yield error if len(records) == 1 else InputError(f"answer {record['id']!r}: {error}")
 
 
-def _lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, with their numbers."""
-    try:
-        with Path(path).open("rb") as file:
-            for number, line in enumerate(file, 1):
-                text = (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).rstrip(b"\r\n")
-                if text.strip():
-                    yield number, text
-    except OSError as error:
-        raise FileError(f"cannot read traces from {path}: {error.strerror or error}") from error
-
-
 def _answered_requests(paths: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
     """The requests of batches that are answered in these files, by `custom_id`."""
     requests: dict[str, dict[str, Any]] = {}
     answered: set[Any] = set()
     for path in paths:
-        for number, line in _lines(path):
+        for number, line in lines_of(path, "traces"):
             record = {}
             if b'"custom_id"' in line:
                 with suppress(FileError, InputError):  # said when its turn comes
@@ -203,16 +194,10 @@ def _to_record(trace: Trace) -> dict[str, Any]:
 
 
 def _parse(line: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise FileError(f"not UTF-8 (byte {error.start} of the line): save the file as UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        raise FileError(
-            f"not a whole JSON object ({error}): one object a line, and the last line may be cut"
-        ) from error
+    record = parse_line(line)
     if not isinstance(record, dict):
-        raise InputError(f"expected an object with 'prompt' and 'response', found {shown(record)}")
+        cure = ": `jq -c '.[]'` makes lines of a list" if isinstance(record, list) else ""
+        raise InputError(f"expected an object with 'prompt' and 'response', found {shown(record)}{cure}")
     return record
 
 
@@ -222,10 +207,10 @@ def read_grades(path: str | Path) -> dict[str, bool]:
     Raises `FileError` for a file that cannot be read and `InputError`, with its number, for a line that is not JSON.
     """
     grades: dict[str, bool] = {}
-    for number, line in _lines(path):
+    for number, line in lines_of(path, "traces"):
         try:
-            record = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
+            record = parse_line(line)
+        except FileError as error:
             raise InputError(f"line {number} of {path} is not JSON ({error})") from error
         if isinstance(record, dict) and isinstance(record.get("correct"), bool) and "id" in record:
             grades[str(record["id"])] = record["correct"]

@@ -39,16 +39,35 @@ class Format:
         name: what it is called in `FORMATS`.
         markers: pairs of an opening and a closing marker; the first pair is the usual one.
         thinking_rule: the name in `STEP_RULES` of the rule that splits the thinking into steps.
+        by_name: the markers are words that any model may say, so that `auto` does not look for them.
     """
 
     name: str
     markers: tuple[tuple[str, str], ...]
     thinking_rule: str = "paragraph"
+    by_name: bool = False
 
 
 _FINAL = "<|channel|>final{header}<|message|>"
 FORMATS: dict[str, Format] = {
-    "think": Format("think", (("<think>", "</think>"), ("[THINK]", "[/THINK]"))),
+    "think": Format(
+        "think",
+        (
+            (
+                "<think>",
+                "</think>",
+            ),  # R1, QwQ, Qwen3, GLM, MiniMax-M2, Kimi-K2, EXAONE 4, Granite 3.3, Phi-4, OLMo 3, ...
+            ("[THINK]", "[/THINK]"),  # Magistral, Ministral 3
+            ("<seed:think>", "</seed:think>"),  # Seed-OSS
+            ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A Reasoning
+            ("◁think▷", "◁/think▷"),  # Kimi-VL-Thinking, Kimi-Dev
+            ("<thought>", "</thought>"),  # EXAONE Deep
+            ("<mm:think>", "</mm:think>"),  # MiniMax-M3
+            ("<|channel>thought", "<channel|>"),  # Gemma 4
+            ("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
+            ("<|begin_of_thought|>", "<|end_of_thought|>"),  # OpenThinker, Sky-T1
+        ),
+    ),
     "harmony": Format(
         "harmony",
         (
@@ -60,11 +79,25 @@ FORMATS: dict[str, Format] = {
         "sentence",
     ),
     "plain": Format("plain", ()),
+    "granite": Format(  # Granite 3.2
+        "granite",
+        (
+            ("Here is my thought process:", "Here is my response:"),
+            ("Here's my thought process:", "Here's my response:"),
+        ),
+        by_name=True,
+    ),
 }
 
 LAYOUTS: dict[str, tuple[str, str]] = {
     "<think>": ("{opening}\n{reasoning}\n{closing}\n\n", ""),
     "[THINK]": ("{opening}{reasoning}{closing}", ""),
+    "<seed:think>": ("{opening}{reasoning}{closing}", ""),
+    "<|START_THINKING|>": ("{opening}{reasoning}{closing}<|START_RESPONSE|>", "<|START_RESPONSE|>"),
+    "◁think▷": ("{opening}{reasoning}{closing}", ""),
+    "<|channel>thought": ("{opening}\n{reasoning}{closing}", ""),
+    "<|inner_prefix|>": ("{opening}{reasoning}{closing}", ""),
+    "Here is my thought process:": ("{opening}\n{reasoning}\n\n{closing}\n", ""),
     "<|channel|>analysis{header}<|message|>": (
         "{opening}{reasoning}<|end|><|start|>assistant{closing}",
         "{closing}",
@@ -175,13 +208,13 @@ def _is_marker(text: object) -> bool:
 
 
 def find_formats(format: FormatSpec) -> tuple[Format, ...]:
-    """The formats that a name or a pair of markers allows: `auto` allows all of them.
+    """The formats that a name or a pair of markers allows: `auto` allows all of them but those that go by name only.
 
     >>> find_formats(("<reason>", "</reason>"))[0].markers
     (('<reason>', '</reason>'),)
     """
     if format == "auto":
-        return tuple(FORMATS.values())
+        return tuple(each for each in FORMATS.values() if not each.by_name)
     if isinstance(format, str) and format in FORMATS:
         return (FORMATS[format],)
     if isinstance(format, tuple | list) and len(set(format)) == 2 == len(format) and all(map(_is_marker, format)):

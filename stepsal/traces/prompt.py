@@ -4,7 +4,9 @@ In: a prompt (text, chat messages or a chat request) and a response. Out: token 
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Any
 
@@ -26,6 +28,10 @@ REQUEST_FIELDS = (
     "continue_final_message",
 )
 _REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+DEFAULT_TIME = datetime(2025, 1, 1, tzinfo=UTC)
+"""What a template that asks for the time is told where a prompt does not say when the server answered: a prompt's tokens must
+not depend on the day on which they are made."""
+_DIRECTIVES = ("%-d", "%-m", *(f"%{letter}" for letter in "dmYyBbAaHIMSpjZz"))
 
 
 def prompt_text(tokenizer: Tokenizer, prompt: Prompt) -> str:
@@ -48,12 +54,15 @@ def prompt_text(tokenizer: Tokenizer, prompt: Prompt) -> str:
             "the prompt is a list of messages, but the tokenizer has no chat template: give the prompt as the text "
             "that the model sees, or set tokenizer.chat_template"
         )
-    fields = {name: request[name] for name in REQUEST_FIELDS[1:] if request.get(name) is not None}
-    options: dict[str, Any] = {"add_generation_prompt": True, **fields}
+    fields: dict[str, Any] = {name: request[name] for name in REQUEST_FIELDS[1:] if request.get(name) is not None}
+    time = template_time(tokenizer, prompt)
     try:
-        options |= options.pop("chat_template_kwargs", {})
+        kwargs: Any = fields.pop("chat_template_kwargs", {})
+        goes_on = {**fields, **kwargs}.get("continue_final_message")
+        options: dict[str, Any] = {"add_generation_prompt": not goes_on, **fields, **kwargs}
         conversation = [_for_template(message) for message in messages]
-        text = str(tokenizer.apply_chat_template(conversation, chat_template=None, tokenize=False, **options))  # type: ignore[attr-defined]
+        template = None if time is None else _with_time(tokenizer, time, options.get("tools"))
+        text = str(tokenizer.apply_chat_template(conversation, chat_template=template, tokenize=False, **options))  # type: ignore[attr-defined]
     except Exception as error:  # a template is a program: whatever it raises, it does not take these messages
         raise InputError(
             f"the tokenizer's chat template does not take these messages ({error}): {shown(messages)}"
@@ -61,6 +70,39 @@ def prompt_text(tokenizer: Tokenizer, prompt: Prompt) -> str:
     for part in (part for each in conversation if isinstance(each.get("content"), list) for part in each["content"]):
         _check_part(part, text)
     return text
+
+
+def template_time(tokenizer: Tokenizer, prompt: Prompt) -> datetime | None:
+    """The time that the tokenizer's template writes into the prompt, None where it writes none: `created` of the request
+    (seconds since 1970, or ISO 8601; the server's time zone is not known, so UTC), or else `DEFAULT_TIME`.
+
+    >>> from stepsal import load_tokenizer
+    >>> template_time(load_tokenizer(), [{"role": "user", "content": "2+2?"}]) is None
+    True
+    """
+    if isinstance(prompt, str) or "strftime_now" not in str(getattr(tokenizer, "chat_template", None)):
+        return None
+    created = prompt.get("created") if isinstance(prompt, Mapping) else None
+    if created is None:
+        return DEFAULT_TIME
+    try:
+        if isinstance(created, str):
+            time = datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", created))  # Ollama has nanoseconds
+            return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+        return datetime.fromtimestamp(created, UTC)
+    except (ValueError, TypeError, OverflowError, OSError) as error:
+        raise InputError(
+            f"the time 'created' is {shown(created)}; it must be seconds since 1970, or a time such as '2025-01-31T12:00:00Z'"
+        ) from error
+
+
+def _with_time(tokenizer: Any, time: datetime, tools: Any) -> str:
+    """The tokenizer's template, with a fixed time in the place of the clock."""
+    template = str(tokenizer.get_chat_template(None, tools))
+    steps = "".join(f" | replace({each!r}, {time.strftime(each)!r})" for each in _DIRECTIVES)
+    macro = f"{{%- macro strftime_now(format) %}}{{{{ format{steps} }}}}{{% endmacro +%}}"
+    begins_with_block = re.match(r"[ \t]+\{[%#](?!\+)", template)  # the white space of a line before a block goes
+    return macro + (template.lstrip(" \t") if begins_with_block else template)
 
 
 def shown(value: Any) -> str:

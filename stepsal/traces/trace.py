@@ -22,7 +22,7 @@ from torch import Tensor
 from stepsal.checks import checked, instance
 from stepsal.checks import tokenizer as check_tokenizer
 from stepsal.errors import InputError
-from stepsal.traces.formats import FORMATS, FormatSpec, StepsSpec, find_formats, find_marker, usual
+from stepsal.traces.formats import FormatSpec, StepsSpec, find_formats, find_marker, usual
 from stepsal.traces.prompt import Prompt, encode_text, prompt_text, shown, starts_thinking
 from stepsal.traces.segment import Segmenter, Tokenizer, decode, question_length
 
@@ -261,7 +261,7 @@ def unopened(trace: Trace) -> tuple[str, str, str] | None:
     """The format, opening and closing marker of a thinking that the response closes though nothing opened it; else None."""
     if trace.segment("thinking"):
         return None
-    pairs = [(each.name, *pair) for each in FORMATS.values() for pair in each.markers]
+    pairs = [(each.name, *pair) for each in find_formats("auto") for pair in each.markers]
     response = trace.response.lstrip()
     opened = [at for _, opening, _ in pairs if (at := find_marker(opening, response))]
     for name, opening, closing in pairs:

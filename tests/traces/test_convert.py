@@ -219,3 +219,23 @@ def test_bad_usage_has_its_own_status(run, write, tmp_path):
     assert run()[0] == 2
     assert run(source, model=tmp_path / "no-model")[0] == 2
     assert run(source, out=source / "below")[0] == 2
+
+
+def test_a_pair_of_markers_is_a_format_on_the_command_line(write, tmp_path, tmp_path_factory, capsys):
+    from transformers.utils import logging
+
+    threads, model = torch.get_num_threads(), tmp_path_factory.mktemp("model")
+    stepsal.load_tokenizer().save_pretrained(model)
+    source = write("in.jsonl", {"prompt": "Q", "response": "<reason>A.</reason>B"})
+    given = ["traces", "convert", str(source), "--out", str(tmp_path / "out.jsonl"), "--model", str(model), "--format"]
+    assert main([*given, "<reason>,</reason>"]) == 0
+    (trace,) = read_traces(tmp_path / "out.jsonl", BYTES)
+    assert [step.text for step in trace.steps] == ["Q<reason>", "A.</reason>", "B"]
+    assert trace.format == ("<reason>", "</reason>")
+    for wrong in ("<reason>,", "a,b,c", "<a>,<a>"):
+        with pytest.raises(SystemExit) as ended:
+            main([*given, wrong])
+        assert ended.value.code == 2
+        assert "is not a pair of markers such as '<reason>,</reason>'" in capsys.readouterr().err
+    torch.set_num_threads(threads)
+    logging.enable_progress_bar()

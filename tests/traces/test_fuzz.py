@@ -107,6 +107,7 @@ def line(seed):
     if at.random() < 0.1:
         return at.choice([*RUBBISH, *(at.randbytes(at.randrange(60)) for _ in RUBBISH)])
     raw = json.dumps(changed(at, at.choice(RECORDS)), ensure_ascii=at.random() < 0.9).encode("utf-8", "surrogatepass")
+    raw = raw.replace(b'"id": "a"', f'"id": "{seed}"'.encode())  # ids must differ in a file
     depth = at.choice([100, 500, 800, 900, 5000])
     raw = raw.replace(f'"{DEEP}"'.encode(), b"[" * depth + b"]" * depth)
     if at.random() < 0.5:
