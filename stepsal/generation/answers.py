@@ -132,13 +132,14 @@ def _unwrap(text: str) -> str:
 
 
 def letter(text: str) -> str | None:
-    r"""The capital letter that is all of an expected answer; None where it is anything else.
+    r"""The letter that is all of an expected answer, a capital or in brackets; None where it is anything else.
 
-    >>> letter("(A)"), letter(r"\text{B}"), letter("E. coli"), letter("x")
-    ('A', 'B', None, None)
+    >>> letter("(A)"), letter(r"\text{B}"), letter("(c)"), letter("E. coli"), letter("x")
+    ('A', 'B', 'C', None, None)
     """
-    found = re.fullmatch(r"[(\[]?\s*([A-Z])\s*[)\]]?", plain(_WRAPPER.sub(r"\1", plain(text))))
-    return found[1] if found else None
+    bare = plain(_WRAPPER.sub(r"\1", plain(text)))
+    found = re.fullmatch(r"[(\[]?\s*([A-Z])\s*[)\]]?|[(\[]\s*([a-j])\s*[)\]]", bare)
+    return (found[1] or found[2]).upper() if found else None
 
 
 def choice(text: str) -> str | None:

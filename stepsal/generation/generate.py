@@ -170,7 +170,7 @@ def stream(
         while requests:
             fit, reason = _affordable(model, requests, decoding)
             if reason and not warned:
-                warnings.warn(reason, stacklevel=3)
+                warnings.warn(reason, stacklevel=4)
                 warned = True
             batch, requests = requests[:fit], requests[fit:]
             if live is not None:
@@ -277,7 +277,7 @@ def _trace(
         warnings.warn(
             f"an answer has {found[2]!r}, but nothing opens the thinking, so all of it counts as summary. Let the prompts end "
             f"with {found[1]!r}, or give format={found[0]!r}.",
-            stacklevel=4,
+            stacklevel=5,
         )
     return trace
 

@@ -112,6 +112,7 @@ SAME = {
         r"\text{Option A}",
     ],
     "(A)": ["A", r"\text{A}"],
+    "(b)": ["B", "(B)", "b", r"\text{(b)}"],
     r"\text{A}": ["A", "(A)"],
     "5": [
         "5.",
@@ -442,3 +443,26 @@ def test_groups_are_made_anew_from_a_file_of_grades_and_the_maps_stay_as_they_ar
         assert set(compared[0]) == {traces[number].id for number in right}
         assert set(compared[0]) | set(compared[1]) == {trace.id for trace in traces}
     assert before == {path: (path.read_bytes(), os.stat(path).st_mtime_ns) for path in paths}
+
+
+def test_rows_that_no_grader_is_named_in_are_still_read_and_gone_on_with(tmp_path):
+    """As versions before 0.2.0 wrote them."""
+    import pyarrow.parquet as parquet
+
+    config = {
+        "problems": {"count": 4},
+        "decoding": {"max_new_tokens": 2, "batch_size": 2},
+        "grid": {"parts": "none"},
+    }
+    whole = sweep(config, out=tmp_path, workers=1, progress=False)
+    shards = sorted(tmp_path.glob("rows/*.parquet"))
+    for path in shards:
+        parquet.write_table(parquet.read_table(path).drop_columns(["grader", "answer_from"]), path)
+    shards[0].unlink()
+    (tmp_path / "results.parquet").unlink()
+    record = json.loads((tmp_path / "config.json").read_text())
+    del record["config"]["problems"]["grader"]
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    rows = sweep(config, out=tmp_path, workers=1, progress=False)
+    assert rows["answer"].tolist() == whole["answer"].tolist()
+    assert rows["grader"].isna().tolist() == [False, False, True, True]
