@@ -340,8 +340,12 @@ def _other_ids(decoded: str, name: str, text: str) -> str:
 
 
 def _field_names(record: dict[str, Any]) -> str:
+    """The names of the fields that were found: of the answer, and of the object in the file."""
+    about = record.get("about")
+    given = [about[name] for name in ("answer", "object") if name in about] if isinstance(about, dict) else []
     inner = ("id", "about", "echo", "left_out", "meta")
-    return shown([name for name, value in record.items() if name not in inner and value is not None])
+    names = [name for name, value in record.items() if name not in inner and value is not None]
+    return shown(list(dict.fromkeys([*names, *(name for place in given for name in place if name != "id")])))
 
 
 def _without_space(text: str) -> str:
