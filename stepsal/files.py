@@ -167,7 +167,7 @@ def agree_on_settings(
     unknown: str,
     fix: str,
     defaults: Mapping[str, Any] | None = None,
-    beside: Mapping[str, Any] | None = None,
+    beside: Sequence[str] = (),
     indent: int = 1,
     sort_keys: bool = False,
 ) -> None:
@@ -180,7 +180,7 @@ def agree_on_settings(
         fix: a whole sentence.
         defaults: values for keys that the file lacks, at any depth: what holds where a file was written before there was
             such a key.
-        beside: what the file holds beside the settings: it is not compared, and is written anew each time.
+        beside: keys of the file that are no settings: they are not compared.
         indent, sort_keys: how the file is written, as in `json.dumps`.
 
     Raises `FileError`: the settings differ, the file cannot be read, or it cannot be written.
@@ -194,18 +194,19 @@ def agree_on_settings(
     Traceback (most recent call last):
     stepsal.errors.FileError: begun with other settings (rule 'abs' -> 'grad'). Use another folder.
     """
-    path, beside = Path(path), json.loads(json.dumps(beside or {}))
-    now = json.loads(json.dumps(settings))
-    written = read_settings(path, unknown, fix) if begun else {}
-    if begun:
-        compared = {key: value for key, value in written.items() if key not in beside}
-        before = _with_defaults(compared, json.loads(json.dumps(defaults or {})))
-        if before != now:
-            raise FileError(f"{refusal} {_differences(before, now, fix)}")
-    new = (written if begun else dict(settings)) | beside
-    if not begun or new != written:
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(new, indent=indent, sort_keys=sort_keys) + "\n", encoding="utf-8")
+    if not begun:
+        write_settings(path, settings, indent=indent, sort_keys=sort_keys)
+        return
+    before = {key: value for key, value in read_settings(path, unknown, fix).items() if key not in beside}
+    before, now = _with_defaults(before, json.loads(json.dumps(defaults or {}))), json.loads(json.dumps(settings))
+    if before != now:
+        raise FileError(f"{refusal} {_differences(before, now, fix)}")
+
+
+def write_settings(path: str | Path, settings: Mapping[str, Any], *, indent: int = 1, sort_keys: bool = False) -> None:
+    """Write settings as a JSON file, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(settings, indent=indent, sort_keys=sort_keys) + "\n", encoding="utf-8")
 
 
 def read_settings(path: str | Path, unknown: str, fix: str) -> dict[str, Any]:

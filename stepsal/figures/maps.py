@@ -20,7 +20,7 @@ from stepsal.diagnosis.registry import shown_metrics
 from stepsal.errors import FileError
 from stepsal.files import atomic_path
 from stepsal.plot.canvas import new_figure
-from stepsal.saliency.folder import group_maps, load_step_maps, map_path
+from stepsal.saliency.folder import find_map, group_maps, load_step_maps
 from stepsal.saliency.stepmap import StepMap
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def load_example(folder: Path) -> tuple[torch.Tensor, StepMap]:
         raise FileError(f"there is no token-level map {path}: `stepsal demo` writes one") from error
     except (SafetensorError, KeyError, ValueError) as error:
         raise FileError(f"{path} is cut short or damaged ({error}). Delete it and run `stepsal demo` again.") from error
-    return influence, StepMap.load(map_path(folder, trace_id))
+    return influence, StepMap.load(find_map(folder, trace_id))
 
 
 def _diagnosed(folder: Path) -> dict[str, Sequence[Diagnosis]]:

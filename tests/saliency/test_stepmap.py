@@ -184,7 +184,7 @@ def test_garbage_is_no_step_map(tmp_path, content):
 
 
 def test_a_folder_is_no_step_map(tmp_path):
-    with pytest.raises(FileError, match="is cut short or damaged"):
+    with pytest.raises(FileError, match="is a folder, and a step map is a file: give one of"):
         StepMap.load(tmp_path)
 
 
