@@ -140,7 +140,7 @@ def _tensor_hash(tensor: Tensor) -> str:
     if tensor.is_meta:
         return about
     flat = tensor.detach().contiguous().cpu().flatten()
-    return sha256_of(about, memoryview(flat.view(torch.uint8).numpy()) if len(flat) else b"")
+    return sha256_of(about, flat.view(torch.uint8).numpy().data if len(flat) else b"")
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

@@ -205,7 +205,7 @@ def _check_made(there: Sequence[tuple[Trace, Path]], settings: Mapping[str, Any]
         )
 
 
-def _differences(stepmap: StepMap, made_of: Mapping[str, Any], trace_id: str) -> list[str]:
+def _differences(stepmap: StepMap, made_of: Mapping[str, Any], trace_id: str | None) -> list[str]:
     """What a map says of itself that differs from what it should have been made of; what it does not say is left out.
 
     A map of stepsal 0.1 says some of it elsewhere.
@@ -217,7 +217,7 @@ def _differences(stepmap: StepMap, made_of: Mapping[str, Any], trace_id: str) ->
         for name, expected in made_of.items()
         if said.get(name, expected) != expected
     ]
-    if (its_trace := stepmap.meta.get("trace", trace_id)) != trace_id:
+    if trace_id is not None and (its_trace := stepmap.meta.get("trace", trace_id)) != trace_id:
         different.append(f"it is the map of trace {its_trace!r}")
     return different
 
@@ -263,7 +263,7 @@ def load_step_maps(out: str | Path, *, progress: bool = False, verify: bool = Tr
         maps.append(StepMap.load(file, verify=verify))
         entry = (listed or {}).get(file.name, {})
         made_of = {name: value for name, value in (settings | entry).items() if name not in ("traces", "file", "id")}
-        if different := _differences(maps[-1], made_of, entry.get("id", maps[-1].meta.get("trace"))):
+        if different := _differences(maps[-1], made_of, entry.get("id")):
             raise FileError(
                 f"{file} is no map of this folder: {', '.join(different)}. Put the folder's own map back, or move this one away "
                 "and make the folder's again with `stepsal saliency`."

@@ -108,7 +108,7 @@ def _checksum(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     parts: list[str | memoryview] = [header[name] for name in _ENTRIES]
     for name in ("mass", "pairs"):
         flat = rearrange(tensors[name], "... -> (...)")
-        parts += [f"{name} {flat.dtype} {list(tensors[name].shape)}", memoryview(flat.view(torch.uint8).numpy())]
+        parts += [f"{name} {flat.dtype} {list(tensors[name].shape)}", flat.view(torch.uint8).numpy().data]
     return sha256_of(*parts)
 
 

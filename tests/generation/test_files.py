@@ -109,7 +109,7 @@ def test_two_at_once_into_one_file_are_refused_and_a_killed_one_is_gone_on_from(
 
 def test_a_file_whose_settings_are_lost_is_not_gone_on_from(reasoner, tmp_path):
     (tmp_path / ".a.jsonl.partial").write_bytes(b"{}\n")
-    with pytest.raises(FileError, match=r"cannot go on from .*\.a\.jsonl\.partial: cannot read .*\.settings.*delete"):
+    with pytest.raises(FileError, match=r"cannot go on from .*\.a\.jsonl\.partial: cannot read .*\.settings.*move"):
         generate_file(reasoner, QUESTIONS, tmp_path / "a.jsonl", SHORT, progress=False)
 
 
