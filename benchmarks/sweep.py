@@ -58,7 +58,7 @@ def measure(workers: int, threads: int, count: int, tokens: int | None = None) -
         begin = time.perf_counter()
         for setting in settings:
             traces = stepsal.generate(
-                model, prompts, interventions=setting.parts, max_new_tokens=decoding.max_new_tokens, **options
+                model, prompts, interventions=setting.interventions, max_new_tokens=decoding.max_new_tokens, **options
             )
             for question, trace in zip(questions, traces, strict=True):
                 grade_answer(question, trace.response, "")

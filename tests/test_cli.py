@@ -1,5 +1,4 @@
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -257,13 +256,6 @@ def test_an_unknown_figure_is_bad_usage_and_the_known_ones_are_named(tmp_path, c
     assert "unknown figure 'portrait'" in message
     assert "tokens" in message
     assert "difficulty" in message
-
-
-def test_the_modules_that_define_the_options_import_nothing_heavy():
-    light = "import sys, types; sys.modules['stepsal'] = package = types.ModuleType('stepsal'); package.__path__ = ['stepsal']"
-    check = "from stepsal.cli import _parser; _parser().format_help(); print(sorted({'torch', 'pandas'} & set(sys.modules)))"
-    found = subprocess.run([sys.executable, "-c", f"{light}\n{check}"], capture_output=True, text=True, cwd=ROOT)
-    assert found.stdout == "[]\n", found.stderr
 
 
 def test_the_version_is_printed(capsys):

@@ -142,7 +142,7 @@ def test_the_command_answers_problems_of_a_file_with_parts_in_their_places(tmp_p
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--layers", "0"], "say where --oeb and --smi act"),
+        (["--layers", "0"], "say where interventions such as --oeb and --smi act"),
         (["--oeb", "--layers", "smi=0"], "--layers smi=... is for --smi, which is not given"),
         (["--oeb", "1.5"], "tau_max=1.5 must be a number in"),
         (["--oeb", "--layers", "9"], "layer 9 does not exist"),
@@ -160,7 +160,7 @@ def test_a_value_for_an_unknown_intervention_is_bad_usage(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["generate", "1", "--out", str(tmp_path / "t.jsonl"), "--oeb", "--layers", "bridge=0"])
     assert ended.value.code == 2
-    assert "an intervention is oeb or smi" in capsys.readouterr().err
+    assert "expected one of oeb, smi, random-bridge" in capsys.readouterr().err
 
 
 def test_a_broken_problem_is_named_by_its_line(tmp_path):
