@@ -98,8 +98,8 @@ def exclusive_path(path: str | Path) -> Iterator[Path]:
 def locked(path: str | Path, at_work: str, *, also: Sequence[str] = ()) -> Iterator[None]:
     """Keep every other run from writing `path`, and what belongs to it, while the block runs; the lock of a killed run is free.
 
-    The lock is `.NAME.lock` beside `path`, or beside the file that it leads to if it is a symbolic link; it is gone when the block ends, and so are the temporary files that killed runs left
-    behind. Missing parent folders are made.
+    The lock is `.NAME.lock` beside `path`, or beside the file that it leads to if it is a symbolic link. It is gone when the block
+    ends, and so are the temporary files that killed runs left behind. Missing parent folders are made.
 
     Args:
         at_work: what to say where another run holds the lock.

@@ -36,7 +36,7 @@ def add(commands: "options.Commands") -> None:
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--samples", type=options.positive, default=1, help="answers to each problem")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, interrupted=options.GOES_ON)
 
 
 def run(given: argparse.Namespace) -> None:

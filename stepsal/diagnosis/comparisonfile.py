@@ -13,8 +13,10 @@ from stepsal.files import exclusive_path, sha256_of
 
 TABLES = ("table", "matched", "position_only")
 _FORMAT = "stepsal comparison 1"
-_NUMBERS = ("correct", "wrong", "n_correct", "n_wrong", "difference", "low", "high", "cliffs_delta")
-_NUMBERS += ("auc", "auc_low", "auc_high", "p", "p_corrected")
+_NUMBERS = (
+    *("correct", "wrong", "n_correct", "n_wrong", "difference", "low", "high", "cliffs_delta"),
+    *("auc", "auc_low", "auc_high", "p", "p_corrected"),
+)
 
 
 def write_comparison(path: str | Path, meta: Mapping[str, Any], pairs: Any, tables: Mapping[str, Any]) -> None:
@@ -41,8 +43,8 @@ def read_comparison(path: str | Path, verify: bool) -> dict[str, Any]:
         raise FileError(f"{path} is not a comparison this version can read ({error}). Make it again.") from error
     if verify and content.get("sha256", expected := _checksum(content)) != expected:
         raise FileError(
-            f"{path} is damaged: it does not hold what was written to it, its checksum differs. Copy it anew from where it came, "
-            "or make it again with `stepsal compare`. (verify=False reads it as it is.)"
+            f"{path} is damaged: it does not hold what was written to it, its checksum differs. Copy it anew from where it "
+            "came, or make it again with `stepsal compare`. (verify=False reads it as it is.)"
         )
     return content
 

@@ -185,7 +185,9 @@ def load_example(folder: Path) -> tuple[torch.Tensor, StepMap]:
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, RecursionError) as error:
-        raise FileError(f"{path} is cut short or damaged ({error}). Run `stepsal demo` again: it makes it anew.") from error
+        raise FileError(
+            f"{path} is cut short or damaged ({error}). Run `stepsal demo` again: it makes it anew."
+        ) from error
     stepmap = StepMap.load(find_map(folder, trace_id))
     if tuple(influence.shape) != (tokens := stepmap.steps[-1].stop, tokens):
         raise FileError(

@@ -2,9 +2,9 @@
 
 In: problems (`stepsal.generation.questions`). Out: a JSONL file of traces, graded where the answers are known.
 
-While it is being made, finished traces stand in `.NAME.partial` beside it, and in `.NAME.settings` what they were made with:
-the model's weights, the tokens of the prompts and the tokenizer too, as hashes. The same call goes on from there; other settings
-are refused, and so is a second run while a first one is at work. When all traces are there, the file is written whole, in order.
+While it is being made, finished traces stand in `.NAME.partial` beside it, and in `.NAME.settings` what they were made with: the
+model's weights, the tokens of the prompts and the tokenizer too, as hashes. The same call goes on from there; other settings are
+refused, and so is a second run while a first one is at work. When all traces are there, the file is written whole, in order.
 """
 
 import hashlib
@@ -156,8 +156,8 @@ def _begin(partial: Path, about: Path, settings: dict[str, Any], model: Model) -
         )
         if begun and not unseen.keys() <= json.loads(about.read_text(encoding="utf-8")).keys():
             warnings.warn(
-                f"{partial} was begun by stepsal 0.1, which did not write down with which weights, chat template and tokenizer: "
-                "that they are those of now cannot be checked. It is gone on with as it is.",
+                f"{partial} was begun by stepsal 0.1, which did not write down with which weights, template and tokenizer. "
+                "That they are those of now cannot be checked. It is gone on with as it is.",
                 stacklevel=3,
             )
         if not text.endswith(b"\n"):
@@ -189,6 +189,6 @@ def _append(file: IO[bytes], partial: Path, traces: Iterable[Trace]) -> None:
         os.fsync(file.fileno())
     except OSError as error:
         raise FileError(
-            f"cannot write {partial}: {error.strerror or error}. What is finished is kept: make room, and the same command goes "
-            "on from there."
+            f"cannot write {partial}: {error.strerror or error}. What is finished is kept: make room, and the same command "
+            "goes on from there."
         ) from error

@@ -77,7 +77,9 @@ def _fingerprint(folder: Path) -> str:
     try:
         return "sha256:" + sha256_of(*(part for path in paths for part in (path.name, _file_hash(path))))
     except OSError as error:
-        raise FileError(f"cannot read {error.filename or folder}: {error.strerror}. Give a model that you may read.") from error
+        raise FileError(
+            f"cannot read {error.filename or folder}: {error.strerror}. Give a model that you may read."
+        ) from error
 
 
 def _file_hash(path: Path) -> str:
@@ -93,7 +95,9 @@ def _file_hash(path: Path) -> str:
     unchanged = times == (after.st_mtime_ns, after.st_ctime_ns) and time.time_ns() - max(times) > _SETTLED
     if before.st_size >= KEPT_FROM and unchanged:
         with suppress(OSError), atomic_path(kept) as temporary:
-            temporary.write_text(json.dumps({"of": about, "sha256": found, "check": sha256_of(json.dumps(about), found)}))
+            temporary.write_text(
+                json.dumps({"of": about, "sha256": found, "check": sha256_of(json.dumps(about), found)})
+            )
     return found
 
 

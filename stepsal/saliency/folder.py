@@ -4,8 +4,8 @@ OUT/saliency.json      what the maps were made with, which another run into the 
                        the file and the tokens (SHA-256) of each trace that the last run was given: these maps are the folder's
 OUT/maps/ID.safetensors
 
-A map says itself what it was made of: the trace's id, its tokens, the model's weights and the settings. A map is taken for done,
-and read from the folder, only where that agrees.
+A map says itself what it was made of: the trace's id, its tokens, the model's weights and the settings. It is taken for done, and
+read from the folder, only where that agrees.
 """
 
 import hashlib
@@ -111,7 +111,9 @@ def save_step_maps(
     at_work = f"another run is making step maps in {out}: wait for it, or use another --out folder"
     with locked(_settings_path(out), at_work, also=["maps/*"]):
         paths = _begin(out, traces, settings)
-        return _compute(model, traces, paths, settings, progress, objective=objective, rule=rule, layers=layers, chunk=chunk)
+        return _compute(
+            model, traces, paths, settings, progress, objective=objective, rule=rule, layers=layers, chunk=chunk
+        )
 
 
 def _settings_path(out: Path) -> Path:
@@ -124,7 +126,9 @@ def _check_traces(model: Model, traces: Sequence[Trace]) -> None:
         try:
             trace.id.encode()
         except UnicodeEncodeError as error:
-            raise InputError(f"the id {trace.id!r} holds half a surrogate pair, which no file can hold: give another") from error
+            raise InputError(
+                f"the id {trace.id!r} holds half a surrogate pair, which no file can hold: give another"
+            ) from error
         if trace.id in seen:
             raise InputError(f"two traces have the id {trace.id!r}; give each its own, it names the map's file")
         seen.add(trace.id)
@@ -186,13 +190,14 @@ def _check_made(there: Sequence[tuple[Trace, Path]], settings: Mapping[str, Any]
         if different:
             how = "from another trace with the id" if different[0] in _OF_THE_TRACE else "otherwise than now, of trace"
             raise FileError(
-                f"{path} was made {how} {trace.id!r}: {', '.join(different)}. {_FIX} Or move that file away, and it is made anew."
+                f"{path} was made {how} {trace.id!r}: {', '.join(different)}. {_FIX} Or move that file "
+                "away, and it is made anew."
             )
         if meta.get("correct", trace.correct) is not trace.correct:
             raise FileError(
                 f"trace {trace.id!r} has correct={trace.correct} now, and had correct={meta['correct']} when {path} was made. "
-                "`stepsal compare DIR --traces FILE` takes the grades of a file, and no map has to be made anew. Or use another "
-                "--out folder."
+                "`stepsal compare DIR --traces FILE` takes the grades of a file, and no map has to be made anew. Or use "
+                "another --out folder."
             )
         if "made_of" not in meta:
             silent.append(path)
@@ -223,7 +228,12 @@ def _differences(stepmap: StepMap, made_of: Mapping[str, Any], trace_id: str | N
 
 
 def _compute(
-    model: Model, traces: Sequence[Trace], paths: Sequence[Path], settings: Mapping[str, Any], progress: bool, **options: Any
+    model: Model,
+    traces: Sequence[Trace],
+    paths: Sequence[Path],
+    settings: Mapping[str, Any],
+    progress: bool,
+    **options: Any,
 ) -> list[Path]:
     """The paths; the maps that are not there are made with the options of `step_saliency`."""
     from tqdm import tqdm
@@ -252,12 +262,16 @@ def load_step_maps(out: str | Path, *, progress: bool = False, verify: bool = Tr
 
     out = Path(out)
     files = _map_files(out)
-    settings = read_settings(path, _UNKNOWN.format(out), "Make them again.") if (path := _settings_path(out)).exists() else {}
+    settings = (
+        read_settings(path, _UNKNOWN.format(out), "Make them again.") if (path := _settings_path(out)).exists() else {}
+    )
     listed = _listed(out, settings)
     if listed is not None:
         files = _belonging(out, files, listed)
     if not files:
-        raise FileError(f"there are no step maps in {out / 'maps'}: make them with `stepsal saliency` or `stepsal demo`")
+        raise FileError(
+            f"there are no step maps in {out / 'maps'}: make them with `stepsal saliency` or `stepsal demo`"
+        )
     maps = []
     for file in tqdm(files, desc="reading", unit="map", disable=not progress):
         maps.append(StepMap.load(file, verify=verify))
@@ -265,8 +279,8 @@ def load_step_maps(out: str | Path, *, progress: bool = False, verify: bool = Tr
         made_of = {name: value for name, value in (settings | entry).items() if name not in ("traces", "file", "id")}
         if different := _differences(maps[-1], made_of, entry.get("id")):
             raise FileError(
-                f"{file} is no map of this folder: {', '.join(different)}. Put the folder's own map back, or move this one away "
-                "and make the folder's again with `stepsal saliency`."
+                f"{file} is no map of this folder: {', '.join(different)}. Put the folder's own map back, or move this one "
+                "away and make the folder's again with `stepsal saliency`."
             )
     _check_one_model(files, maps)
     return maps
@@ -289,8 +303,8 @@ def _listed(out: Path, settings: Mapping[str, Any]) -> dict[str, dict[str, str]]
         return {entry["file"]: entry | {"id": name} for name, entry in settings["traces"].items()}
     except (AttributeError, KeyError, TypeError) as error:
         raise FileError(
-            f"{_settings_path(out)} is damaged: its 'traces' is no object of records that name a 'file'. Run `stepsal saliency` "
-            "with the same traces and --out again: it writes the list anew, and keeps the maps."
+            f"{_settings_path(out)} is damaged: its 'traces' is no object of records that name a 'file'. Run `stepsal "
+            "saliency` with the same traces and --out again: it writes the list anew, and keeps the maps."
         ) from error
 
 

@@ -29,7 +29,19 @@ _ENTRIES = ("format", "steps", "layers", "meta")
 _SEGMENTS = ("question", "thinking", "summary")
 _MASS_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _PAIR_TYPES = (torch.int16, torch.int32, torch.int64)
-_TEXTS = ("trace", "model", "architecture", "dtype", "device", "objective", "rule", "heads", "control", "stepsal", "torch")
+_TEXTS = (
+    "trace",
+    "model",
+    "architecture",
+    "dtype",
+    "device",
+    "objective",
+    "rule",
+    "heads",
+    "control",
+    "stepsal",
+    "torch",
+)
 _COUNTS = ("tokens", "model_layers", "chunk")
 _MOST = 2**31 - 1
 _MOST_LAYERS = 2**16
@@ -37,7 +49,12 @@ _CURE = "Copy it anew from where it came, or move it away and make it again with
 
 
 def write_map(
-    path: str | Path, mass: Tensor, pairs: Tensor, steps: tuple[Step, ...], layers: tuple[int, ...], meta: dict[str, Any]
+    path: str | Path,
+    mass: Tensor,
+    pairs: Tensor,
+    steps: tuple[Step, ...],
+    layers: tuple[int, ...],
+    meta: dict[str, Any],
 ) -> None:
     """Write the parts of a map, atomically. Raises `InputError` for what a header cannot hold, and `FileError`."""
     from safetensors.torch import save
@@ -56,7 +73,9 @@ def write_map(
             f"the map of trace {meta.get('trace')!r} cannot be written: {error}. Its meta must be text, numbers, true, false, "
             "null, lists and dicts of these, and all text whole Unicode."
         ) from error
-    with atomic_path(path) as part:  # safetensors itself would write to a file of its own beside it, for its own eyes only
+    with atomic_path(
+        path
+    ) as part:  # safetensors itself would write to a file of its own beside it, for its own eyes only
         part.write_bytes(save(tensors, header))
 
 
@@ -93,7 +112,8 @@ def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
                     f"{path} is not a step map this version can read: its format is {found!r}, expected {_FORMAT!r}. "
                     "Make it again with `stepsal saliency`, or read it with the version of stepsal that wrote it."
                 )
-            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: no dictionary
+            names = file.keys()
+            return header, {name: file.get_tensor(name) for name in names}
     except FileError:
         raise
     except FileNotFoundError as error:
@@ -153,7 +173,9 @@ def _steps(found: Any) -> tuple[Step, ...]:
             raise ValueError(f"step {step.index} holds tokens {step.start} to {step.stop}, expected one at least")
     for one, other in pairwise(steps):
         if other.start != one.stop:
-            raise ValueError(f"step {other.index} begins at token {other.start}, expected {one.stop}, where the last one ends")
+            raise ValueError(
+                f"step {other.index} begins at token {other.start}, expected {one.stop}, where the last one ends"
+            )
         if _SEGMENTS.index(other.segment) < _SEGMENTS.index(one.segment):
             raise ValueError(f"step {other.index} is of the {other.segment}, but comes after one of the {one.segment}")
     return tuple(steps)
@@ -191,7 +213,9 @@ def _meta(found: Any, layers: tuple[int, ...], steps: tuple[Step, ...]) -> dict[
     if found.get("tokens", steps[-1].stop) != steps[-1].stop:
         raise ValueError(f"its meta says {found['tokens']} tokens, its steps hold {steps[-1].stop}")
     if not max(layers) < found.get("model_layers", _MOST_LAYERS) <= _MOST_LAYERS:
-        raise ValueError(f"its meta says {found['model_layers']} layers of the model, and the map holds layer {max(layers)}")
+        raise ValueError(
+            f"its meta says {found['model_layers']} layers of the model, and the map holds layer {max(layers)}"
+        )
     return found
 
 
@@ -200,7 +224,9 @@ def _check_tensors(mass: Tensor, pairs: Tensor, steps: tuple[Step, ...], layers:
         raise ValueError(f"mass is {mass.dtype} and pairs {pairs.dtype}, expected floating-point and whole numbers")
     n = len(steps)
     if mass.ndim != 4 or not mass.shape[1] or tuple(mass.shape) != (len(layers), mass.shape[1], n, n):
-        raise ValueError(f"mass has shape {tuple(mass.shape)}, expected ({len(layers)} layers, heads, {n} steps, {n} steps)")
+        raise ValueError(
+            f"mass has shape {tuple(mass.shape)}, expected ({len(layers)} layers, heads, {n} steps, {n} steps)"
+        )
     if tuple(pairs.shape) != (n, n):
         raise ValueError(f"pairs has shape {tuple(pairs.shape)}, expected ({n} steps, {n} steps)")
     if torch.isinf(mass).any():

@@ -74,7 +74,7 @@ class SweepFolder:
         return begun if isinstance(begun, dict) else {}
 
     def _as_begun(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The record, but with the fingerprint of stepsal 0.1, which was of the ends of files alone, where the folder has that."""
+        """The record, but where the folder has a fingerprint of stepsal 0.1, which was of the ends of files alone, with that."""
         begun, model = self._begun().get("model"), record.get("model")
         if not isinstance(begun, dict) or not isinstance(model, dict):
             return record
@@ -126,9 +126,10 @@ class SweepFolder:
         import pyarrow.parquet as pq
 
         path = self.path / "results.parquet"
-        with self._synced(path) as file, pq.ParquetWriter(
-            file, schema(), compression="zstd", write_page_checksum=True
-        ) as writer:
+        with (
+            self._synced(path) as file,
+            pq.ParquetWriter(file, schema(), compression="zstd", write_page_checksum=True) as writer,
+        ):
             for keys in groups:
                 writer.write_table(pa.concat_tables([self.read(key) for key in keys]))
         return path
