@@ -98,8 +98,8 @@ def exclusive_path(path: str | Path) -> Iterator[Path]:
 def locked(path: str | Path, at_work: str, *, also: Sequence[str] = ()) -> Iterator[None]:
     """Keep every other run from writing `path`, and what belongs to it, while the block runs; the lock of a killed run is free.
 
-    The lock is `.NAME.lock` beside `path`, or beside the file that it leads to if it is a symbolic link. It is gone when the block
-    ends, and so are the temporary files that killed runs left behind. Missing parent folders are made.
+    The lock is `.NAME.lock` beside `path`, or beside the file that it leads to if it is a symbolic link. It is gone when the
+    block ends, and so are the temporary files that killed runs left behind. Missing parent folders are made.
 
     Args:
         at_work: what to say where another run holds the lock.
@@ -238,7 +238,9 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], fix: str) ->
         values = [record[key] for record in (before, now) if key in record]
         if len(values) == 2 and values[0] == values[1]:
             continue
-        if any(map(_is_nested, values)):
+        if key.endswith("_sha256") and len(values) == 2:
+            names.append(f"{key.removesuffix('_sha256')}: what is in it differs, by its hash")
+        elif any(map(_is_nested, values)):
             names.append(key)
             nested = True
         else:

@@ -2,9 +2,10 @@
 
 In: problems (`stepsal.generation.questions`). Out: a JSONL file of traces, graded where the answers are known.
 
-While it is being made, finished traces stand in `.NAME.partial` beside it, and in `.NAME.settings` what they were made with: the
-model's weights, the tokens of the prompts and the tokenizer too, as hashes. The same call goes on from there; other settings are
-refused, and so is a second run while a first one is at work. When all traces are there, the file is written whole, in order.
+While it is being made, finished traces stand in `.NAME.partial` beside it, and in `.NAME.settings` what they were made with,
+with hashes of the model's weights, of the prompts' tokens and of the tokenizer. The same call goes on from there; other
+settings are refused, and so is a second run while a first one is at work. When all traces are there, the file is written whole,
+in order.
 """
 
 import hashlib

@@ -4,8 +4,8 @@ OUT/saliency.json      what the maps were made with, which another run into the 
                        the file and the tokens (SHA-256) of each trace that the last run was given: these maps are the folder's
 OUT/maps/ID.safetensors
 
-A map says itself what it was made of: the trace's id, its tokens, the model's weights and the settings. It is taken for done, and
-read from the folder, only where that agrees.
+A map says itself what it was made of: the trace's id, its tokens, the model's weights and the settings. It is taken for done,
+and read from the folder, only where that agrees.
 """
 
 import hashlib
@@ -325,7 +325,9 @@ def _belonging(out: Path, files: Sequence[Path], listed: Mapping[str, Any]) -> l
 def _of_others(out: Path, others: Sequence[Path]) -> str:
     names = ", ".join(path.name for path in others[:3])
     more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-    return f"{out / 'maps'} holds {len(others)} file(s) that are no maps of the folder's traces ({names}{more}): they are left out."
+    return (
+        f"{out / 'maps'} holds {len(others)} file(s) that are no maps of its traces ({names}{more}): they are left out."
+    )
 
 
 def _check_one_model(files: Sequence[Path], maps: Sequence[StepMap]) -> None:

@@ -143,6 +143,8 @@ def _checked(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[s
     meta = _meta(_parse(header, "meta"), layers, steps)
     mass, pairs = tensors["mass"], tensors["pairs"]
     _check_tensors(mass, pairs, steps, layers)
+    if mass.dtype == torch.bfloat16:  # unknown to NumPy, which tables and pictures are made with
+        mass = mass.float()
     return {"mass": mass, "pairs": pairs, "steps": steps, "layers": layers, "meta": meta}
 
 

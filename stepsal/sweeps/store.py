@@ -74,7 +74,7 @@ class SweepFolder:
         return begun if isinstance(begun, dict) else {}
 
     def _as_begun(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The record, but where the folder has a fingerprint of stepsal 0.1, which was of the ends of files alone, with that."""
+        """The record; but with the fingerprint of stepsal 0.1, which was of the ends of files, where the folder has one."""
         begun, model = self._begun().get("model"), record.get("model")
         if not isinstance(begun, dict) or not isinstance(model, dict):
             return record
