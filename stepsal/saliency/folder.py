@@ -44,9 +44,11 @@ def map_path(out: str | Path, trace_id: str) -> Path:
     'out/maps/AIME+b7073a3092198281.safetensors'
     """
     name = quote(trace_id, safe=" ")
-    alike = any("A" <= letter <= "Z" for letter in trace_id) or _RESERVED.match(name)
+    if _RESERVED.match(name.lower()):
+        name = f"+{name}"  # `quote` leaves no plus in a name
+    alike = name.startswith("+") or any("A" <= letter <= "Z" for letter in trace_id)
     if len(name) > 180 or not name.strip(". ") or alike:
-        name = f"{name[:120]}+{_short_hash(trace_id)}"  # `quote` leaves no plus in a name
+        name = f"{name[:120]}+{_short_hash(trace_id)}"
     return Path(out) / "maps" / f"{name}.safetensors"
 
 
