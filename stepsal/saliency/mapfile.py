@@ -96,7 +96,7 @@ def _verify(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
         return
     try:
         same = header["sha256"] == _checksum(header, tensors)
-    except KeyError:
+    except (KeyError, RuntimeError, TypeError):
         same = False
     if not same:
         raise ValueError(
