@@ -182,7 +182,11 @@ def test_a_link_that_leads_nowhere_yet_is_written_through_and_one_that_leads_to_
 def test_two_names_of_one_file_share_its_lock(tmp_path):
     (tmp_path / "real").touch()
     (tmp_path / "link").symlink_to("real")
-    with locked(tmp_path / "real", AT_WORK), pytest.raises(FileError, match=AT_WORK), locked(tmp_path / "link", AT_WORK):
+    with (
+        locked(tmp_path / "real", AT_WORK),
+        pytest.raises(FileError, match=AT_WORK),
+        locked(tmp_path / "link", AT_WORK),
+    ):
         pass
 
 
@@ -195,7 +199,11 @@ def test_a_second_run_that_writes_the_same_file_is_refused(tmp_path):
 
 
 def test_a_full_disk_and_a_folder_that_may_not_be_written_have_fixes_of_their_own(tmp_path):
-    for number, fix in ((errno.ENOSPC, "Make room"), (errno.EDQUOT, "Make room"), (errno.EACCES, "Choose a folder you may")):
+    for number, fix in (
+        (errno.ENOSPC, "Make room"),
+        (errno.EDQUOT, "Make room"),
+        (errno.EACCES, "Choose a folder you may"),
+    ):
         with pytest.raises(FileError, match=fix), atomic_path(tmp_path / "a"):
             raise OSError(number, os.strerror(number))
 

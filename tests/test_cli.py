@@ -280,8 +280,16 @@ def test_a_missing_command_or_argument_is_bad_usage(capsys):
         (["demo", "--out", "d"], "stepsal.demo.run_demo", "goes on from there"),
         (["sweep", "c.toml", "--out", "d"], "stepsal.sweeps.run.run_sweep", "goes on from there"),
         (["sweep", "c.toml", "--dry-run"], "stepsal.sweeps.run.estimate", "a dry run writes nothing"),
-        (["compare", "d"], "stepsal.saliency.folder.load_step_maps", "comparison.json is as it was before, and .* starts anew"),
-        (["diagnose", "d"], "stepsal.saliency.folder.load_step_maps", "diagnosis.jsonl is as it was before, and .* starts anew"),
+        (
+            ["compare", "d"],
+            "stepsal.saliency.folder.load_step_maps",
+            "comparison.json is as it was before, and .* starts anew",
+        ),
+        (
+            ["diagnose", "d"],
+            "stepsal.saliency.folder.load_step_maps",
+            "diagnosis.jsonl is as it was before, and .* starts anew",
+        ),
         (["report", "d"], "stepsal.saliency.folder.load_step_maps", "the page is as it was before, and .* starts anew"),
         (["figure", "maps", "d", "--out", "f"], "stepsal.figures.save.save_figure", "every file is whole, old or new"),
     ],

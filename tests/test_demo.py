@@ -100,7 +100,16 @@ def test_an_interrupted_demo_goes_on_and_makes_nothing_twice(demo, tmp_path, mon
     assert (tmp_path / "traces.jsonl").read_bytes() == (demo / "traces.jsonl").read_bytes()
     assert (tmp_path / "layers.md").read_text() == (demo / "layers.md").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        ["demo.json", "demo.pdf", "demo.png", "layers.md", "maps", "saliency.json", "tokens.safetensors", "traces.jsonl"]
+        [
+            "demo.json",
+            "demo.pdf",
+            "demo.png",
+            "layers.md",
+            "maps",
+            "saliency.json",
+            "tokens.safetensors",
+            "traces.jsonl",
+        ]
     )
 
 

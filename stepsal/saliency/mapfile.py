@@ -100,7 +100,7 @@ def _verify(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
         same = False
     if not same:
         raise ValueError(
-            "it does not hold what was written to it: its checksum differs, as after a bit flipped; verify=False reads it as it is"
+            "it does not hold what was written to it: its checksum differs, as where a bit flipped; verify=False reads it so"
         )
 
 

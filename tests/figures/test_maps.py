@@ -167,7 +167,14 @@ def test_a_folder_that_lacks_what_a_figure_needs_is_refused(tmp_path, name, erro
 
 @pytest.mark.parametrize(
     ("out", "stem"),
-    [("fig", "fig"), ("fig.png", "fig"), ("fig.PDF", "fig"), ("fig.v2.png", "fig.v2"), ("fig.v2", "fig.v2"), ("a.b.c", "a.b.c")],
+    [
+        ("fig", "fig"),
+        ("fig.png", "fig"),
+        ("fig.PDF", "fig"),
+        ("fig.v2.png", "fig.v2"),
+        ("fig.v2", "fig.v2"),
+        ("a.b.c", "a.b.c"),
+    ],
 )
 def test_a_figure_is_written_where_the_user_said_and_nowhere_else(folder, tmp_path, out, stem):
     (tmp_path / "other.png").write_text("mine")

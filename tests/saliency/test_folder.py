@@ -268,7 +268,9 @@ def test_maps_of_traces_that_are_gone_or_renamed_are_left_out_and_said(qwen2, tm
     traces = some_traces(3)
     save(qwen2, traces, tmp_path)
     renamed = [traces[0], replace(traces[1], id="new")]
-    with pytest.warns(UserWarning, match=r"2 file\(s\) that are no maps of its traces \(t1.safetensors, t2.safetensors\)"):
+    with pytest.warns(
+        UserWarning, match=r"2 file\(s\) that are no maps of its traces \(t1.safetensors, t2.safetensors\)"
+    ):
         save(qwen2, renamed, tmp_path)
     with pytest.warns(UserWarning, match="they are left out"):
         assert trace_ids(tmp_path) == ["new", "t0"]
@@ -342,7 +344,9 @@ def test_a_folder_of_stepsal_0_1_is_read_and_gone_on_with_after_a_warning(qwen2,
     (tmp_path / "saliency.json").write_text(json.dumps(old))
     assert trace_ids(tmp_path) == ["t0", "t1"]
     for _ in range(2):
-        with pytest.warns(UserWarning, match="2 of [23] step maps .* do not say from which tokens and weights .* cannot be checked"):
+        with pytest.warns(
+            UserWarning, match="2 of [23] step maps .* do not say from which tokens and weights .* cannot be checked"
+        ):
             save(qwen2, some_traces(3), tmp_path)
     assert computed == ["t0", "t1", "t2"]
     assert trace_ids(tmp_path) == ["t0", "t1", "t2"]
@@ -361,7 +365,24 @@ def test_a_damaged_list_of_traces_is_named(qwen2, tmp_path, traces):
 
 # --- names, permissions and full disks ----------------------------------------------------------------------------------
 def test_ids_that_differ_only_in_case_or_normalisation_have_names_that_cannot_collide(tmp_path):
-    ids = ["a", "A", "ab", "aB", "AB", "\u00e9", "e\u0301", "\u00c9", "con", "CON", "nul.x", "x" * 300, "X" * 300, "a+b", "\ufb01", "fi"]
+    ids = [
+        "a",
+        "A",
+        "ab",
+        "aB",
+        "AB",
+        "\u00e9",
+        "e\u0301",
+        "\u00c9",
+        "con",
+        "CON",
+        "nul.x",
+        "x" * 300,
+        "X" * 300,
+        "a+b",
+        "\ufb01",
+        "fi",
+    ]
     names = [map_path(tmp_path, trace_id).name for trace_id in ids]
     folded = {unicodedata.normalize("NFKC", name.casefold()) for name in names}
     assert len(folded) == len(ids)
@@ -369,7 +390,9 @@ def test_ids_that_differ_only_in_case_or_normalisation_have_names_that_cannot_co
 
 
 def test_maps_under_the_names_of_stepsal_0_1_are_found(qwen2, tmp_path, computed):
-    traces = [replace(trace, id=trace_id) for trace, trace_id in zip(some_traces(2), ["AIME/3", "y" * 300], strict=True)]
+    traces = [
+        replace(trace, id=trace_id) for trace, trace_id in zip(some_traces(2), ["AIME/3", "y" * 300], strict=True)
+    ]
     paths = save(qwen2, traces, tmp_path)
     old = ["AIME%2F3", "y" * 120 + "-" + hashlib.sha256(b"y" * 300).hexdigest()[:16]]
     for path, name in zip(paths, old, strict=True):

@@ -326,7 +326,9 @@ HAND_MADE = {
     "text is a number": {"steps": odd_steps(text=3)},
     "half a surrogate pair": {"steps": odd_steps(text="\ud83d")},
     "a segment that there is none of": {"steps": odd_steps(segment="answer")},
-    "segments out of order": {"steps": odd_steps(segment="summary").replace('"summary", "start": 3', '"thinking", "start": 3')},
+    "segments out of order": {
+        "steps": odd_steps(segment="summary").replace('"summary", "start": 3', '"thinking", "start": 3')
+    },
     "another index": {"steps": odd_steps(index=2)},
     "a place that is no whole number": {"steps": odd_steps(start=2.0)},
     "a place that is true": {"steps": odd_steps(start=True)},
