@@ -5,6 +5,8 @@
 3. Every trace gets its step map (exact, all layers and heads).
 4. A table and a figure compare the right answers with the wrong ones, layer by layer; one trace keeps its token-level map, for
    a figure.
+
+`demo.json` says what the folder is of. A run that was interrupted goes on: answers and maps that are there are not made again.
 """
 
 from collections import Counter
@@ -15,16 +17,23 @@ from typing import TYPE_CHECKING, Any
 from einops import reduce
 
 from stepsal import plot
+from stepsal._version import __version__
 from stepsal.diagnosis.diagnosis import Diagnosis, diagnose
+from stepsal.errors import FileError
 from stepsal.figures.maps import draw_maps, save_example
-from stepsal.files import atomic_path
-from stepsal.generation.task import answer_problems
+from stepsal.files import agree_on_settings, atomic_path, locked
+from stepsal.generation.files import generate_file
+from stepsal.generation.generate import Decoding
+from stepsal.generation.questions import task_questions, tokens_needed
 from stepsal.markdown import markdown_table
+from stepsal.models.host import Model
 from stepsal.models.loading import load_model
+from stepsal.models.lookup import model_fingerprint
+from stepsal.reasoner.problems import DEFAULT_LENGTH
 from stepsal.saliency.folder import save_step_maps
 from stepsal.saliency.influence import token_influence
 from stepsal.saliency.stepmap import StepMap
-from stepsal.traces.files import write_traces
+from stepsal.traces.files import read_traces
 from stepsal.traces.trace import Trace
 
 if TYPE_CHECKING:
@@ -37,11 +46,45 @@ METRICS = ("lock_in", "thinking_to_summary")
 
 
 def run_demo(out: Path, problems: int = 128, *, progress: bool = True) -> str:
-    """Run these steps, write the results to `out`, and return the text to print."""
-    model = load_model()
-    traces = answer_problems(model, problems, progress=progress)
-    write_traces(out / "traces.jsonl", traces)
-    paths = save_step_maps(model, traces, out, progress=progress)
+    """Run these steps, write the results to `out`, and return the text to print.
+
+    Raises `FileError` where `out` was begun with another number of problems, another version of stepsal or another model, where
+    another run is at work in it, and where it cannot be written.
+    """
+    out, model = Path(out), load_model()
+    about = out / "demo.json"
+    at_work = f"another run of the demo is at work in {out}: wait for it, or use another --out folder"
+    with locked(about, at_work, also=["layers.md", "demo.png", "demo.pdf", "tokens.safetensors"]):
+        traces = _answers(model, out, about, problems, progress)
+        return _results(model, out, traces, save_step_maps(model, traces, out, progress=progress))
+
+
+def _answers(model: Model, out: Path, about: Path, problems: int, progress: bool) -> list[Trace]:
+    """The graded traces: from the file, or those that are not there made and written."""
+    path, partial = out / "traces.jsonl", out / ".traces.jsonl.partial"
+    agree_on_settings(
+        about,
+        {"problems": problems, "stepsal": __version__, "model_sha256": model_fingerprint(model)},
+        begun=path.exists() or partial.exists(),
+        refusal=f"{out} holds a demo with other settings",
+        unknown=f"nothing says what {path} was made with",
+        fix="Use another --out folder.",
+    )
+    questions = task_questions("test", [DEFAULT_LENGTH], problems)
+    if not path.exists():
+        decoding = Decoding(max_new_tokens=tokens_needed([DEFAULT_LENGTH]), batch_size=64)
+        return generate_file(model, questions, path, decoding, progress=progress)
+    traces = read_traces(path, model.tokenizer)
+    if [trace.id for trace in traces] != [question.id for question in questions]:
+        raise FileError(
+            f"{path} does not hold the answers to the demo's {problems} problems any more, in order: {len(traces)} traces. "
+            "Put it back as it was, or use another --out folder."
+        )
+    return traces
+
+
+def _results(model: Model, out: Path, traces: Sequence[Trace], paths: Sequence[Path]) -> str:
+    """Write the token-level map, the table and the figure; gives the text to print."""
     groups: Groups = {"correct": [], "wrong": []}
     for trace, path in zip(traces, paths, strict=True):
         groups["correct" if trace.correct else "wrong"].append((trace, StepMap.load(path)))
@@ -58,7 +101,7 @@ def run_demo(out: Path, problems: int = 128, *, progress: bool = True) -> str:
         for suffix in ("png", "pdf"):
             with atomic_path(out / f"demo.{suffix}") as temporary:
                 figure.savefig(temporary, format=suffix)
-    errors = Counter(str(trace.meta["error"]) for trace, _ in groups["wrong"])
+    errors = Counter(str(trace.meta.get("error")) for trace, _ in groups["wrong"])
     kinds = ", ".join(f"{count} {kind}" for kind, count in errors.most_common())
     return (
         f"{len(groups['correct'])} of {len(traces)} problems right"
@@ -91,7 +134,7 @@ def draw(groups: Groups, diagnoses: Mapping[str, Sequence[Diagnosis]]) -> Figure
     from matplotlib.figure import Figure as MatplotlibFigure
 
     examples = {name: _example(name, groups) for name in groups}
-    notes = {name: "" if trace.correct else f" ({trace.meta['error']})" for name, (trace, _) in examples.items()}
+    notes = {name: "" if trace.correct else f" ({trace.meta.get('error')})" for name, (trace, _) in examples.items()}
     figure = MatplotlibFigure(figsize=(9.2, max(4.4, 2.8 * len(examples) + 0.6)), layout="constrained")
     columns: Any = figure.subfigures(1, 2, width_ratios=[2, 1.15])
     left, right = columns
@@ -105,4 +148,4 @@ def draw(groups: Groups, diagnoses: Mapping[str, Sequence[Diagnosis]]) -> Figure
 def _example(name: str, groups: Groups) -> tuple[Trace, StepMap]:
     """The group's first trace and its map; of correct traces the first without an error on the way, if there is one."""
     group = groups[name]
-    return next((pair for pair in group if name == "wrong" or not pair[0].meta["error"]), group[0])
+    return next((pair for pair in group if name == "wrong" or not pair[0].meta.get("error")), group[0])

@@ -1,11 +1,14 @@
 """Files that are whole or not there, folders that one run at a time writes, and settings that every run into them shares.
 
 `atomic_path`: everything stepsal writes goes through it.
-`locked`: keeps a second run out of a file or folder while a first one is at work.
+`locked`: keeps a second run out of a file or folder while a first one is at work; `exclusive_path` is both, for one file.
 `agree_on_settings`: a run that goes on from an earlier one must have the earlier one's settings.
+`sha256_of`: the checksum that goes into what is written, and is compared when it is read.
 """
 
 import difflib
+import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,12 +22,30 @@ from stepsal.errors import FileError
 DIFF_LINES = 60
 """How many lines of a difference between settings a message shows."""
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+def sha256_of(*parts: str | bytes | memoryview) -> str:
+    """The SHA-256 of several texts and buffers, none of which can pass for a part of its neighbour.
+
+    >>> sha256_of("ab", b"c") == sha256_of("a", b"bc")
+    False
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        data = memoryview(part.encode() if isinstance(part, str) else part).cast("B")
+        digest.update(f"{data.nbytes}:".encode())
+        digest.update(data)
+    return digest.hexdigest()
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path to write to; it takes the place of `path` when the block ends without an error.
 
-    Missing parent folders are made. Raises `FileError` when the folder cannot be written.
+    A symbolic link is written through: the file that it leads to is replaced, and the link stays. Missing parent folders are
+    made. Raises `FileError` when the file cannot be written.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -34,26 +55,51 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     'whole'
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        target = _followed(path)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            os.replace(temporary, path)
+            os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
     except FileError:
         raise
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
+
+
+def _followed(path: Path) -> Path:
+    """Where a symbolic link leads, over however many links; any other path as it is."""
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    return target
+
+
+@contextmanager
+def exclusive_path(path: str | Path) -> Iterator[Path]:
+    """`atomic_path` under a lock: a second run that writes the same file at the same time is refused with a `FileError`.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "a.txt"
+    >>> with exclusive_path(path) as temporary:
+    ...     _ = temporary.write_text("whole")
+    >>> [each.name for each in path.parent.iterdir()]
+    ['a.txt']
+    """
+    at_work = f"another run is writing {path}: wait for it, or write to another file"
+    with locked(path, at_work), atomic_path(path) as temporary:
+        yield temporary
 
 
 @contextmanager
 def locked(path: str | Path, at_work: str, *, also: Sequence[str] = ()) -> Iterator[None]:
     """Keep every other run from writing `path`, and what belongs to it, while the block runs; the lock of a killed run is free.
 
-    The lock is `.NAME.lock` beside `path`; it is gone when the block ends, and so are the temporary files that killed runs left
-    behind. Missing parent folders are made.
+    The lock is `.NAME.lock` beside `path`, or beside the file that it leads to if it is a symbolic link. It is gone when the
+    block ends, and so are the temporary files that killed runs left behind. Missing parent folders are made.
 
     Args:
         at_work: what to say where another run holds the lock.
@@ -74,22 +120,24 @@ def locked(path: str | Path, at_work: str, *, also: Sequence[str] = ()) -> Itera
     from filelock import FileLock, Timeout
 
     path = Path(path)
-    lock_file = path.with_name(f".{path.name}.lock")
-    # A soft lock, which is a file that says who holds it, would survive a killed run on another machine.
-    lock = FileLock(lock_file, blocking=False, fallback_to_soft=False)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target = _followed(path)
+        lock_file = target.with_name(f".{target.name}.lock")
+        # A soft lock, which is a file that says who holds it, would survive a killed run on another machine.
+        lock = FileLock(lock_file, blocking=False, fallback_to_soft=False)
+        target.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
         raise FileError(at_work) from error
     except OSError as error:
-        if not lock_file.exists():
-            raise _cannot_write(path, error) from error
+        if error.errno not in _NO_LOCKS:
+            raise cannot_write(path, error) from error
         raise FileError(
             f"cannot lock {path}: {error.strerror or error}. Choose a folder on a disk that has locks."
         ) from error
     try:
-        _remove_temporaries(path.parent, [escape(path.name), *also])
+        _remove_temporaries(target.parent, [escape(target.name)])
+        _remove_temporaries(path.parent, also)
         yield
     finally:
         with suppress(OSError):  # Windows removes no open file; filelock itself removes it there
@@ -104,8 +152,10 @@ def _remove_temporaries(folder: Path, patterns: Sequence[str]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _cannot_write(path: Path, error: OSError) -> FileError:
-    return FileError(f"cannot write {path}: {error.strerror or error}. Choose a folder you may write to.")
+def cannot_write(path: str | Path, error: OSError) -> FileError:
+    """What to tell of a file that could not be written, with the fix that its reason has."""
+    fix = "Make room, and run the same again." if error.errno in _NO_ROOM else "Choose a folder you may write to."
+    return FileError(f"cannot write {path}: {error.strerror or error}. {fix}")
 
 
 def agree_on_settings(
@@ -117,6 +167,7 @@ def agree_on_settings(
     unknown: str,
     fix: str,
     defaults: Mapping[str, Any] | None = None,
+    beside: Sequence[str] = (),
     indent: int = 1,
     sort_keys: bool = False,
 ) -> None:
@@ -129,6 +180,7 @@ def agree_on_settings(
         fix: a whole sentence.
         defaults: values for keys that the file lacks, at any depth: what holds where a file was written before there was
             such a key.
+        beside: keys of the file that are no settings: they are not compared.
         indent, sort_keys: how the file is written, as in `json.dumps`.
 
     Raises `FileError`: the settings differ, the file cannot be read, or it cannot be written.
@@ -142,22 +194,31 @@ def agree_on_settings(
     Traceback (most recent call last):
     stepsal.errors.FileError: begun with other settings (rule 'abs' -> 'grad'). Use another folder.
     """
-    path = Path(path)
-    text = json.dumps(settings, indent=indent, sort_keys=sort_keys) + "\n"
     if not begun:
-        with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_settings(path, settings, indent=indent, sort_keys=sort_keys)
         return
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(before, dict):
-            raise ValueError(f"it holds a {type(before).__name__}, expected an object")
-    except (OSError, ValueError) as error:
-        problem = f"cannot read {path}" if isinstance(error, OSError) else f"{path} is damaged"
-        raise FileError(f"{unknown}: {problem} ({error}). {fix}") from error
-    before, now = _with_defaults(before, json.loads(json.dumps(defaults or {}))), json.loads(text)
+    before = {key: value for key, value in read_settings(path, unknown, fix).items() if key not in beside}
+    before, now = _with_defaults(before, json.loads(json.dumps(defaults or {}))), json.loads(json.dumps(settings))
     if before != now:
         raise FileError(f"{refusal} {_differences(before, now, fix)}")
+
+
+def write_settings(path: str | Path, settings: Mapping[str, Any], *, indent: int = 1, sort_keys: bool = False) -> None:
+    """Write settings as a JSON file, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(settings, indent=indent, sort_keys=sort_keys) + "\n", encoding="utf-8")
+
+
+def read_settings(path: str | Path, unknown: str, fix: str) -> dict[str, Any]:
+    """The object that a JSON file of settings holds. Raises `FileError`: `unknown`, the reason, `fix`."""
+    try:
+        written = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(written, dict):
+            raise ValueError(f"it holds a {type(written).__name__}, expected an object")
+    except (OSError, ValueError, RecursionError) as error:
+        problem = f"cannot read {path}" if isinstance(error, OSError) else f"{path} is damaged"
+        raise FileError(f"{unknown}: {problem} ({error}). {fix}") from error
+    return written
 
 
 def _with_defaults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,7 +238,9 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], fix: str) ->
         values = [record[key] for record in (before, now) if key in record]
         if len(values) == 2 and values[0] == values[1]:
             continue
-        if any(map(_is_nested, values)):
+        if key.endswith("_sha256") and len(values) == 2:
+            names.append(f"{key.removesuffix('_sha256')}: what is in it differs, by its hash")
+        elif any(map(_is_nested, values)):
             names.append(key)
             nested = True
         else:

@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -275,3 +276,41 @@ def test_a_missing_command_or_argument_is_bad_usage(capsys):
             main(arguments)
         assert ended.value.code == 2
         assert capsys.readouterr().err.startswith("usage: stepsal")
+
+
+@pytest.mark.parametrize(
+    ("command", "where", "says"),
+    [
+        (["demo", "--out", "d"], "stepsal.demo.run_demo", "goes on from there"),
+        (["sweep", "c.toml", "--out", "d"], "stepsal.sweeps.run.run_sweep", "goes on from there"),
+        (["sweep", "c.toml", "--dry-run"], "stepsal.sweeps.run.estimate", "a dry run writes nothing"),
+        (
+            ["compare", "d"],
+            "stepsal.saliency.folder.load_step_maps",
+            "comparison.json is as it was before, and .* starts anew",
+        ),
+        (
+            ["diagnose", "d"],
+            "stepsal.saliency.folder.load_step_maps",
+            "diagnosis.jsonl is as it was before, and .* starts anew",
+        ),
+        (["report", "d"], "stepsal.saliency.folder.load_step_maps", "the page is as it was before, and .* starts anew"),
+        (["figure", "maps", "d", "--out", "f"], "stepsal.figures.save.save_figure", "every file is whole, old or new"),
+    ],
+)
+def test_an_interrupt_says_what_is_true_of_the_command(command, where, says, monkeypatch, capsys):
+    def interrupted(*given, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where, interrupted)
+    assert main(command) == 1
+    assert re.fullmatch(rf"stepsal: interrupted; .*{says}.*\n", capsys.readouterr().err)
+
+
+def test_a_path_that_may_not_be_used_is_named_whatever_the_system_calls_it(monkeypatch, capsys):
+    def forbidden(*given, **options):
+        raise PermissionError(13, "Permission denied", "secret/maps")
+
+    monkeypatch.setattr("stepsal.saliency.folder.load_step_maps", forbidden)
+    assert main(["compare", "secret"]) == 2
+    assert capsys.readouterr().err == "stepsal: cannot use secret/maps: Permission denied\n"

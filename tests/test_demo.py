@@ -4,10 +4,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stepsal import StepMap, diagnose, lock_in, read_traces, step_saliency, thinking_to_summary
+import stepsal.generation.files
+import stepsal.saliency.folder
+from stepsal import FileError, StepMap, diagnose, lock_in, read_traces, step_saliency, thinking_to_summary
 from stepsal.cli import main
 from stepsal.demo import draw, layer_table
 from stepsal.figures.maps import load_example
+from stepsal.files import locked
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +66,76 @@ def test_the_demos_folder_is_what_the_other_commands_read(demo, tmp_path):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert f"Made by `stepsal figure {name} {demo}" in (tmp_path / f"{name}.md").read_text()
+
+
+def count_answers(monkeypatch):
+    decoded, real = [], stepsal.generation.files.stream
+
+    def counted(*given, **options):
+        for batch in real(*given, **options):
+            decoded.extend(batch)
+            yield batch
+
+    monkeypatch.setattr(stepsal.generation.files, "stream", counted)
+    return decoded
+
+
+def test_an_interrupted_demo_goes_on_and_makes_nothing_twice(demo, tmp_path, monkeypatch, capsys):
+    real, made = stepsal.saliency.folder.step_saliency, []
+
+    def interrupted(model, trace, **options):
+        made.append(trace.id)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return real(model, trace, **options)
+
+    decoded = count_answers(monkeypatch)
+    monkeypatch.setattr(stepsal.saliency.folder, "step_saliency", interrupted)
+    command = ["demo", "--out", str(tmp_path), "--problems", "5"]
+    assert main(command) == 1
+    assert "interrupted; what is finished is kept, and the same command goes on from there" in capsys.readouterr().err
+    assert main(command) == 0
+    assert sorted(decoded) == list(range(5))
+    assert len(made) == 6
+    assert (tmp_path / "traces.jsonl").read_bytes() == (demo / "traces.jsonl").read_bytes()
+    assert (tmp_path / "layers.md").read_text() == (demo / "layers.md").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [
+            "demo.json",
+            "demo.pdf",
+            "demo.png",
+            "layers.md",
+            "maps",
+            "saliency.json",
+            "tokens.safetensors",
+            "traces.jsonl",
+        ]
+    )
+
+
+def test_another_number_of_problems_in_one_folder_is_refused(demo, capsys):
+    assert main(["demo", "--out", str(demo), "--problems", "3"]) == 2
+    assert "holds a demo with other settings (problems 5 -> 3). Use another --out folder." in capsys.readouterr().err
+    assert len(list((demo / "maps").iterdir())) == 5
+
+
+def test_traces_that_are_not_the_demos_are_neither_taken_nor_written_over(tmp_path, capsys):
+    (tmp_path / "traces.jsonl").write_text("mine\n")
+    assert main(["demo", "--out", str(tmp_path), "--problems", "3"]) == 2
+    assert "nothing says what" in capsys.readouterr().err
+    assert (tmp_path / "traces.jsonl").read_text() == "mine\n"
+
+
+def test_a_second_demo_in_one_folder_is_refused_while_the_first_is_at_work(tmp_path, capsys):
+    with locked(tmp_path / "demo.json", "at work"):
+        assert main(["demo", "--out", str(tmp_path), "--problems", "3"]) == 2
+    assert "another run of the demo is at work" in capsys.readouterr().err
+
+
+def test_a_token_map_whose_bits_flipped_is_damaged(demo, tmp_path):
+    (tmp_path / "tokens.safetensors").write_bytes(content := (demo / "tokens.safetensors").read_bytes())
+    changed = bytearray(content)
+    changed[-9] ^= 4
+    (tmp_path / "tokens.safetensors").write_bytes(changed)
+    with pytest.raises(FileError, match=r"damaged \(its checksum differs\)"):
+        load_example(tmp_path)

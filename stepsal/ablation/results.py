@@ -107,7 +107,7 @@ class Results:
             there = pq.read_schema(path).names  # rows of an older version lack cpu_seconds
             table = pq.read_table(path, columns=[name for name in schema().names if name != "trace" and name in there])
         except (OSError, pa.ArrowException) as error:
-            raise FileError(f"{path} is damaged ({error}): delete it, and `stepsal sweep` makes it again") from error
+            raise FileError(f"{path} is damaged ({error}): move it away, and `stepsal sweep` makes it again") from error
         try:
             config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):  # only captions need it

@@ -16,6 +16,7 @@ COMMANDS = (demo, generate, traces, saliency, diagnose, compare, sweep, figure, 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command that the arguments name (those of the process by default), and return its exit status."""
+    given = None
     try:
         from stepsal.plugins import load_plugins
 
@@ -25,9 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
         given = _parser().parse_args(arguments)
         return given.run(given) or 0
     except KeyboardInterrupt:
-        print(
-            "stepsal: interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr
-        )
+        said = "interrupted before anything was done" if given is None else given.interrupted
+        print(f"stepsal: {said}", file=sys.stderr)
         return 1
     except (InputError, FileError, UnsupportedModelError) as error:
         print(f"stepsal: {error}", file=sys.stderr)
@@ -35,6 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
     except StepsalError as error:
         print(f"stepsal: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"stepsal: cannot use {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:

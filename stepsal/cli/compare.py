@@ -19,7 +19,7 @@ def add(commands: "options.Commands") -> None:
     parser.add_argument(
         "--resamples", type=options.positive, default=2000, help="bootstrap and permutations (default: %(default)s)"
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, interrupted=options.STARTS_ANEW.format("DIR/comparison.json"))
 
 
 def run(given: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ def add(commands: "options.Commands") -> None:
     parser.add_argument(
         "--problems", type=options.positive, default=128, help="how many test problems (default: %(default)s)"
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, interrupted=options.GOES_ON)
 
 
 def run(given: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ def add(commands: "options.Commands") -> None:
     parser.add_argument(
         "--reference", type=Path, metavar="DIR2", help="judge against the correct traces of this folder (same model)"
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, interrupted=options.STARTS_ANEW.format("DIR/diagnosis.jsonl"))
 
 
 def run(given: argparse.Namespace) -> None:

@@ -27,7 +27,9 @@ def add(commands: "options.Commands") -> None:
         "second", type=Path, nargs="?", metavar="DIR2", help="before_after: after; compute: a sweep with samples"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="its PDF and caption go beside it")
-    parser.set_defaults(run=run)
+    parser.set_defaults(
+        run=run, interrupted="interrupted; every file is whole, old or new: the same command writes all of them"
+    )
 
 
 def run(given: argparse.Namespace) -> None:

@@ -48,7 +48,7 @@ def add(commands: "options.Commands") -> None:
         metavar="NAME",
         help="math, exact, or one of your own (default: math; the bundled task has its own rule)",
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, interrupted=options.GOES_ON)
 
 
 def run(given: argparse.Namespace) -> None:

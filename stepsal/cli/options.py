@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     """What a command's `add` adds its parser to."""
 
 
+GOES_ON = "interrupted; what is finished is kept, and the same command goes on from there"
+"""What a command says after Ctrl-C where it goes on from what an earlier run finished."""
+
+STARTS_ANEW = "interrupted; {} is as it was before, and the same command starts anew"
+"""Likewise where a command writes once, at its end; with the name of what it would have written."""
+
+
 def plugins() -> argparse.ArgumentParser:
     parent, group = _titled("plug-ins")
     group.add_argument(

@@ -18,7 +18,7 @@ def add(commands: "options.Commands") -> None:
         "--heads", type=options.indices, default=None, help="single heads to embed, such as 0,3 (default: the mean)"
     )
     parser.add_argument("--traces", nargs="+", metavar="ID", default=None, help="these traces only")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, interrupted=options.STARTS_ANEW.format("the page"))
 
 
 def run(given: argparse.Namespace) -> None:

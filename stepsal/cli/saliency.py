@@ -27,7 +27,7 @@ def add(commands: "options.Commands") -> None:
         "--chunk", default="auto", type=options.chunk_size, help="query positions per pass (default: auto)"
     )
     parser.add_argument("--skip-broken", action="store_true", help="read the other lines of a file with broken ones")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, interrupted=options.GOES_ON)
 
 
 def run(given: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ def add(commands: "options.Commands") -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="print settings, number of answers and time; write nothing"
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, interrupted=options.GOES_ON)
 
 
 def run(given: argparse.Namespace) -> None:
@@ -33,6 +33,7 @@ def run(given: argparse.Namespace) -> None:
     from stepsal.sweeps.run import estimate, run_sweep
 
     if given.dry_run:
+        given.interrupted = "interrupted; a dry run writes nothing"
         print(estimate(given.config, given.engine, given.workers, given.address))
         return
     if given.out is None:

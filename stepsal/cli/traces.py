@@ -23,7 +23,7 @@ def add(commands: "options.Commands") -> None:
     parser.add_argument(
         "--model", required=True, metavar="NAME_OR_DIR", help="whose tokenizer and chat template to use"
     )
-    parser.set_defaults(run=convert)
+    parser.set_defaults(run=convert, interrupted=options.STARTS_ANEW.format("the file of --out"))
 
 
 def convert(given: argparse.Namespace) -> int:

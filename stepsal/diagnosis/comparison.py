@@ -24,10 +24,10 @@ import torch
 
 from stepsal._version import __version__
 from stepsal.checks import checked, path, several, whole
+from stepsal.diagnosis.comparisonfile import TABLES, read_comparison, write_comparison
 from stepsal.diagnosis.diagnosis import Diagnosis, check_alike, diagnose
 from stepsal.diagnosis.metrics import LABELS
-from stepsal.errors import FileError, InputError
-from stepsal.files import atomic_path
+from stepsal.errors import InputError
 from stepsal.markdown import markdown_table
 from stepsal.saliency.stepmap import StepMap
 from stepsal.statistics.resampling import Columns, statistics
@@ -38,8 +38,6 @@ else:  # pandas takes a while to import, so it is imported where it is used
     DataFrame = Any
 
 LENGTH_TOLERANCE = 0.1
-_FORMAT = "stepsal comparison 1"
-_TABLES = ("table", "matched", "position_only")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +79,7 @@ class Comparison:
         """A Markdown table with, for each metric, the layer that tells wrong from correct traces best, and its controls."""
         header = ["metric", "layer", "correct", "wrong", "difference (95 %)", "AUC (95 %)", "p, corrected"]
         header += ["AUC matched (95 %)", "p, corrected", "AUC, distance alone"]
-        tables = [self._records(name) for name in _TABLES]
+        tables = [self._records(name) for name in TABLES]
         lines = []
         for metric in dict.fromkeys(name for name, _ in tables[0]):
             rows = {layer: row for (name, layer), row in tables[0].items() if name == metric and row["auc"] is not None}
@@ -113,33 +111,27 @@ class Comparison:
 
     @checked(path=path)
     def save(self, path: str | Path) -> None:
-        """Write the comparison as JSON, atomically."""
+        """Write the comparison as JSON with a checksum, atomically."""
         tables = {
-            name: json.loads(getattr(self, name).to_json(orient="records", double_precision=12)) for name in _TABLES
+            name: json.loads(getattr(self, name).to_json(orient="records", double_precision=12)) for name in TABLES
         }
-        text = json.dumps({"format": _FORMAT, "meta": self.meta, "pairs": self.pairs} | tables, indent=1)
-        with atomic_path(path) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+        write_comparison(path, self.meta, self.pairs, tables)
 
     @classmethod
     @checked(path=path)
-    def load(cls, path: str | Path) -> "Comparison":
-        """Read a comparison that `save` wrote. Raises `FileError` for anything else."""
+    def load(cls, path: str | Path, *, verify: bool = True) -> "Comparison":
+        """Read a comparison that `save` wrote, and check it whole; `verify=False` does not compare its checksum.
+
+        Raises `FileError` for anything else.
+        """
         import pandas as pd
 
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            if content["format"] != _FORMAT:
-                raise ValueError(f"its format is {content['format']!r}, expected {_FORMAT!r}")
-            tables = {name: pd.DataFrame(content[name]) for name in _TABLES}
-            for table in tables.values():
-                for column in table.columns.drop("metric", errors="ignore"):
-                    table[column] = table[column].astype("Int64" if column == "layer" else float)
-            return cls(pairs=tuple((i, j) for i, j in content["pairs"]), meta=content["meta"], **tables)
-        except FileNotFoundError as error:
-            raise FileError(f"there is no comparison at {path}: make it with `stepsal compare`") from error
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise FileError(f"{path} is not a comparison this version can read ({error}). Make it again.") from error
+        content = read_comparison(path, verify)
+        tables = {name: pd.DataFrame(content[name]) for name in TABLES}
+        for table in tables.values():
+            for column in table.columns.drop("metric", errors="ignore"):
+                table[column] = table[column].astype("Int64" if column == "layer" else float)
+        return cls(pairs=tuple((i, j) for i, j in content["pairs"]), meta=content["meta"], **tables)
 
     def _repr_html_(self) -> str:
         shown = self.table.assign(metric=[LABELS.get(name, name) for name in self.table["metric"]])

@@ -30,7 +30,7 @@ from stepsal.checks import checked, several
 from stepsal.diagnosis.metrics import LABELS, METRICS, decay_ratio, decay_slope, middle_half, position_only
 from stepsal.diagnosis.registry import shown_metrics
 from stepsal.errors import InputError
-from stepsal.files import atomic_path
+from stepsal.files import exclusive_path
 from stepsal.markdown import markdown_table
 from stepsal.models.layers import band
 from stepsal.saliency.checks import a_map
@@ -291,7 +291,7 @@ def write_diagnoses(path: str | Path, diagnoses: Sequence[Diagnosis]) -> None:
             ],
         }
         lines.append(json.dumps(line, ensure_ascii=False))
-    with atomic_path(path) as temporary:
+    with exclusive_path(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -18,9 +18,9 @@ from stepsal.diagnosis.diagnosis import Diagnosis, diagnose
 from stepsal.diagnosis.metrics import METRICS
 from stepsal.diagnosis.registry import shown_metrics
 from stepsal.errors import FileError
-from stepsal.files import atomic_path
+from stepsal.files import atomic_path, sha256_of
 from stepsal.plot.canvas import new_figure
-from stepsal.saliency.folder import group_maps, load_step_maps, map_path
+from stepsal.saliency.folder import find_map, group_maps, load_step_maps
 from stepsal.saliency.stepmap import StepMap
 
 if TYPE_CHECKING:
@@ -159,10 +159,15 @@ MAP_FIGURES: dict[str, Callable[[Path], tuple[Figure, str]]] = {
 
 def save_example(folder: Path, influence: torch.Tensor, trace_id: str) -> None:
     """Save a token-level map (the mean over layers and heads) of one of the folder's traces, for the figure `tokens`."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
+    header = {"trace": json.dumps(trace_id), "sha256": _checksum(influence, trace_id)}
     with atomic_path(folder / "tokens.safetensors") as temporary:
-        save_file({"influence": influence.contiguous()}, temporary, {"trace": json.dumps(trace_id)})
+        temporary.write_bytes(save({"influence": influence.contiguous()}, header))
+
+
+def _checksum(influence: torch.Tensor, trace_id: str) -> str:
+    return sha256_of(trace_id, f"{influence.dtype} {list(influence.shape)}", influence.contiguous().numpy().data)
 
 
 def load_example(folder: Path) -> tuple[torch.Tensor, StepMap]:
@@ -171,13 +176,30 @@ def load_example(folder: Path) -> tuple[torch.Tensor, StepMap]:
 
     path = folder / "tokens.safetensors"
     try:
+        with path.open("rb"):  # safetensors calls whatever it cannot open missing
+            pass
         with safe_open(path, "pt") as file:
-            influence, trace_id = file.get_tensor("influence"), json.loads(file.metadata()["trace"])
+            influence, header = file.get_tensor("influence"), file.metadata() or {}
+        trace_id = json.loads(header["trace"])
+        if influence.dtype != torch.float32 or influence.ndim != 2 or not isinstance(trace_id, str):
+            raise ValueError(f"it holds {influence.dtype} of shape {tuple(influence.shape)} of the trace {trace_id!r}")
+        if header.get("sha256", expected := _checksum(influence, trace_id)) != expected:
+            raise ValueError("its checksum differs")
     except FileNotFoundError as error:
         raise FileError(f"there is no token-level map {path}: `stepsal demo` writes one") from error
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise FileError(f"{path} is cut short or damaged ({error}). Delete it and run `stepsal demo` again.") from error
-    return influence, StepMap.load(map_path(folder, trace_id))
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, RecursionError) as error:
+        raise FileError(
+            f"{path} is cut short or damaged ({error}). Run `stepsal demo` again: it makes it anew."
+        ) from error
+    stepmap = StepMap.load(find_map(folder, trace_id))
+    if tuple(influence.shape) != (tokens := stepmap.steps[-1].stop, tokens):
+        raise FileError(
+            f"{path} is of {len(influence)} tokens, and the map of its trace {trace_id!r} of {tokens}: they are of different "
+            "traces. Run `stepsal demo` again: it makes the first anew."
+        )
+    return influence, stepmap
 
 
 def _diagnosed(folder: Path) -> dict[str, Sequence[Diagnosis]]:

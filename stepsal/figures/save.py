@@ -5,6 +5,7 @@ maps, `stepsal.figures.sweeps` the figures and tables of sweeps.
 """
 
 from collections.abc import Callable
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from stepsal import plot
 from stepsal.errors import InputError
 from stepsal.figures.maps import MAP_FIGURES
 from stepsal.figures.sweeps import SWEEP_FIGURES, FigureOrTables
-from stepsal.files import atomic_path
+from stepsal.files import atomic_path, locked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,6 +30,8 @@ def _of_maps(name: str, draw: Callable[[Path], tuple[Figure, str]]) -> Callable[
 
     return checked
 
+
+_SUFFIXES = (".png", ".pdf", ".md", ".tex")
 
 FIGURES: dict[str, Callable[[Path, Path | None], FigureOrTables]] = {
     **{name: _of_maps(name, draw) for name, draw in MAP_FIGURES.items()},
@@ -47,7 +50,8 @@ def save_figure(
     Args:
         name: of the figure.
         folder: the results.
-        out: where to write; the suffix does not matter.
+        out: where to write. A suffix `.png`, `.pdf`, `.md` or `.tex` gives way to that of each file; any other is part of the
+            name.
         second: another folder, for the figures that compare two.
         command: how the files say that they were made; by default with `stepsal figure`.
 
@@ -60,23 +64,26 @@ def save_figure(
     """
     if name not in FIGURES:
         raise InputError(f"unknown figure {name!r}: expected one of {', '.join(FIGURES)}")
-    out = Path(out).with_suffix("")
-    paths = []
-    with plot.style():
+    out = Path(out)
+    stem = out.with_suffix("") if out.suffix.lower() in _SUFFIXES else out
+    at_work = f"another run is drawing {stem}: wait for it, or give another --out"
+    with plot.style(), locked(stem, at_work, also=[f"{escape(stem.name)}{suffix}" for suffix in _SUFFIXES]):
         made = FIGURES[name](Path(folder), None if second is None else Path(second))
-        if made.figure is not None:
-            for suffix in ("png", "pdf"):
-                paths.append(out.with_suffix(f".{suffix}"))
-                metadata: Any = (
-                    {"CreationDate": None} if suffix == "pdf" else None
-                )  # the same results give the same file
-                with atomic_path(paths[-1]) as temporary:
-                    made.figure.savefig(temporary, format=suffix, metadata=metadata)
-    folders = f"{folder} {second}" if second else f"{folder}"
-    command = command or f"stepsal figure {name} {folders} --out {out}.{'png' if paths else 'md'}"
-    how = f"Made by `{command}`."
+        folders = f"{folder} {second}" if second else f"{folder}"
+        command = command or f"stepsal figure {name} {folders} --out {stem}.{'md' if made.figure is None else 'png'}"
+        return _write(made, stem, f"Made by `{command}`.")
+
+
+def _write(made: FigureOrTables, stem: Path, how: str) -> list[Path]:
+    paths = []
+    if made.figure is not None:
+        for suffix in ("png", "pdf"):
+            paths.append(stem.with_name(f"{stem.name}.{suffix}"))
+            metadata: Any = {"CreationDate": None} if suffix == "pdf" else None  # the same results give the same file
+            with atomic_path(paths[-1]) as temporary:
+                made.figure.savefig(temporary, format=suffix, metadata=metadata)
     for suffix, text in made.texts.items():
-        paths.append(out.with_suffix(f".{suffix}"))
+        paths.append(stem.with_name(f"{stem.name}.{suffix}"))
         with atomic_path(paths[-1]) as temporary:
             temporary.write_text(f"% {how}\n{text}" if suffix == "tex" else f"{text}\n{how}\n", encoding="utf-8")
     return paths

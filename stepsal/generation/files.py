@@ -2,28 +2,32 @@
 
 In: problems (`stepsal.generation.questions`). Out: a JSONL file of traces, graded where the answers are known.
 
-While it is being made, finished traces stand in `.NAME.partial` beside it, and in `.NAME.settings` what they were made with.
-The same call goes on from there; other settings are refused, and so is a second run while a first one is at work. When all
-traces are there, the file is written whole, in order.
+While it is being made, finished traces stand in `.NAME.partial` beside it, and in `.NAME.settings` what they were made with,
+with hashes of the model's weights, of the prompts' tokens and of the tokenizer. The same call goes on from there; other
+settings are refused, and so is a second run while a first one is at work. When all traces are there, the file is written whole,
+in order.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from glob import escape
 from pathlib import Path
 from typing import IO, Any
 
 from stepsal.errors import FileError, InputError
-from stepsal.files import agree_on_settings, locked
+from stepsal.files import agree_on_settings, cannot_write, locked, sha256_of
 from stepsal.generation.generate import Decoding, stream
 from stepsal.generation.grading import TASK, choose_grader, grade_trace
 from stepsal.generation.questions import Question
 from stepsal.interventions.base import Intervention
 from stepsal.models import host_of
 from stepsal.models.host import Model
+from stepsal.models.lookup import model_fingerprint, tokenizer_fingerprint
 from stepsal.traces.files import read_traces, rule_name, trace_line, write_traces
 from stepsal.traces.formats import FormatSpec, StepsSpec
 from stepsal.traces.prompt import encode_prompt
@@ -65,7 +69,12 @@ def generate_file(
     ids = [question.id for question in questions]
     if wrong := [name for name in ids if not name or ids.count(name) > 1]:
         raise InputError(f"the id {wrong[0]!r} is empty, or that of several questions: give each its own")
-    settings = _settings(model, questions, decoding, interventions, format, steps) | {"grader": grader}
+    encoded = [encode_prompt(model.tokenizer, question.prompt) for question in questions]
+    settings = (
+        _settings(model, questions, decoding, interventions, format, steps)
+        | {"grader": grader}
+        | _made_of(model, encoded)
+    )
     partial, about = (path.with_name(f".{path.name}{suffix}") for suffix in (".partial", ".settings"))
     at_work = f"another run is writing answers to {path}: wait for it, or give another --out"
     with locked(path, at_work, also=[escape(about.name)]):
@@ -73,19 +82,18 @@ def generate_file(
         done = {trace.id: trace for trace in _begin(partial, about, settings, model)}
         names = [_name(question, sample, decoding) for question in questions for sample in range(decoding.samples)]
         skip = {index for index, name in enumerate(names) if name in done}
-        encoded = [encode_prompt(model.tokenizer, question.prompt) for question in questions]
         batches = stream(model, encoded, decoding, interventions, format=format, steps=steps, skip=skip)
         with (
             tqdm(total=len(names), initial=len(skip), desc="generating", unit="trace", disable=not progress) as bar,
             _appending(partial) as file,
         ):
             for batch in batches:
-                for index, trace in batch.items():
-                    graded = _grade(model, trace, questions[index // decoding.samples], names[index], grader)
-                    done[names[index]] = graded
-                    file.write(trace_line(graded) + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+                new = {
+                    names[index]: _grade(model, trace, questions[index // decoding.samples], names[index], grader)
+                    for index, trace in batch.items()
+                }
+                _append(file, partial, new.values())
+                done |= new
                 bar.update(len(batch))
         traces = [done[name] for name in names]
         write_traces(path, traces)
@@ -112,10 +120,20 @@ def _settings(
     }
 
 
+def _made_of(model: Model, encoded: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """What may change in place while it keeps its name: weights, and all that turns a question into tokens and back."""
+    return {
+        "model_sha256": model_fingerprint(model),
+        "tokenizer_sha256": tokenizer_fingerprint(model.tokenizer),
+        "prompts_sha256": sha256_of(*(",".join(map(str, tokens)) for tokens in encoded)),
+        "stop_tokens": sorted(host_of(model).stop_tokens()),
+    }
+
+
 def refuse_existing(path: str | Path) -> None:
     """Nothing is written over: raise `FileError` where the file is there."""
     if Path(path).exists():
-        raise FileError(f"{path} is there already: give another --out, or delete it yourself")
+        raise FileError(f"{path} is there already: give another --out, or move it away")
 
 
 def _name(question: Question, sample: int, decoding: Decoding) -> str:
@@ -131,7 +149,8 @@ def _grade(model: Model, trace: Trace, question: Question, name: str, grader: st
 
 def _begin(partial: Path, about: Path, settings: dict[str, Any], model: Model) -> list[Trace]:
     """The traces that are done, if these settings are those that the file was begun with; a half line at its end is cut off."""
-    fix = f"Give another --out, or delete {partial} and {about} yourself."
+    fix = f"Give another --out, or move {partial} and {about} away to begin anew."
+    unseen = {name: settings[name] for name in ("model_sha256", "tokenizer_sha256", "prompts_sha256", "stop_tokens")}
     try:
         text = partial.read_bytes() if partial.exists() else b""
         begun = b"\n" in text  # if nothing is done yet, what was refused before may have been put right
@@ -142,20 +161,43 @@ def _begin(partial: Path, about: Path, settings: dict[str, Any], model: Model) -
             refusal=f"{partial} was begun with other settings",
             unknown=f"cannot go on from {partial}",
             fix=fix,
-            defaults={"grader": TASK if settings["grader"] == TASK else "exact"},  # before there was a choice
+            defaults=unseen | {"grader": TASK if settings["grader"] == TASK else "exact"},  # before there was a choice
         )
+        if begun and not unseen.keys() <= json.loads(about.read_text(encoding="utf-8")).keys():
+            warnings.warn(
+                f"{partial} was begun by stepsal 0.1, which did not write down with which weights, template and tokenizer. "
+                "That they are those of now cannot be checked. It is gone on with as it is.",
+                stacklevel=3,
+            )
         if not text.endswith(b"\n"):
             partial.touch()
             os.truncate(partial, text.rfind(b"\n") + 1)
     except OSError as error:
         if isinstance(error, FileError):
             raise
-        raise FileError(f"cannot go on from {partial}: {error}. {fix}") from error
+        raise FileError(f"cannot go on from {partial}: {error.strerror or error}. {fix}") from error
     return read_traces(partial, model.tokenizer) if begun else []
 
 
-def _appending(partial: Path) -> IO[bytes]:
+@contextmanager
+def _appending(partial: Path) -> Iterator[IO[bytes]]:
     try:
-        return partial.open("ab")
+        file = partial.open("ab", buffering=0)  # nothing is left to write when it is closed
     except OSError as error:
-        raise FileError(f"cannot write {partial}: {error.strerror}. Choose a folder you may write to.") from error
+        raise cannot_write(partial, error) from error
+    with file:
+        yield file
+
+
+def _append(file: IO[bytes], partial: Path, traces: Iterable[Trace]) -> None:
+    """Put finished traces on the disk; where there is no room for them, what was finished before them is kept."""
+    left = memoryview(b"".join(trace_line(trace) + b"\n" for trace in traces))
+    try:
+        while left:
+            left = left[file.write(left) :]
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise FileError(
+            f"cannot write {partial}: {error.strerror or error}. What is finished is kept: make room, and the same command "
+            "goes on from there."
+        ) from error

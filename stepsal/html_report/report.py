@@ -29,7 +29,7 @@ from stepsal.diagnosis.diagnosis import diagnose, model_layers
 from stepsal.diagnosis.metrics import METRICS
 from stepsal.diagnosis.registry import shown_metrics
 from stepsal.errors import InputError
-from stepsal.files import atomic_path
+from stepsal.files import exclusive_path
 from stepsal.models.layers import band
 from stepsal.saliency.checks import maps
 from stepsal.saliency.stepmap import StepMap
@@ -76,7 +76,7 @@ def report(
         _check(stepmap, chosen, _name(stepmap, index))
     traces = [_trace(stepmap, chosen, _name(stepmap, index)) for index, stepmap in enumerate(stepmaps)]
     page = _page({"title": title, "traces": traces})
-    with atomic_path(path) as temporary:
+    with exclusive_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return Path(path)
 

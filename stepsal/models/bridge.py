@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stepsal.models.host import Function, Hook, Host, OwnScore
+from stepsal.models.host import Function, Hook, Host, OwnScore, plain_json
 
 
 class BridgeHost(Host):
@@ -65,6 +65,9 @@ class BridgeHost(Host):
         return hasattr(attention, "hook_rot_q") and not joint and not self._heads_first(layer, "hook_q")
 
     # --- what the model is -------------------------------------------------------------------------------------------
+    def configuration(self) -> str:
+        return plain_json(self.model.original_model.config.to_dict())
+
     def unsupported(self) -> str:
         return ""
 

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stepsal.errors import UnsupportedModelError
-from stepsal.models.host import TOKENS, Function, Hook, Host, OwnScore
+from stepsal.models.host import TOKENS, Function, Hook, Host, OwnScore, plain_json
 
 
 class HookedTransformerHost(Host):
@@ -61,6 +61,9 @@ class HookedTransformerHost(Host):
                 handle.remove()
 
     # --- what the model is -------------------------------------------------------------------------------------------
+    def configuration(self) -> str:
+        return plain_json(self.model.cfg.to_dict())
+
     def unsupported(self) -> str:
         cfg = self.model.cfg
         if not hasattr(cfg, "use_logn_attn"):

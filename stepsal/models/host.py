@@ -6,6 +6,7 @@ A `Host` wraps a model. `stepsal.models.host_of` chooses its class: `BridgeHost`
 here. The rest of stepsal asks a host (`host.at_pattern(3, function)`) and spells no name of TransformerLens.
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -29,6 +30,10 @@ Hook = tuple[str, Function]
 
 BUNDLED = Path(__file__).parents[1] / "reasoner" / "model"
 TOKENS = "embed.hook_in"
+_HOW_IT_WAS_LOADED = {
+    *("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "return_dict", "output_attentions"),
+    *("output_hidden_states", "architectures", "model_name", "tokenizer_name", "device", "n_devices", "seed"),
+}
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,10 @@ class Host(ABC):
         }
 
     @abstractmethod
+    def configuration(self) -> str:
+        """All that decides what the model computes but its weights, as text; the same wherever it was loaded from."""
+
+    @abstractmethod
     def unsupported(self) -> str:
         """Why stepsal is not exact with this model although a pass over a few tokens may look as it should; "" where it is.
 
@@ -245,6 +254,12 @@ class Host(ABC):
             model.train(training)
             for parameter in trainable:
                 parameter.requires_grad_(True)
+
+
+def plain_json(configuration: dict[str, Any]) -> str:
+    """A configuration as text, without what says where and how a model was loaded, which its weights' precision says too."""
+    kept = {name: value for name, value in configuration.items() if name not in _HOW_IT_WAS_LOADED}
+    return json.dumps(kept, sort_keys=True, default=str)
 
 
 def visible_keys(scores: Float[Tensor, "batch head query key"]) -> Bool[Tensor, "batch query key"]:

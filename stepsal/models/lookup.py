@@ -1,14 +1,34 @@
-"""Looks a model up by its name without loading its weights: its path, its size, and a hash that changes with the weights."""
+"""What a model is: by its name, without loading its weights (`look_up`), and as it stands in memory (`model_fingerprint`).
+
+A fingerprint is a hash that any other weight, configuration or tokenizer changes. Of a folder it is made of the whole files,
+each of which is hashed once: the hashes of large files are kept in `stepsal/sha256` under the user's cache directory
+(`$XDG_CACHE_HOME`, or `~/.cache`), by path, size, times and inode. An entry says itself what it is of and that it is whole; one
+that does not is made again, and where nothing can be kept, nothing is.
+"""
 
 import hashlib
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
 
 from stepsal.errors import FileError
-from stepsal.models.host import BUNDLED
+from stepsal.files import atomic_path, sha256_of
+from stepsal.models.host import BUNDLED, Model
+from stepsal.models.hosts import host_of
 
-_PEEK = 2**20
+KEPT_FROM = 2**26
+"""Hashes of files of so many bytes or more are kept in the cache; smaller ones are hashed in no time."""
+_SETTLED = 2 * 10**9  # ns: a file that was changed a moment ago may be changed again without its times telling
+_HASHED: "WeakKeyDictionary[Any, tuple[Any, str]]" = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -31,7 +51,6 @@ def look_up(name: str, folder: Path) -> ModelFacts:
     >>> facts.path, facts.layers, facts.heads
     (None, 8, 4)
     """
-    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     path = None if name == "bundled" else name
@@ -52,17 +71,93 @@ def look_up(name: str, folder: Path) -> ModelFacts:
 
 
 def _fingerprint(folder: Path) -> str:
-    """A hash of the names, the sizes, and the first and last MiB of the files.
+    """Of the names and the whole contents of a model directory's files."""
+    kinds = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.safetensors", "*.bin")
+    paths = [path for kind in kinds for path in sorted(folder.glob(kind))]
+    try:
+        return "sha256:" + sha256_of(*(part for path in paths for part in (path.name, _file_hash(path))))
+    except OSError as error:
+        raise FileError(
+            f"cannot read {error.filename or folder}: {error.strerror}. Give a model that you may read."
+        ) from error
 
-    It is enough to notice other weights, and quick for large files.
+
+def _file_hash(path: Path) -> str:
+    before = path.stat()
+    times = (before.st_mtime_ns, before.st_ctime_ns)
+    about = [str(path.resolve()), before.st_size, *times, before.st_dev, before.st_ino]
+    kept = _cache() / f"{sha256_of(json.dumps(about))}.json"
+    if before.st_size >= KEPT_FROM and (known := _kept_hash(kept, about)):
+        return known
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    after = path.stat()
+    unchanged = times == (after.st_mtime_ns, after.st_ctime_ns) and time.time_ns() - max(times) > _SETTLED
+    if before.st_size >= KEPT_FROM and unchanged:
+        with suppress(OSError), atomic_path(kept) as temporary:
+            temporary.write_text(
+                json.dumps({"of": about, "sha256": found, "check": sha256_of(json.dumps(about), found)})
+            )
+    return found
+
+
+def _kept_hash(kept: Path, about: list[Any]) -> str | None:
+    try:
+        entry = json.loads(kept.read_text(encoding="utf-8"))
+        whole = entry["of"] == about and entry["check"] == sha256_of(json.dumps(about), entry["sha256"])
+        return entry["sha256"] if whole else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stepsal" / "sha256"
+
+
+def model_fingerprint(model: Model) -> str:
+    """Of the weights as they stand in memory, and of the model's configuration.
+
+    It is the same on every device; another precision is another fingerprint. Weights on no device (offloaded to the disk) are
+    not seen: then the fingerprint ends with `+unseen`.
+
+    >>> from stepsal import load_model
+    >>> model_fingerprint(load_model()) == model_fingerprint(load_model())
+    True
     """
-    digest = hashlib.sha256()
-    kinds = ("*.json", "*.jinja", "tokenizer.model", "*.safetensors", "*.bin")
-    for path in [path for kind in kinds for path in sorted(folder.glob(kind))]:
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_PEEK))
-            if path.stat().st_size > _PEEK:
-                file.seek(-_PEEK, 2)
-                digest.update(file.read())
-    return digest.hexdigest()
+    tensors = list(model.parameters())
+    state = [(each.data_ptr(), _version(each)) for each in tensors]
+    known = _HASHED.get(model)
+    if known is None or known[0] != state:
+        with ThreadPoolExecutor(max_workers=4) as pool:  # hashing lets other threads run
+            parts = list(pool.map(_tensor_hash, tensors))
+        unseen = "+unseen" if any(each.is_meta for each in tensors) else ""
+        _HASHED[model] = known = (state, sha256_of(host_of(model).configuration(), *parts) + unseen)
+    return known[1]
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _tensor_hash(tensor: Tensor) -> str:
+    about = f"{tensor.dtype} {list(tensor.shape)}"
+    if tensor.is_meta:
+        return about
+    flat = tensor.detach().contiguous().cpu().flatten()
+    return sha256_of(about, flat.view(torch.uint8).numpy().data if len(flat) else b"")
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Of all that a tokenizer encodes and decodes by, its chat template included.
+
+    >>> from stepsal import load_tokenizer
+    >>> tokenizer, other = load_tokenizer(), load_tokenizer()
+    >>> other.chat_template += " "
+    >>> tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(other)
+    False
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    template = json.dumps(getattr(tokenizer, "chat_template", None), sort_keys=True)
+    special = json.dumps(getattr(tokenizer, "special_tokens_map", None), sort_keys=True, default=str)
+    return sha256_of(rules, template, special)

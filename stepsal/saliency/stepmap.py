@@ -10,9 +10,8 @@ For a query step `i` and a key step `j <= i`, over causal pairs `(t, k)` whose q
 Source: Xu et al. (arXiv 2604.06695), equation for step pooling; method.md section 3 for what differs from the official code.
 """
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,16 +22,14 @@ from torch import Tensor
 
 from stepsal.checks import checked
 from stepsal.checks import path as check_path
-from stepsal.errors import FileError, InputError
-from stepsal.files import atomic_path
+from stepsal.errors import InputError
+from stepsal.saliency.mapfile import read_map, write_map
 from stepsal.traces.trace import Step
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 else:  # imported where used: it takes a while
     DataFrame = Any
-
-_FORMAT = "stepsal step map 1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,45 +128,18 @@ class StepMap:
 
     @checked(path=check_path)
     def save(self, path: str | Path) -> None:
-        """Write the map as safetensors with a JSON header, atomically: the file is whole or not there."""
-        from safetensors.torch import save_file
+        """Write the map as safetensors with a JSON header and a checksum, atomically: the file is whole or not there.
 
-        header = {
-            "format": _FORMAT,
-            "steps": json.dumps([asdict(step) for step in self.steps], ensure_ascii=False),
-            "layers": json.dumps(self.layers),
-            "meta": json.dumps(self.meta, ensure_ascii=False),
-        }
-        with atomic_path(path) as part:
-            save_file({"mass": self.mass.contiguous().cpu(), "pairs": self.pairs.contiguous().cpu()}, part, header)
+        Raises `InputError` for what a header cannot hold, and `FileError` where the file cannot be written.
+        """
+        write_map(path, self.mass, self.pairs, self.steps, self.layers, self.meta)
 
     @classmethod
     @checked(path=check_path)
-    def load(cls, path: str | Path) -> "StepMap":
-        """Read a map that `save` wrote. Raises `FileError` for a file that is cut short or is something else."""
-        from safetensors import SafetensorError, safe_open
+    def load(cls, path: str | Path, *, verify: bool = True) -> "StepMap":
+        """Read a map that `save` wrote, and check it whole.
 
-        try:
-            with safe_open(path, "pt") as file:
-                header = file.metadata() or {}
-                found = header.get("format")
-                if found != _FORMAT:
-                    raise FileError(
-                        f"{path} is not a step map this version can read: its format is {found!r}, expected {_FORMAT!r}. "
-                        "Make it again with `stepsal saliency`, or read it with the version of stepsal that wrote it."
-                    )
-                return cls(
-                    mass=file.get_tensor("mass"),
-                    pairs=file.get_tensor("pairs"),
-                    steps=tuple(Step(**step) for step in json.loads(header["steps"])),
-                    layers=tuple(json.loads(header["layers"])),
-                    meta=json.loads(header["meta"]),
-                )
-        except FileNotFoundError as error:
-            raise FileError(f"there is no step map at {path}") from error
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-            if isinstance(error, FileError):
-                raise
-            raise FileError(
-                f"{path} is cut short or damaged ({error}). Delete it and make it again with `stepsal saliency`."
-            ) from error
+        `verify=False` does not compare the checksum, which takes half a second for each GB. Raises `FileError` for a file that
+        is damaged, holds what no map can hold, or is something else.
+        """
+        return cls(**read_map(path, verify))

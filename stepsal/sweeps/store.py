@@ -4,19 +4,22 @@ OUT/config.json       what the sweep is: another one into the same folder is ref
 OUT/rows/KEY.parquet  a finished work item: one shard, put in place whole and synced to disk, or not there
 OUT/results.parquet   all rows in order, once everything is done
 
-What has no shard is not done; nothing else says what is.
+What has no shard is not done; nothing else says what is. A shard holds a checksum of its rows, which is compared when it
+is read; the results have those of Parquet.
 """
 
 import io
 import json
 import os
+import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from stepsal.errors import FileError
-from stepsal.files import agree_on_settings, atomic_path, locked
+from stepsal.files import agree_on_settings, atomic_path, locked, sha256_of
 from stepsal.sweeps.row import Row, schema
 
 
@@ -43,9 +46,9 @@ class SweepFolder:
         begun = any(self.path.glob("rows/*.parquet"))
         if begun and not resume:
             raise FileError(
-                f"{self.path} holds rows already, and resume is False: use another folder, or delete this one yourself"
+                f"{self.path} holds rows already, and resume is False: use another folder, or move this one away"
             )
-        if begun and (begun_format := self._begun_format()) not in (None, record.get("format")):
+        if begun and (begun_format := self._begun().get("format")) not in (None, record.get("format")):
             raise FileError(
                 f"{self.path} was begun by another version of stepsal, in the format {begun_format!r}; this one writes "
                 f"{record.get('format')!r} and cannot go on there. Use another --out folder. (A finished one can be read: "
@@ -53,21 +56,37 @@ class SweepFolder:
             )
         agree_on_settings(
             self._config,
-            record,
+            self._as_begun(record) if begun else record,
             begun=begun,
             refusal=f"{self.path} was begun with another configuration",
             unknown=f"{self.path} holds rows, but nothing says of which sweep",
-            fix="Use another --out folder, go back to the first configuration, or delete the folder yourself.",
+            fix="Use another --out folder, go back to the first configuration, or move the folder away.",
             defaults=defaults,
             sort_keys=True,
         )
 
-    def _begun_format(self) -> Any:
-        """What config.json says of its format; None where it says nothing or cannot be read."""
+    def _begun(self) -> dict[str, Any]:
+        """What config.json says; nothing where it cannot be read, which is said when it is compared."""
         try:
-            return json.loads(self._config.read_text(encoding="utf-8")).get("format")
-        except (OSError, ValueError, AttributeError):
-            return None
+            begun = json.loads(self._config.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return begun if isinstance(begun, dict) else {}
+
+    def _as_begun(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The record; but with the fingerprint of stepsal 0.1, which was of the ends of files, where the folder has one."""
+        begun, model = self._begun().get("model"), record.get("model")
+        if not isinstance(begun, dict) or not isinstance(model, dict):
+            return record
+        before, now = begun.get("fingerprint"), model.get("fingerprint")
+        if not re.fullmatch(r"[0-9a-f]{64}", str(before)) or not str(now).startswith("sha256:"):
+            return record
+        warnings.warn(
+            f"{self.path} was begun by stepsal 0.1, whose fingerprint of a model was of the first and last MiB of its files: "
+            "whether the weights are those of now cannot be checked. It is gone on with as it is.",
+            stacklevel=4,
+        )
+        return dict(record) | {"model": model | {"fingerprint": before}}
 
     def shard(self, key: str) -> Path:
         return self.path / "rows" / f"{key}.parquet"
@@ -79,7 +98,7 @@ class SweepFolder:
 
         buffer = io.BytesIO()
         table = pa.Table.from_pylist([vars(row) for row in rows], schema=schema())
-        pq.write_table(table, buffer, compression="zstd")
+        pq.write_table(table.replace_schema_metadata({"sha256": _checksum(table)}), buffer, compression="zstd")
         with self._synced(self.shard(key)) as file:
             file.write(buffer.getvalue())
 
@@ -90,9 +109,16 @@ class SweepFolder:
 
         path = self.shard(key)
         try:
-            return pq.read_table(path, columns=None if columns is None else list(columns), schema=schema())
-        except (OSError, pa.ArrowException) as error:
-            raise FileError(f"{path} is damaged ({error}): delete it, and the same command makes it again") from error
+            table, written = pq.read_table(path, schema=schema()), (pq.read_schema(path).metadata or {}).get(b"sha256")
+            if written is not None and written.decode() != _checksum(table):
+                raise pa.ArrowException("its checksum differs")
+            return table if columns is None else table.select(list(columns))
+        except PermissionError as error:
+            raise FileError(f"cannot read {path}: {error.strerror or error}") from error
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise FileError(
+                f"{path} is damaged ({error}): move it away, and the same command makes it again"
+            ) from error
 
     def consolidate(self, groups: Sequence[Sequence[str]]) -> Path:
         """All rows in one file, in the order given, a row group for each group of items."""
@@ -100,7 +126,10 @@ class SweepFolder:
         import pyarrow.parquet as pq
 
         path = self.path / "results.parquet"
-        with self._synced(path) as file, pq.ParquetWriter(file, schema(), compression="zstd") as writer:
+        with (
+            self._synced(path) as file,
+            pq.ParquetWriter(file, schema(), compression="zstd", write_page_checksum=True) as writer,
+        ):
             for keys in groups:
                 writer.write_table(pa.concat_tables([self.read(key) for key in keys]))
         return path
@@ -123,3 +152,7 @@ class SweepFolder:
                 f"cannot write to {self.path}: {cause.strerror or cause}. What is finished is kept: make room, and the same "
                 "command goes on from there."
             ) from error
+
+
+def _checksum(table: Any) -> str:
+    return sha256_of(json.dumps(table.to_pylist(), sort_keys=True))

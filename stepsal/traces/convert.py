@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stepsal.errors import InputError
-from stepsal.files import atomic_path
+from stepsal.files import exclusive_path
 from stepsal.traces.files import read_lines, rule_name, trace_line
 from stepsal.traces.formats import FormatSpec, StepsSpec
 from stepsal.traces.segment import Tokenizer
@@ -87,7 +87,7 @@ def convert_traces(
     lines = _lines(paths, tokenizer, format, steps, unread, counts)
     first = next(lines, None)
     if first is not None:
-        with atomic_path(out) as temporary, temporary.open("wb") as file:
+        with exclusive_path(out) as temporary, temporary.open("wb") as file:
             file.write(first + b"\n")
             file.writelines(line + b"\n" for line in lines)
     elif not unread:

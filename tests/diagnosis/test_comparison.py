@@ -1,4 +1,5 @@
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -265,3 +266,56 @@ def test_the_three_tables_come_in_one_on_demand():
         "position only": len(RESULT.position_only),
     }
     assert "lock-in" in RESULT._repr_html_()
+
+
+def changed(path, change):
+    content = json.loads(path.read_text())
+    content.pop("sha256")
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+CHANGES = {
+    "a table that is no list": lambda c: c.update(table={}),
+    "a table without rows": lambda c: c.update(table=[]),
+    "a row that is no record": lambda c: c["matched"].insert(0, 3),
+    "a row without a column": lambda c: c["table"][0].pop("auc"),
+    "a column that is text": lambda c: c["table"][0].update(auc="high"),
+    "a layer that is a fraction": lambda c: c["table"][0].update(layer=0.5),
+    "a metric that is a number": lambda c: c["position_only"][0].update(metric=1),
+    "no meta": lambda c: c.pop("meta"),
+    "layers that are text": lambda c: c["meta"].update(layers="all"),
+    "a number of traces that is text": lambda c: c["meta"].update(wrong="3"),
+    "pairs that are no pairs": lambda c: c.update(pairs=[[1]]),
+    "pairs of text": lambda c: c.update(pairs=[["a", "b"]]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_what_no_comparison_can_hold_is_refused_with_the_reason(tmp_path, change):
+    RESULT.save(tmp_path / "c.json")
+    changed(tmp_path / "c.json", change)
+    with pytest.raises(FileError, match=r"is not a comparison this version can read \(.+\)\. Make it again"):
+        Comparison.load(tmp_path / "c.json")
+
+
+def test_a_file_that_nests_too_deeply_and_a_folder_are_no_comparison(tmp_path):
+    (tmp_path / "c.json").write_text('{"a":' * 100_000)
+    with pytest.raises(FileError, match="is not a comparison this version can read"):
+        Comparison.load(tmp_path / "c.json")
+    with pytest.raises(FileError, match="is a folder, and a comparison is a file"):
+        Comparison.load(tmp_path)
+
+
+def test_a_changed_number_is_noticed_by_the_checksum_and_files_without_one_load(tmp_path):
+    path = tmp_path / "c.json"
+    RESULT.save(path)
+    changed(path, lambda content: None)
+    assert Comparison.load(path).summary() == RESULT.summary()
+    RESULT.save(path)
+    content = json.loads(path.read_text())
+    content["table"][0]["wrong"] += 0.25
+    path.write_text(json.dumps(content))
+    with pytest.raises(FileError, match="its checksum differs"):
+        Comparison.load(path)
+    assert Comparison.load(path, verify=False).pairs == RESULT.pairs

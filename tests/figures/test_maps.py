@@ -10,6 +10,7 @@ from stepsal import Comparison, FileError, InputError
 from stepsal.cli import main
 from stepsal.figures.maps import MAP_FIGURES, save_example
 from stepsal.figures.save import FIGURES, save_figure
+from stepsal.files import locked
 from stepsal.saliency.folder import group_maps, load_step_maps, map_path
 
 
@@ -162,3 +163,47 @@ def test_maps_are_grouped_by_what_the_trace_said(folder):
 def test_a_folder_that_lacks_what_a_figure_needs_is_refused(tmp_path, name, error, message):
     with pytest.raises(error, match=message):
         save_figure(name, tmp_path, tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(
+    ("out", "stem"),
+    [
+        ("fig", "fig"),
+        ("fig.png", "fig"),
+        ("fig.PDF", "fig"),
+        ("fig.v2.png", "fig.v2"),
+        ("fig.v2", "fig.v2"),
+        ("a.b.c", "a.b.c"),
+    ],
+)
+def test_a_figure_is_written_where_the_user_said_and_nowhere_else(folder, tmp_path, out, stem):
+    (tmp_path / "other.png").write_text("mine")
+    paths = save_figure("tokens", folder, tmp_path / out)
+    assert paths == [tmp_path / f"{stem}.{suffix}" for suffix in ("png", "pdf", "md")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["other.png", *(path.name for path in paths)])
+
+
+def test_a_second_run_that_draws_the_same_figure_is_refused_and_what_a_killed_one_left_is_cleared(folder, tmp_path):
+    with (
+        locked(tmp_path / "fig", "at work"),
+        pytest.raises(FileError, match="another run is drawing .*fig: wait for it"),
+    ):
+        save_figure("tokens", folder, tmp_path / "fig.png")
+    (tmp_path / ".fig.png.7.part").touch()
+    save_figure("tokens", folder, tmp_path / "fig.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fig.md", "fig.pdf", "fig.png"]
+
+
+def test_a_figure_goes_through_a_link(folder, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "fig.png").symlink_to("real/picture.png")
+    save_figure("tokens", folder, tmp_path / "fig.png")
+    assert (tmp_path / "fig.png").is_symlink()
+    assert (tmp_path / "real" / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_token_map_of_another_length_than_its_traces_map_is_refused(tmp_path):
+    folder = make_folder(tmp_path, traces=2)
+    save_example(folder, torch.rand(54, 54), "t-1")
+    with pytest.raises(FileError, match="is of 54 tokens, and the map of its trace 't-1' of 55"):
+        save_figure("tokens", folder, tmp_path / "fig")

@@ -4,13 +4,15 @@ import sys
 
 import pytest
 import torch
+from conftest import save_tiny
+from safetensors.torch import load_file, save_file
 
 import stepsal.generation.files
 from stepsal import FileError, InputError, OddsEqualBridge, generate, read_traces
 from stepsal.cli import main
 from stepsal.generation.files import generate_file
 from stepsal.generation.generate import Decoding
-from stepsal.generation.questions import read_questions, task_questions
+from stepsal.generation.questions import Question, read_questions, task_questions
 
 SHORT = Decoding(max_new_tokens=12, batch_size=2)
 QUESTIONS = task_questions("validation", [2], 5)
@@ -109,7 +111,7 @@ def test_two_at_once_into_one_file_are_refused_and_a_killed_one_is_gone_on_from(
 
 def test_a_file_whose_settings_are_lost_is_not_gone_on_from(reasoner, tmp_path):
     (tmp_path / ".a.jsonl.partial").write_bytes(b"{}\n")
-    with pytest.raises(FileError, match=r"cannot go on from .*\.a\.jsonl\.partial: cannot read .*\.settings.*delete"):
+    with pytest.raises(FileError, match=r"cannot go on from .*\.a\.jsonl\.partial: cannot read .*\.settings.*move"):
         generate_file(reasoner, QUESTIONS, tmp_path / "a.jsonl", SHORT, progress=False)
 
 
@@ -211,3 +213,77 @@ def test_every_option_is_checked_before_the_model_is_loaded(tmp_path, monkeypatc
     assert "p.jsonl is a file" in capsys.readouterr().err
     assert main(["generate", "1", "--out", str(tmp_path)]) == 2
     assert not (tmp_path / "t.jsonl").exists()
+
+
+def begin(model, path, monkeypatch, questions=QUESTIONS):
+    """One batch, then an interrupt."""
+    real = stepsal.generation.files.stream
+
+    def broken(*given, **options):
+        yield next(real(*given, **options))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stepsal.generation.files, "stream", broken)
+        with pytest.raises(KeyboardInterrupt):
+            generate_file(model, questions, path, SHORT, progress=False)
+
+
+@pytest.mark.bridge
+def test_weights_that_were_replaced_in_place_are_refused(tmp_path, monkeypatch):
+    folder = save_tiny("qwen2", tmp_path / "model")
+    begin(stepsal.load_model(folder), tmp_path / "a.jsonl", monkeypatch)
+    weights = load_file(folder / "model.safetensors")
+    weights[sorted(weights)[3]].view(-1)[7] += 0.001
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(FileError, match=r"begun with other settings \(model: what is in it differs, by its hash\)"):
+        generate_file(stepsal.load_model(folder), QUESTIONS, tmp_path / "a.jsonl", SHORT, progress=False)
+
+
+@pytest.mark.bridge
+def test_a_chat_template_that_was_replaced_in_place_is_refused(tmp_path, monkeypatch):
+    folder = save_tiny("qwen2", tmp_path / "model")
+    questions = [Question(str(index), [{"role": "user", "content": f"{index}?"}], None) for index in range(4)]
+    begin(stepsal.load_model(folder), tmp_path / "a.jsonl", monkeypatch, questions)
+    template = folder / "chat_template.jinja"
+    template.write_text("Hello. " + template.read_text())
+    with pytest.raises(FileError, match=r"\(prompts: what is in it differs, by its hash, tokenizer: "):
+        generate_file(stepsal.load_model(folder), questions, tmp_path / "a.jsonl", SHORT, progress=False)
+
+
+def test_a_file_that_stepsal_0_1_began_is_gone_on_with_after_a_warning(reasoner, tmp_path, monkeypatch):
+    whole = generate_file(reasoner, QUESTIONS, tmp_path / "whole.jsonl", SHORT, progress=False)
+    begin(reasoner, tmp_path / "a.jsonl", monkeypatch)
+    about = tmp_path / ".a.jsonl.settings"
+    new = ("model_sha256", "tokenizer_sha256", "prompts_sha256", "stop_tokens")
+    about.write_text(json.dumps({key: value for key, value in json.loads(about.read_text()).items() if key not in new}))
+    with pytest.warns(UserWarning, match=r"begun by stepsal 0\.1.* cannot be checked"):
+        made = generate_file(reasoner, QUESTIONS, tmp_path / "a.jsonl", SHORT, progress=False)
+    assert [each.text for each in made] == [each.text for each in whole]
+
+
+@pytest.mark.parametrize("content", ["[1]", "1", "null", '"x"', "{", '{"a":' * 100_000])
+def test_settings_that_are_no_settings_are_named(reasoner, tmp_path, monkeypatch, content):
+    begin(reasoner, tmp_path / "a.jsonl", monkeypatch)
+    (tmp_path / ".a.jsonl.settings").write_text(content)
+    with pytest.raises(FileError, match=r"cannot go on from .*a\.jsonl\.settings is damaged .*move"):
+        generate_file(reasoner, QUESTIONS, tmp_path / "a.jsonl", SHORT, progress=False)
+
+
+def test_with_the_disk_full_nothing_is_lost_and_the_file_goes_on_when_there_is_room(reasoner, tmp_path):
+    whole = generate_file(reasoner, QUESTIONS, tmp_path / "whole.jsonl", SHORT, progress=False)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        (disk / "other").write_bytes(b"x" * 4096)  # leaves a page for the settings and one for the traces
+        with pytest.raises(FileError, match=r"cannot write .*No space left on device"):
+            generate_file(reasoner, QUESTIONS, disk / "a.jsonl", SHORT, progress=False)
+        assert not (disk / "a.jsonl").exists()
+        subprocess.run(["mount", "-o", "remount,size=20m", disk], check=True)
+        made = generate_file(reasoner, QUESTIONS, disk / "a.jsonl", SHORT, progress=False)
+        assert [each.text for each in made] == [each.text for each in whole]
+        assert (disk / "a.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    finally:
+        subprocess.run(["umount", disk], check=True)

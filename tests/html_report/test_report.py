@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from stepsal import FileError, InputError, diagnose
+from stepsal.files import locked
 from stepsal.html_report.report import quantise, report
 from stepsal.plot import map_values
 
@@ -425,3 +426,15 @@ def test_one_step_and_a_map_without_any_influence_can_be_shown(visit):
     page.locator("#list label").nth(1).click()
     hover(page, 1, 0)
     assert page.locator("#cell-values b").all_inner_texts() == ["0", "missing"]
+
+
+def test_a_report_goes_through_a_link_and_a_second_one_at_the_same_time_is_refused(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "page.html").write_text("old")
+    link = tmp_path / "link.html"
+    link.symlink_to("real/page.html")
+    report(link, [random_map(SEGMENTS, SIZES)])
+    assert link.is_symlink()
+    assert (tmp_path / "real" / "page.html").read_text().startswith("<!")
+    with locked(tmp_path / "real" / "page.html", "at work"), pytest.raises(FileError, match="another run is writing"):
+        report(link, [random_map(SEGMENTS, SIZES)])

@@ -1,13 +1,19 @@
+import hashlib
 import json
-from dataclasses import replace
+import os
+import subprocess
+import unicodedata
+from dataclasses import asdict, replace
 
 import pytest
 import torch
+from conftest import save_tiny
 from helpers import random_map, random_trace, unchecked
+from safetensors.torch import load_file, save_file
 
 import stepsal.saliency.folder
 from stepsal import FileError, InputError, StepMap, save_step_maps
-from stepsal.saliency.folder import map_path
+from stepsal.saliency.folder import load_step_maps, map_path
 
 
 def some_traces(count=5):
@@ -211,3 +217,220 @@ def test_maps_of_odd_ids_are_written_and_found_again(qwen2, tmp_path, monkeypatc
     assert [StepMap.load(path).meta["trace"] for path in paths] == IDS
     save(qwen2, traces, tmp_path)
     assert computed == IDS
+
+
+# --- stale and new do not mix -----------------------------------------------------------------------------------------
+def trace_ids(out):
+    return [stepmap.meta["trace"] for stepmap in load_step_maps(out)]
+
+
+def without_what_it_was_made_of(path):
+    """The file as stepsal 0.1 wrote it: without a checksum and without what the map was made of."""
+    stepmap = StepMap.load(path)
+    header = {
+        "format": "stepsal step map 1",
+        "steps": json.dumps([asdict(step) for step in stepmap.steps]),
+        "layers": json.dumps(stepmap.layers),
+        "meta": json.dumps({key: value for key, value in stepmap.meta.items() if key != "made_of"}),
+    }
+    save_file({"mass": stepmap.mass, "pairs": stepmap.pairs}, path, header)
+
+
+@pytest.mark.bridge
+def test_weights_that_were_replaced_in_place_are_noticed(tmp_path, computed):
+    folder, out = tmp_path / "model", tmp_path / "out"
+    save(stepsal.load_model(save_tiny("qwen2", folder)), some_traces(1), out)
+    weights = load_file(folder / "model.safetensors")
+    name = sorted(weights)[3]
+    weights[name].view(-1)[7] += 0.001
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(FileError, match=r"made with other settings \(model: what is in it differs, by its hash\)"):
+        save(stepsal.load_model(folder), some_traces(2), out)
+    assert computed == ["t0"]
+
+
+@pytest.mark.parametrize(("before", "now"), [(True, False), (None, True), (False, None)])
+def test_a_trace_that_was_graded_anew_is_noticed(qwen2, tmp_path, before, now):
+    (trace,) = some_traces(1)
+    save(qwen2, [replace(trace, correct=before)], tmp_path)
+    with pytest.raises(FileError, match=rf"'t0' has correct={now} now, and had correct={before} when"):
+        save(qwen2, [replace(trace, correct=now)], tmp_path)
+
+
+def test_other_tokens_with_the_same_text_and_spans_are_noticed(qwen2, tmp_path):
+    (trace,) = some_traces(1)
+    save(qwen2, [trace], tmp_path)
+    with pytest.raises(FileError, match="from another trace with the id 't0': its tokens differ"):
+        save(qwen2, [replace(trace, tokens=trace.tokens.flip(0))], tmp_path)
+
+
+def test_maps_of_traces_that_are_gone_or_renamed_are_left_out_and_said(qwen2, tmp_path):
+    traces = some_traces(3)
+    save(qwen2, traces, tmp_path)
+    renamed = [traces[0], replace(traces[1], id="new")]
+    with pytest.warns(
+        UserWarning, match=r"2 file\(s\) that are no maps of its traces \(t1.safetensors, t2.safetensors\)"
+    ):
+        save(qwen2, renamed, tmp_path)
+    with pytest.warns(UserWarning, match="they are left out"):
+        assert trace_ids(tmp_path) == ["new", "t0"]
+    assert len(list((tmp_path / "maps").iterdir())) == 4  # nothing is deleted
+    with pytest.warns(UserWarning, match="1 file"):
+        save(qwen2, traces, tmp_path)
+    with pytest.warns(UserWarning, match="new.safetensors"):
+        assert trace_ids(tmp_path) == ["t0", "t1", "t2"]
+
+
+def test_a_map_under_the_name_of_another_trace_is_noticed(qwen2, tmp_path):
+    same = replace(some_traces(1)[0], id="u")  # the same text and the same spans
+    traces = [*some_traces(1), same]
+    first, second = save(qwen2, traces, tmp_path)
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(FileError, match="it is the map of trace 't0'"):
+        save(qwen2, traces, tmp_path)
+    with pytest.raises(FileError, match="is no map of this folder: it is the map of trace 't0'"):
+        load_step_maps(tmp_path)
+
+
+def test_lost_settings_are_said_and_the_maps_speak_for_themselves(qwen2, tmp_path):
+    save(qwen2, some_traces(2), tmp_path)
+    (tmp_path / "saliency.json").unlink()
+    with pytest.warns(UserWarning, match=r"holds step maps, but no saliency\.json says of what"):
+        save(qwen2, some_traces(2), tmp_path)
+    assert trace_ids(tmp_path) == ["t0", "t1"]
+    (tmp_path / "saliency.json").unlink()
+    with (
+        pytest.warns(UserWarning, match=r"no saliency\.json"),
+        pytest.raises(FileError, match="otherwise than now, of trace 't0': rule 'abs' in the place of 'grad'"),
+    ):
+        save(qwen2, some_traces(2), tmp_path, rule="grad")
+
+
+def test_foreign_maps_are_left_out_or_refused(qwen2, tmp_path):
+    save(qwen2, some_traces(2), tmp_path / "a")
+    (foreign,) = save(qwen2, some_traces(1), tmp_path / "b", rule="grad")
+    copied = tmp_path / "a" / "maps" / "foreign.safetensors"
+    copied.write_bytes(foreign.read_bytes())
+    with pytest.warns(UserWarning, match=r"no maps of its traces \(foreign.safetensors\)"):
+        assert trace_ids(tmp_path / "a") == ["t0", "t1"]
+    copied.rename(tmp_path / "a" / "maps" / "t0.safetensors")
+    with pytest.raises(FileError, match="is no map of this folder: rule 'grad' in the place of 'abs'"):
+        load_step_maps(tmp_path / "a")
+
+
+@pytest.mark.bridge
+def test_maps_of_two_models_in_a_folder_that_says_nothing_are_refused(tmp_path):
+    paths = []
+    for seed, name in enumerate("ab"):
+        model = stepsal.load_model(save_tiny("qwen2", tmp_path / name, initializer_range=0.1 + 0.05 * seed))
+        paths += save(model, some_traces(seed + 1)[-1:], tmp_path / f"out-{name}")
+    (tmp_path / "out-a" / "saliency.json").unlink()
+    (tmp_path / "out-a" / "maps" / "other.safetensors").write_bytes(paths[1].read_bytes())
+    with pytest.raises(FileError, match="was made with other weights, or another configuration of the model, than"):
+        load_step_maps(tmp_path / "out-a")
+
+
+def test_maps_that_are_not_made_yet_are_said(qwen2, tmp_path):
+    save(qwen2, some_traces(3), tmp_path)[1].unlink()
+    with pytest.warns(UserWarning, match=r"lacks the maps of 1 of its 3 traces \('t1', ...\)"):
+        assert trace_ids(tmp_path) == ["t0", "t2"]
+
+
+def test_a_folder_of_stepsal_0_1_is_read_and_gone_on_with_after_a_warning(qwen2, tmp_path, computed):
+    for path in save(qwen2, some_traces(2), tmp_path):
+        without_what_it_was_made_of(path)
+    settings = json.loads((tmp_path / "saliency.json").read_text())
+    old = {key: value for key, value in settings.items() if key not in ("traces", "model_sha256")}
+    (tmp_path / "saliency.json").write_text(json.dumps(old))
+    assert trace_ids(tmp_path) == ["t0", "t1"]
+    for _ in range(2):
+        with pytest.warns(
+            UserWarning, match="2 of [23] step maps .* do not say from which tokens and weights .* cannot be checked"
+        ):
+            save(qwen2, some_traces(3), tmp_path)
+    assert computed == ["t0", "t1", "t2"]
+    assert trace_ids(tmp_path) == ["t0", "t1", "t2"]
+
+
+@pytest.mark.parametrize("traces", [[1], {"t0": 1}, {"t0": {}}, {"t0": {"file": []}}])
+def test_a_damaged_list_of_traces_is_named(qwen2, tmp_path, traces):
+    save(qwen2, some_traces(1), tmp_path)
+    path = tmp_path / "saliency.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"traces": traces}))
+    with pytest.raises(FileError, match=r"saliency.json is damaged"):
+        load_step_maps(tmp_path)
+    save(qwen2, some_traces(1), tmp_path)
+    assert trace_ids(tmp_path) == ["t0"]
+
+
+# --- names, permissions and full disks ----------------------------------------------------------------------------------
+def test_ids_that_differ_only_in_case_or_normalisation_have_names_that_cannot_collide(tmp_path):
+    ids = [
+        "a",
+        "A",
+        "ab",
+        "aB",
+        "AB",
+        "\u00e9",
+        "e\u0301",
+        "\u00c9",
+        "con",
+        "CON",
+        "nul.x",
+        "x" * 300,
+        "X" * 300,
+        "a+b",
+        "\ufb01",
+        "fi",
+    ]
+    names = [map_path(tmp_path, trace_id).name for trace_id in ids]
+    folded = {unicodedata.normalize("NFKC", name.casefold()) for name in names}
+    assert len(folded) == len(ids)
+    assert not any(name.startswith(("con.", "nul.")) for name in names)
+
+
+def test_maps_under_the_names_of_stepsal_0_1_are_found(qwen2, tmp_path, computed):
+    traces = [
+        replace(trace, id=trace_id) for trace, trace_id in zip(some_traces(2), ["AIME/3", "y" * 300], strict=True)
+    ]
+    paths = save(qwen2, traces, tmp_path)
+    old = ["AIME%2F3", "y" * 120 + "-" + hashlib.sha256(b"y" * 300).hexdigest()[:16]]
+    for path, name in zip(paths, old, strict=True):
+        path.rename(path.with_name(f"{name}.safetensors"))
+    (tmp_path / "saliency.json").unlink()
+    with pytest.warns(UserWarning, match=r"no saliency\.json"):
+        found = save(qwen2, traces, tmp_path)
+    assert [path.stem for path in found] == old
+    assert computed == ["AIME/3", "y" * 300]
+    assert sorted(trace_ids(tmp_path)) == ["AIME/3", "y" * 300]
+
+
+def test_half_a_surrogate_pair_in_an_id_is_refused_before_any_work(qwen2, tmp_path, computed):
+    with pytest.raises(InputError, match="holds half a surrogate pair"):
+        save(qwen2, [replace(some_traces(1)[0], id="\ud83d")], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_have_the_permissions_that_the_users_umask_gives(qwen2, tmp_path):
+    before = os.umask(0o027)
+    try:
+        save(qwen2, some_traces(1), tmp_path)
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "saliency.json", tmp_path / "maps" / "t0.safetensors"):
+        assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_with_the_disk_full_what_is_finished_is_kept(qwen2, tmp_path, computed):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        with pytest.raises(FileError, match=r"cannot write .*No space left on device\. Make room"):
+            save(qwen2, some_traces(9), tmp_path / "out")
+        kept = {path.suffix for path in (tmp_path / "out" / "maps").iterdir()}
+        assert kept == {".safetensors"}
+        subprocess.run(["mount", "-o", "remount,size=20m", tmp_path], check=True)
+        save(qwen2, some_traces(9), tmp_path / "out")
+        assert len(computed) == 10  # the map that there was no room for
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)

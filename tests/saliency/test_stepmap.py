@@ -1,6 +1,8 @@
 import json
 import os
 import struct
+from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +15,7 @@ from safetensors.torch import save_file
 
 from stepsal import FileError, InputError, StepMap, Trace
 from stepsal.files import atomic_path
+from stepsal.saliency.mapfile import write_map
 
 # Steps of 2, 1 and 3 tokens. The last token is no query, so the rows have 2, 1 and 2 queries.
 PAIRS = [[3, 0, 0], [2, 1, 0], [4, 2, 3]]
@@ -184,7 +187,7 @@ def test_garbage_is_no_step_map(tmp_path, content):
 
 
 def test_a_folder_is_no_step_map(tmp_path):
-    with pytest.raises(FileError, match="is cut short or damaged"):
+    with pytest.raises(FileError, match="is a folder, and a step map is a file: give one of"):
         StepMap.load(tmp_path)
 
 
@@ -269,3 +272,148 @@ def test_a_map_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypat
         two_heads().save(path)
     assert os.listdir(tmp_path) == ["a.safetensors"]
     assert path.read_bytes() == before
+
+
+def test_every_bit_of_a_file_that_flips_is_noticed_or_changes_nothing(tmp_path):
+    path = tmp_path / "flipped.safetensors"
+    stepmap = random_map("qts", [2, 3, 4], layers=2, heads=2, trace="é", correct=True)
+    stepmap.save(path)
+    whole = path.read_bytes()
+    noticed = 0
+    for position in range(len(whole)):
+        changed = bytearray(whole)
+        changed[position] ^= 1 << position % 8
+        path.write_bytes(changed)
+        try:
+            found = StepMap.load(path)
+        except FileError:
+            noticed += 1
+            continue
+        assert torch.equal(found.mass, stepmap.mass)
+        assert torch.equal(found.pairs, stepmap.pairs)
+        assert (found.steps, found.layers, found.meta) == (stepmap.steps, stepmap.layers, stepmap.meta)
+    assert noticed > 0.98 * len(whole)
+
+
+def test_a_flipped_bit_among_the_numbers_is_an_error_that_says_so_unless_one_is_in_a_hurry(tmp_path):
+    path = tmp_path / "flipped.safetensors"
+    by_hand().save(path)
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(FileError, match="it does not hold what was written to it: its checksum differs"):
+        StepMap.load(path)
+    assert StepMap.load(path, verify=False).steps == by_hand().steps
+
+
+def test_a_file_without_a_checksum_loads(tmp_path):
+    path = tmp_path / "old.safetensors"
+    by_hand().save(path)
+    change_header(path, sha256=None)
+    assert torch.equal(StepMap.load(path).mass, by_hand().mass)
+
+
+def odd_steps(**changes):
+    steps = [asdict(step) for step in make_steps("qts", [2, 1, 3])]
+    steps[1] |= changes
+    return json.dumps(steps)
+
+
+HAND_MADE = {
+    "steps are no list": {"steps": '{"0": 1}'},
+    "no step": {"steps": "[]"},
+    "a step is a list": {"steps": "[[0, 1, 2]]"},
+    "text is a number": {"steps": odd_steps(text=3)},
+    "half a surrogate pair": {"steps": odd_steps(text="\ud83d")},
+    "a segment that there is none of": {"steps": odd_steps(segment="answer")},
+    "segments out of order": {
+        "steps": odd_steps(segment="summary").replace('"summary", "start": 3', '"thinking", "start": 3')
+    },
+    "another index": {"steps": odd_steps(index=2)},
+    "a place that is no whole number": {"steps": odd_steps(start=2.0)},
+    "a place that is true": {"steps": odd_steps(start=True)},
+    "a gap": {"steps": odd_steps(stop=2, start=2)},
+    "an overlap": {"steps": odd_steps(start=1)},
+    "a huge place": {"steps": odd_steps(stop=2**70)},
+    "one more field": {"steps": odd_steps(more=1)},
+    "deep steps": {"steps": "[" * 100_000},
+    "deep meta": {"meta": '{"a":' * 100_000},
+    "layers are no list": {"layers": "5"},
+    "a layer that is text": {"layers": '["5"]'},
+    "a layer that is true": {"layers": "[true]"},
+    "a layer below none": {"layers": "[-1]"},
+    "a layer beyond the model": {"meta": '{"model_layers": 5}'},
+    "meta is a list": {"meta": "[1]"},
+    "correct is text": {"meta": '{"correct": "yes"}'},
+    "correct is a number": {"meta": '{"correct": 1}'},
+    "the trace is a list": {"meta": '{"trace": ["a"]}'},
+    "the rule is a number": {"meta": '{"rule": 7}'},
+    "other tokens": {"meta": '{"tokens": 7}'},
+    "tokens are missing": {"meta": '{"tokens": null}'},
+    "what it was made of is text": {"meta": '{"made_of": "x"}'},
+}
+
+
+@pytest.mark.parametrize("changes", HAND_MADE.values(), ids=HAND_MADE.keys())
+def test_what_no_map_can_hold_is_refused_with_the_reason(tmp_path, changes):
+    path = tmp_path / "odd.safetensors"
+    by_hand().save(path)
+    change_header(path, sha256=None, **changes)
+    with pytest.raises(FileError, match=r"odd.safetensors is cut short or damaged \(.+\)\. Copy it anew"):
+        StepMap.load(path)
+
+
+TENSORS = {
+    "whole numbers for mass": (torch.int64, torch.int64, 1),
+    "truth for mass": (torch.bool, torch.int64, 1),
+    "complex mass": (torch.complex64, torch.int64, 1),
+    "fractions for pairs": (torch.float32, torch.float32, 1),
+    "truth for pairs": (torch.float32, torch.bool, 1),
+    "pairs below zero": (torch.float32, torch.int64, -1),
+    "more pairs than there are": (torch.float32, torch.int64, 100),
+}
+
+
+@pytest.mark.parametrize(("mass", "pairs", "factor"), TENSORS.values(), ids=TENSORS.keys())
+def test_tensors_that_no_map_can_hold_are_refused(tmp_path, mass, pairs, factor):
+    path = tmp_path / "odd.safetensors"
+    good = by_hand()
+    unchecked(write_map)(path, good.mass.to(mass), (factor * good.pairs).to(pairs), good.steps, good.layers, good.meta)
+    with pytest.raises(FileError, match=r"odd.safetensors is cut short or damaged \(.+\)"):
+        StepMap.load(path)
+
+
+def test_an_infinity_is_refused(tmp_path):
+    stepmap = by_hand()
+    stepmap.mass[0, 0, 1, 0] = torch.inf
+    stepmap.save(tmp_path / "a.safetensors")
+    with pytest.raises(FileError, match="mass holds an infinity"):
+        StepMap.load(tmp_path / "a.safetensors")
+
+
+def test_what_a_header_cannot_hold_is_said_when_it_is_saved(tmp_path):
+    for meta in ({"a": {1, 2}}, {"trace": "\ud83d"}):
+        with pytest.raises(InputError, match="cannot be written"):
+            by_hand(**meta).save(tmp_path / "a.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_map_has_the_permissions_that_the_users_umask_gives(tmp_path):
+    before = os.umask(0o022)
+    try:
+        by_hand().save(tmp_path / "a.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_file_that_may_not_be_read_is_not_called_missing(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    by_hand().save(path)
+
+    def forbidden(*given, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    with pytest.raises(FileError, match=r"cannot read .*a\.safetensors: Permission denied"):
+        StepMap.load(path)

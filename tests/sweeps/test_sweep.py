@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+from conftest import save_tiny
 from helpers import random_map
 
 import stepsal
@@ -875,3 +876,48 @@ def test_an_unknown_engine_and_a_missing_model_are_refused(tmp_path):
     with pytest.raises(FileError, match="there is no folder no/such/model"):
         run_sweep(SMALL | {"model": {"name": "no/such/model"}}, tmp_path, progress=False)
     assert Setting().name == "baseline"
+
+
+# --- what is kept is what was made --------------------------------------------------------------------------------------
+def test_every_byte_of_a_shard_that_changes_is_noticed_or_changes_nothing(tmp_path, monkeypatch):
+    plant(monkeypatch, lambda setting, problem: True)
+    run_sweep(SMALL | {"problems": {"length": 2, "count": 1}, "grid": {"parts": "none"}}, tmp_path, progress=False)
+    folder = SweepFolder(tmp_path)
+    (path,) = (tmp_path / "rows").iterdir()
+    whole, rows = path.read_bytes(), folder.read(path.stem).to_pylist()
+    noticed = []
+    for position in range(0, len(whole), 7):
+        content = bytearray(whole)
+        content[position] ^= 1 << position % 8
+        path.write_bytes(content)
+        try:
+            assert folder.read(path.stem).to_pylist() == rows
+        except FileError as error:
+            noticed.append(str(error))
+    assert len(noticed) > len(whole) / 20
+    assert all("is damaged" in said and "move it away" in said for said in noticed)
+
+
+def test_a_sweep_whose_weights_were_replaced_in_place_is_refused_also_in_the_middle_of_a_file(tmp_path, monkeypatch):
+    plant(monkeypatch, lambda setting, problem: True)
+    folder = save_tiny("qwen2", tmp_path / "model", hidden_size=320, intermediate_size=1024)
+    config = SMALL | {"model": {"name": str(folder)}}
+    run_sweep(config, tmp_path / "out", progress=False)
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    assert len(content) > 4 * 2**20
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(FileError, match="begun with another configuration"):
+        run_sweep(config, tmp_path / "out", progress=False)
+
+
+def test_a_sweep_that_stepsal_0_1_began_is_gone_on_with_after_a_warning(tmp_path, monkeypatch):
+    plant(monkeypatch, lambda setting, problem: True)
+    run_sweep(SMALL, tmp_path, progress=False)
+    path = tmp_path / "config.json"
+    record = json.loads(path.read_text())
+    record["model"]["fingerprint"] = "0" * 64
+    path.write_text(json.dumps(record))
+    with pytest.warns(UserWarning, match=r"begun by stepsal 0\.1, .* cannot be checked"):
+        run_sweep(SMALL, tmp_path, progress=False)
