@@ -38,7 +38,7 @@ from stepsal.saliency.attention import in_float32, keeping_repeats_once
 from stepsal.saliency.gradients import PatternReader, Receive, Rule, check_logits
 from stepsal.saliency.pooling import StepPool, count_pairs
 from stepsal.saliency.stepmap import StepMap
-from stepsal.traces.trace import Trace
+from stepsal.traces.trace import Trace, check_tokenizer
 
 Objective = Literal["token", "sequence", "answer"]
 
@@ -260,7 +260,7 @@ def row_scales(losses: Float[Tensor, " pos"]) -> Float[Tensor, " pos"]:
 
 
 def check_trace(model: Model, trace: Trace) -> None:
-    """Raise `InputError` unless the model can take the trace: its length and its token ids."""
+    """Raise `InputError` unless the model can take the trace: its length, its token ids and its tokenizer."""
     size, tokens = host_of(model).shape, trace.tokens
     if len(tokens) < 2:
         raise InputError(f"a trace of {len(tokens)} token(s) predicts nothing: it needs at least two")
@@ -275,6 +275,7 @@ def check_trace(model: Model, trace: Trace) -> None:
             f"token {bad} is outside the model's vocabulary (0 to {size.vocabulary - 1}): the trace was made with another "
             "tokenizer. Make it with this model's."
         )
+    check_tokenizer(getattr(model, "tokenizer", None), trace)
 
 
 def check_options(length: int, objective: str, rule: str, chunk: object, answer: tuple[int, int] | None) -> None:
