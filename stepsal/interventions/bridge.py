@@ -128,7 +128,7 @@ class OddsEqualBridge(Intervention):
         """The groups among the last `keys` columns, later ones not left out."""
         text = at.text
         columns, queries = slice(text.end - keys, text.end), slice(text.end - text.length, text.end)
-        segments, own = text.segments[:, None, columns], text.segments[:, queries, None]
+        segments, own = text.segments[:, None, columns], text.own_segments[:, :, None]
         answer = own >= THINKING
         if self.scope == "segment":
             own = own.where(answer, _NO_SEGMENT)

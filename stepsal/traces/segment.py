@@ -294,6 +294,11 @@ class Segmenter:
             self._open_response(unmarked)
         return self._read_step(said, undecided, opened)
 
+    @property
+    def undecided(self) -> bool:
+        """Whether the last token may belong to a marker, or to the response."""
+        return bool(self._held)
+
     def finish(self) -> str | None:
         """The segment of the step that the undecided tokens at the end are, `back` tokens long, or None.
 
