@@ -373,7 +373,7 @@ def check_opened(trace: Trace, tokenizer: Tokenizer) -> None:
         )
 
 
-_STRIPPED = re.compile(r"\s*(?:analysis|commentary)\b.*assistantfinal", re.DOTALL)
+_STRIPPED = re.compile(r"\s*(?:analysis|commentary).*assistantfinal", re.DOTALL)
 
 
 def doubtful_markers(trace: Trace, tokenizer: Tokenizer) -> str:
