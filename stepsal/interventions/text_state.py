@@ -153,7 +153,9 @@ class Follower:
         self._end = 0
         self._kept = torch.zeros(0)  # (segments, steps), batch, capacity
         self._waiting: list[list[list[list[int]]]] = []  # the same of passes that are not in it yet
-        self._decided: list[tuple[int, int, int, int]] = []  # row, column, segment, step of tokens decided after they were read
+        self._decided: list[
+            tuple[int, int, int, int]
+        ] = []  # row, column, segment, step of tokens decided after they were read
         self._seen: list[int] = []  # how many keys each row's last token could see
         self.passes = 0
         self.answered = False  # whether any token was thinking or summary

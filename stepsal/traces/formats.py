@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from stepsal.errors import InputError
-from stepsal.traces.rules import STEP_RULES, StepRule, line, paragraph, sentence
+from stepsal.traces.rules import STEP_RULES, StepRule
 
 FormatSpec = str | tuple[str, str]
 """A name in `FORMATS`, `auto`, or a pair of markers such as `("<reason>", "</reason>")`."""

@@ -30,17 +30,22 @@ _SPACED = ".!?…"
 _NOT_FIRST = _CLOSERS + _UNSPACED + _SPACED + ",;:，；：、）"  # no sentence begins with these
 _AFTER_FACTORIAL = "=+-*/×·÷<>≤≥≠^|\\"
 
-_NEVER_LAST = frozenset("Mr Mrs Ms Dr Prof vs cf viz eg ie wrt aka e.g i.e w.r.t s.t a.k.a c.f resp approx".split())
-_RARELY_LAST = frozenset(
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_NEVER_LAST = _words("Mr Mrs Ms Dr Prof vs cf viz eg ie wrt aka e.g i.e w.r.t s.t a.k.a c.f resp approx")
+_RARELY_LAST = _words(
     "eq eqs eqn eqns fig figs sec sect ch chap thm lem prop cor def defn ex ref refs tab vol no nos p pp art num ver "
     "etc al ph.d st inc ltd co corp dept univ ave blvd mt jr sr gen gov sen rep rev capt lt col sgt "
-    "jan feb mar apr jun jul aug sep sept oct nov dec est ca incl esp misc avg".split()
+    "jan feb mar apr jun jul aug sep sept oct nov dec est ca incl esp misc avg"
 )
-_STARTERS = frozenset(
-    "A After All Also Alternatively And Another Are As At Because But By Can Check Combining Compute Consider Could Does Each "
-    "Find First For From Given He Hence Her Here Hmm How However I If In Is It Its Let Maybe Moreover My Next Not Now OK Okay "
-    "On One Or Our Same Second She Similarly Since So Still Substituting Suppose That The Their Then There Therefore These They "
-    "This Those Thus To Using Wait We What When Where Which While Why With Would Yes You".split()
+_STARTERS = _words(
+    "A After All Also Alternatively And Another Are As At Because But By Can Check Compute Consider Could Does Each "
+    "Find First For From Given He Hence Her Here Hmm How However I If In Is It Its Let Maybe Moreover My Next Not Now "
+    "OK Okay On One Or Our Same Second She Similarly Since So Still Suppose That The Their Then There Therefore These "
+    "They This Those Thus To Using Wait We What When Where Which While Why With Would Yes You"
 )
 _WORD = re.compile(r"[^\W\d_](?:[^\W\d_]|\.(?=[^\W\d_]))*$")
 _FIRST_WORD = re.compile(r"[\"'“‘(\[*_]*([^\W\d_]+)")
@@ -55,7 +60,9 @@ _FENCE = re.compile(r"\s*(?:[-*+]\s+|\d{1,3}[.)]\s+)?(`{3,}|~{3,})([^`]*)$")
 _FENCE_END = re.compile(r"\s*(`{3,}|~{3,})\s*$")
 _HEADING = re.compile(r"\s*(?:#{1,6}\s|\*\*[^*]+\*\*[:.]?\s*$|__[^_]+__[:.]?\s*$)")
 _ITEM = re.compile(r"\s*(?:[-*+•‣◦▪·]|\d{1,3}[.)]|\(?[a-zA-Z0-9]{1,3}\)|\[\d{1,3}\])\s")
-_ITEM_BEGINS = re.compile(r"(?:[-*+•‣◦▪]|\d{1,3}[.)]|\(?[a-zA-Z0-9]{1,3}\))\s|[-*+•‣◦▪]$|\*\*|#{1,6}(?:\s|$)|`{3}|~{3}|\\$")
+_ITEM_BEGINS = re.compile(
+    r"(?:[-*+•‣◦▪]|\d{1,3}[.)]|\(?[a-zA-Z0-9]{1,3}\))\s|[-*+•‣◦▪]$|\*\*|#{1,6}(?:\s|$)|`{3}|~{3}|\\$"
+)
 _ITEM_MAY_BEGIN = re.compile(r"\(?\d{0,3}[.)]?$")
 
 
@@ -234,7 +241,7 @@ def _opens_line_of_its_own(step: StepText, lead: str, said: str) -> bool:
 def _ends_sentence(tail: str, said: str, spaced: bool) -> bool:
     """Whether the step's end is a sentence's, given what follows."""
     text, follows = tail.rstrip(_CLOSERS), said[0]
-    if not text or follows in _NOT_FIRST and not (spaced and follows in "\"'*_`~"):
+    if not text or (follows in _NOT_FIRST and not (spaced and follows in "\"'*_`~")):
         return False
     last = text[-1]
     if last in _UNSPACED:
@@ -260,7 +267,7 @@ def _period_ends(text: str, said: str) -> bool:
     initial = len(word) == 1 and word.isupper()
     if word.lower() in _RARELY_LAST or initial or (len(word) == 2 * word.count(".") + 1 > 1):
         first = _FIRST_WORD.match(said)
-        return bool(first) and first[1] in _STARTERS
+        return first is not None and first[1] in _STARTERS
     return True
 
 

@@ -166,7 +166,9 @@ class MarkerTokens:
             self._written[marker] = HEADER.join(pieces)
 
     def _piece(self, piece: str, added: dict[str, tuple[int, bool]]) -> str:
-        inside = [piece] if piece in added else [text for text, (_, special) in added.items() if special and text in piece]
+        inside = (
+            [piece] if piece in added else [text for text, (_, special) in added.items() if special and text in piece]
+        )
         for text in sorted(inside, key=len, reverse=True):
             if text in piece:
                 id, _ = added[text]
@@ -213,7 +215,9 @@ def _find_added_tokens(tokenizer: Tokenizer) -> dict[str, tuple[int, bool]]:
     return {text: each for text, each in found.items() if text}
 
 
-def marked_text(tokenizer: Tokenizer, tokens: Sequence[int], pairs: Sequence[tuple[str, str]]) -> tuple[str, list[tuple[str, str]]]:
+def marked_text(
+    tokenizer: Tokenizer, tokens: Sequence[int], pairs: Sequence[tuple[str, str]]
+) -> tuple[str, list[tuple[str, str]]]:
     """The tokens' text as markers are looked for in it, and the pairs of markers to look for.
 
     >>> from stepsal import load_tokenizer
@@ -270,6 +274,9 @@ class Segmenter:
         self._begun = ""  # the beginning of an opening marker that the prompt ends with
         self._held: list[str] = []  # what the response's tokens say as long as they are undecided
         self._closings: tuple[str, ...] = ()
+        self._known = StepText()
+        self.segment = "question"
+        """The segment that the last token is in."""
         self._begin("question")
         self.text = ""
         """The text that the last token made final."""
@@ -321,12 +328,11 @@ class Segmenter:
     def _begin(self, segment: str) -> None:
         if segment == "summary":
             self._rule = self._summary_rule
-        if getattr(self, "segment", None) == segment:
+        if self.segment == segment:
             self._known.begin()
-        else:
+        else:  # a code block or an equation ends with its segment
             self._known = StepText()
         self.segment = segment
-        """The segment that the last token is in."""
         self._fed = next((fed for rule, fed in FED.items() if rule is self._rule), None)
         self._step: list[str] = []  # the step's text, for rules that want it whole
         self._blank = True  # no text yet, decided or not

@@ -406,8 +406,9 @@ def doubtful_markers(trace: Trace, tokenizer: Tokenizer) -> str:
         again, opened = find_marker(closes, summary), find_marker(opens, summary)
         if find_marker(closes, thinking) == (0, len(thinking)) and again and not (opened and opened < again):
             return (
-                f"{usual(closing)!r} comes again after a thinking that is empty. The first one counts, so that all that follows is "
-                "summary. If the model thought between the two, leave the empty pair out of the prompt or the response"
+                f"{usual(closing)!r} comes again after a thinking that is empty. The first one counts, so that all "
+                "that follows is summary. If the model thought between the two, leave the empty pair out of the prompt or the "
+                "response"
             )
     if any(each.name == "harmony" for each in formats) and _STRIPPED.match(response):
         return (

@@ -219,7 +219,16 @@ def test_the_prompts_marker_ends_the_question():
 
 
 # --- undecided text --------------------------------------------------------------------------------------------------
-BEGINNINGS = [("[", "1", ", 2]"), ("<", "b>"), ("\n", "\n", "4"), ("[",), ("<", "thin"), (" ", "<", "/"), ("\n",), ("[TH", "IS]")]
+BEGINNINGS = [
+    ("[", "1", ", 2]"),
+    ("<", "b>"),
+    ("\n", "\n", "4"),
+    ("[",),
+    ("<", "thin"),
+    (" ", "<", "/"),
+    ("\n",),
+    ("[TH", "IS]"),
+]
 
 
 @pytest.mark.parametrize("beginning", BEGINNINGS)
@@ -343,15 +352,35 @@ def test_paragraphs_begin_after_a_blank_line(pieces, steps):
     [
         (("This is a sentence", ".", " Then"), ["This is a sentence|.", " Then"]),
         (("This is a sentence", ".", "Then"), ["This is a sentence|.|Then"]),
-        *((("We note that it holds, " + short, " x"), ["We note that it holds, " + short + "| x"]) for short in (
-            "e.g.", "i.e.", "cf.", "vs.", "Eq.", "Fig.", "Dr.", "J.", "by A. N.", "approx.", "no.", "p.", "etc.", "(e.g.")),
+        *(
+            (("We note that it holds, " + short, " x"), ["We note that it holds, " + short + "| x"])
+            for short in (
+                "e.g.",
+                "i.e.",
+                "cf.",
+                "vs.",
+                "Eq.",
+                "Fig.",
+                "Dr.",
+                "J.",
+                "by A. N.",
+                "approx.",
+                "no.",
+                "p.",
+                "etc.",
+                "(e.g.",
+            )
+        ),
         (("It is shown in Fig.", " 3", ".", " Then"), ["It is shown in Fig.| 3|.", " Then"]),
         (("So we choose answer B.", " Let", " us"), ["So we choose answer B.", " Let| us"]),
         (("So the answer is no.", " We"), ["So the answer is no.", " We"]),
         (("By the way, 5!", " =", " 120"), ["By the way, 5!| =| 120"]),
         (("That is the answer!", " So"), ["That is the answer!", " So"]),
         (("The total is 42.", " Then"), ["The total is 42.", " Then"]),
-        (("We take two steps:\n", "1.", " Add.\n", "2.", " Divide."), ["We take two steps:\n", "1.| Add.\n", "2.| Divide."]),
+        (
+            ("We take two steps:\n", "1.", " Add.\n", "2.", " Divide."),
+            ["We take two steps:\n", "1.| Add.\n", "2.| Divide."],
+        ),
         (("这是一个句子。", "然后", "我们"), ["这是一个句子。", "然后|我们"]),
         (("他说：“这就是答案。", "”", "然后"), ["他说：“这就是答案。|”", "然后"]),
         (("真的是这样吗？", "是的，就是这样！", "好"), ["真的是这样吗？", "是的，就是这样！", "好"]),
@@ -378,15 +407,23 @@ def test_sentences_end_with_a_terminator_and_white_space(pieces, steps):
         (("Add", "\n", "two"), ["Add|\n|two"]),
         (("Add\n", "##", " Sum", "\n", "It"), ["Add\n", "##| Sum|\n", "It"]),
         (("Add\n", "**", "Sum", "**", "\n", "It"), ["Add\n", "**|Sum|**|\n", "It"]),
-        (("These\n", "-", " one\n", "-", " two\n", " and more\n", "So"), ["These\n", "-| one\n", "-| two\n| and more\n", "So"]),
+        (
+            ("These\n", "-", " one\n", "-", " two\n", " and more\n", "So"),
+            ["These\n", "-| one\n", "-| two\n| and more\n", "So"],
+        ),
         (("These:\n", "1", ".", " one\n", "2", ".", " two"), ["These:\n", "1|.| one\n", "2|.| two"]),
         (("the total is\n", "12", " apples"), ["the total is\n|12| apples"]),
         (("the total is\n", "3", ".14", " at most"), ["the total is\n|3|.14| at most"]),
         (("We get\n", "\\[", "x. Then y", "\\]", "\n", "so"), ["We get\n", "\\[|x. Then y|\\]|\n", "so"]),
         (("We get", " $$", "x = 1", "$$", " so"), ["We get", " $$|x = 1|$$", " so"]),
-        (("We get\n", "\\begin{align}", "x", "\\end{align}", "\n", "so"), ["We get\n", "\\begin{align}|x|\\end{align}|\n", "so"]),
-        (("Code:\n", "```", "py\n", "print(1). Then\n", "# no heading\n", "```", "\n", "So"),
-         ["Code:\n", "```|py\n|print(1). Then\n|# no heading\n|```|\n", "So"]),
+        (
+            ("We get\n", "\\begin{align}", "x", "\\end{align}", "\n", "so"),
+            ["We get\n", "\\begin{align}|x|\\end{align}|\n", "so"],
+        ),
+        (
+            ("Code:\n", "```", "py\n", "print(1). Then\n", "# no heading\n", "```", "\n", "So"),
+            ["Code:\n", "```|py\n|print(1). Then\n|# no heading\n|```|\n", "So"],
+        ),
     ],
 )
 def test_blank_lines_headings_items_equations_and_code_end_a_sentence(pieces, steps):
@@ -395,7 +432,14 @@ def test_blank_lines_headings_items_equations_and_code_end_a_sentence(pieces, st
 
 @pytest.mark.parametrize(
     ("opening", "closing"),
-    [("\\[", "\\]"), ("$$", "$$"), ("\\begin{align*}", "\\end{align*}"), ("```py", "```"), ("~~~", "~~~"), ("````", "````")],
+    [
+        ("\\[", "\\]"),
+        ("$$", "$$"),
+        ("\\begin{align*}", "\\end{align*}"),
+        ("```py", "```"),
+        ("~~~", "~~~"),
+        ("````", "````"),
+    ],
 )
 def test_a_block_with_blank_lines_stays_with_its_paragraph(opening, closing):
     block = ("We get\n", opening, "\n", "a\n", "\n", "b\n\n", "c\n", closing, "\n")
@@ -410,7 +454,11 @@ def test_an_equation_that_never_closes_does_not_swallow_what_follows(stray):
 
 def test_a_sentence_step_holds_no_blank_line_not_even_in_code():
     pieces = ("```\n", "a = 1\n", "\n", "# b\n", "b. C = 2\n", "```\n", "So")
-    assert split("<think>", *pieces, steps="sentence")[1:] == ["t: ```\n|a = 1\n|\n", "t: # b\n|b. C = 2\n|```\n", "t: So"]
+    assert split("<think>", *pieces, steps="sentence")[1:] == [
+        "t: ```\n|a = 1\n|\n",
+        "t: # b\n|b. C = 2\n|```\n",
+        "t: So",
+    ]
 
 
 @pytest.mark.parametrize("rule", STEP_RULES)

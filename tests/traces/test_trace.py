@@ -185,7 +185,8 @@ def test_without_markers_auto_is_plain_and_needs_no_prompt():
 @every_tokenizer
 @pytest.mark.parametrize("format", ["auto", "think", "harmony", "plain", ("<r>", "</r>")])
 @pytest.mark.parametrize(
-    "response", ["[1, 2] is it", "<b>4</b>", "[", "<", "</", "[THIS]", "<thin", "\n\n[x", " [", "<|channel|>x", "<r", "to=4"]
+    "response",
+    ["[1, 2] is it", "<b>4</b>", "[", "<", "</", "[THIS]", "<thin", "\n\n[x", " [", "<|channel|>x", "<r", "to=4"],
 )
 def test_no_text_of_the_response_is_question(tokenizer, format, response):
     trace = from_text(tokenizer, "What is 2+2?", response, format=format)
@@ -208,8 +209,18 @@ def test_a_harmony_response_without_channels_is_the_response():
     ("tokenizer", "prompt", "response", "message"),
     [
         (BYTES, "Q", "Sure. <think>Add.</think>4", "opens the thinking with '<think>' only after 'Sure. <think>Add"),
-        (BYTES, "Q", "<think>\n\n</think>\n\nWe add.\n</think>\n\n4", "'</think>' comes again after a thinking that is empty"),
-        (BYTES, "Q<think>\n\n</think>\n\n", "We add.</think>4", "'</think>' comes again after a thinking that is empty"),
+        (
+            BYTES,
+            "Q",
+            "<think>\n\n</think>\n\nWe add.\n</think>\n\n4",
+            "'</think>' comes again after a thinking that is empty",
+        ),
+        (
+            BYTES,
+            "Q<think>\n\n</think>\n\n",
+            "We add.</think>4",
+            "'</think>' comes again after a thinking that is empty",
+        ),
         (BYTES, "Q", "analysisWe add.assistantfinalIt is 4.", "reads 'analysis' and 'assistantfinal'"),
         (MODELS["gpt_oss"](), "Q", "analysisWe add. assistantfinalIt is 4.", "skip_special_tokens=False"),
     ],
@@ -226,7 +237,11 @@ def test_markers_that_do_not_count_are_warned_about(tokenizer, prompt, response,
         (BYTES, "Q", "<think>Add.</think>Write <think> and </think> around it."),
         (BYTES, "Q<think>\n\n</think>\n\n", "Write <think> before and </think> after."),
         (BYTES, "Q", "An analysis of the assistant's final words."),
-        (MODELS["gpt_oss"](), "Q<|start|>assistant", "<|channel|>analysis<|message|>Use <think>.</think><|channel|>final<|message|>4"),
+        (
+            MODELS["gpt_oss"](),
+            "Q<|start|>assistant",
+            "<|channel|>analysis<|message|>Use <think>.</think><|channel|>final<|message|>4",
+        ),
     ],
 )
 def test_markers_that_are_mentioned_later_are_text(tokenizer, prompt, response):
@@ -238,7 +253,15 @@ def test_a_marker_spelt_in_pieces_is_text_where_it_is_a_token():
     spelt = [id for piece in ("</", "think", ">") for id in BYTES.encode(piece)]
     assert BYTES.decode(spelt) == "</think>"
     assert closing not in spelt
-    ids = [*BYTES.encode("Q"), opening, *BYTES.encode("I write "), *spelt, *BYTES.encode(" here."), closing, *BYTES.encode("4")]
+    ids = [
+        *BYTES.encode("Q"),
+        opening,
+        *BYTES.encode("I write "),
+        *spelt,
+        *BYTES.encode(" here."),
+        closing,
+        *BYTES.encode("4"),
+    ]
     for prompt_tokens in (None, 1):
         trace = Trace.from_tokens(BYTES, ids, prompt_tokens=prompt_tokens)
         assert [step.text for step in trace.steps[1:]] == ["I write </think> here.</think>", "4"]
@@ -260,7 +283,11 @@ def test_a_row_of_a_padded_batch_is_the_trace_of_its_text(before, after, with_pr
     row = Trace.from_tokens(
         BYTES, [PAD] * before + prompt + response + after, prompt_tokens=before + given if with_prompt else None
     )
-    assert (row.tokens.tolist(), row.steps, row.prompt_tokens) == (alone.tokens.tolist(), alone.steps, alone.prompt_tokens)
+    assert (row.tokens.tolist(), row.steps, row.prompt_tokens) == (
+        alone.tokens.tolist(),
+        alone.steps,
+        alone.prompt_tokens,
+    )
     left_out = {"before": before, "after": len(after) - (after[:1] == [END])}
     assert row.meta.get("padding", {"before": 0, "after": 0}) == left_out
 
@@ -309,7 +336,9 @@ def test_a_trace_records_its_tokenizer_and_another_one_refuses_it(tmp_path):
     write_traces(tmp_path / "a.jsonl", [trace])
     assert read_traces(tmp_path / "a.jsonl", BYTES)[0].meta == trace.meta
     other = MODELS["qwen3"]()
-    with pytest.raises(InputError, match=rf"'a' was made with the tokenizer {fingerprint(BYTES)}, and this one is {fingerprint(other)}"):
+    with pytest.raises(
+        InputError, match=rf"'a' was made with the tokenizer {fingerprint(BYTES)}, and this one is {fingerprint(other)}"
+    ):
         read_traces(tmp_path / "a.jsonl", other)
 
 
@@ -317,7 +346,9 @@ def test_a_model_refuses_a_trace_whose_ids_say_something_else_to_it():
     trace = Trace.from_text(BYTES, "2+2?", "<think>Add.</think>4", id="a")
     check_tokenizer(BYTES, trace)
     check_tokenizer(MODELS["qwen3"](), trace)  # it has more tokens, and these are the same
-    with pytest.raises(InputError, match=r"'a' was made with the tokenizer sha256:\w+, and the model's is sha256:.*model.tokenizer"):
+    with pytest.raises(
+        InputError, match=r"'a' was made with the tokenizer sha256:\w+, and the model's is sha256:.*model.tokenizer"
+    ):
         check_tokenizer(byte_level(markers=False), trace)
     unknown = dataclasses.replace(trace, meta={})  # from an older file
     check_tokenizer(byte_level(markers=False), unknown)
