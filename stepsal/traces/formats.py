@@ -14,6 +14,9 @@ from functools import cache
 
 from stepsal.errors import InputError
 from stepsal.traces.rules import STEP_RULES, StepRule
+from stepsal.traces.rules import line as line
+from stepsal.traces.rules import paragraph as paragraph
+from stepsal.traces.rules import sentence as sentence
 
 FormatSpec = str | tuple[str, str]
 """A name in `FORMATS`, `auto`, or a pair of markers such as `("<reason>", "</reason>")`."""

@@ -244,10 +244,15 @@ def _ends_sentence(tail: str, said: str, spaced: bool) -> bool:
     if not text or (follows in _NOT_FIRST and not (spaced and follows in "\"'*_`~")):
         return False
     last = text[-1]
+    closed = tail[len(text) :].strip("*_`~")  # a quotation, or what stands in brackets, within a sentence
+    if closed and (follows.islower() or follows == "と"):
+        return False
     if last in _UNSPACED:
         number = last == "．" and follows.isdigit()
         return spaced or not (number or said.startswith(("<|", "<｜", "</")))
     if not spaced or last not in _SPACED:
+        return False
+    if (last == "…" or text.endswith("..")) and follows.islower():
         return False
     if last == "!" and _FACTORIAL.search(text):
         return not (follows in _AFTER_FACTORIAL or follows.islower())

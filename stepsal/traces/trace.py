@@ -49,9 +49,10 @@ class Trace:
         prompt: the decoded prompt (the question's text where `prompt_tokens` is None).
         prompt_tokens: how many tokens the prompt has, where that is known. The question is shorter where the prompt
             opens the thinking.
-        id, answer, correct, meta: the caller's own. In `meta`, `lossy_tokenization` says that the tokenizer could not give
-            the text back, `tokenizer` is the fingerprint of the tokenizer that the ids belong to, `padding` says how many
-            tokens before and after the text were left out, and `doubtful_markers` what was warned about.
+        id, answer, correct, meta: the caller's own. To `meta` are added `tokenizer`, the fingerprint of the tokenizer that
+            the ids belong to (unless the caller has something else there); `lossy_tokenization`, where the tokenizer could
+            not give the text back; `padding`, how many tokens before and after the text were left out; and
+            `doubtful_markers`, what looks like a marker and does not count.
         format, step_rule: what the steps were found with.
 
     >>> from stepsal import load_tokenizer
@@ -208,7 +209,7 @@ def split_tokens(
     Trace('a', 10 tokens, steps: 1 question, 0 thinking, 1 summary)
     """
     ids = check_tokens(tokens, len(tokenizer))
-    keep["meta"] = {**(keep.get("meta") or {}), "tokenizer": _fingerprint(tokenizer, keep)}
+    keep["meta"] = {"tokenizer": _fingerprint(tokenizer, keep), **(keep.get("meta") or {})}
     if prompt_tokens is not None and not 0 < prompt_tokens < len(ids):
         raise InputError(
             f"prompt_tokens={prompt_tokens} of {len(ids)} tokens leaves an empty prompt or an empty response: "

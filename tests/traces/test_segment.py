@@ -376,6 +376,9 @@ def test_paragraphs_begin_after_a_blank_line(pieces, steps):
         (("So the answer is no.", " We"), ["So the answer is no.", " We"]),
         (("By the way, 5!", " =", " 120"), ["By the way, 5!| =| 120"]),
         (("That is the answer!", " So"), ["That is the answer!", " So"]),
+        (("He says (as it is.)", " so"), ["He says (as it is.)| so"]),
+        (('He says "So it is."', " he"), ['He says "So it is."| he']),
+        (("Well, as I say ...", " so"), ["Well, as I say ...| so"]),
         (("The total is 42.", " Then"), ["The total is 42.", " Then"]),
         (
             ("We take two steps:\n", "1.", " Add.\n", "2.", " Divide."),
