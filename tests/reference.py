@@ -2,10 +2,11 @@
 
 import itertools
 import math
-import re
 
 import torch
 from torch.nn.functional import cross_entropy
+
+from stepsal.traces.rules import FED, STEP_RULES, StepText
 
 
 # --- influence: the definition, by T backward passes over the full graph ---------------------------------------------
@@ -78,33 +79,30 @@ def pool_by_loops(influence, trace):
 
 # --- segmentation: one character a token, rereading the whole text each time -----------------------------------------
 def steps_by_rereading(text, opening, closing, rule):
-    """Where steps begin, as (position, segment)."""
-    is_boundary = {
-        "paragraph": lambda step, gap: gap.count("\n") >= 2,
-        "line": lambda step, gap: "\n" in gap,
-        "sentence": lambda step, gap: (
-            gap != "" and len(step) >= 15 and re.search(r"[.!?。！？…][\"'”’»›)\]}）】」』*_`~]*$", step) is not None
-        ),
-    }[rule]
+    """Where steps begin, as (position, segment): at each character the segment is read again from its beginning."""
     starts = [(0, "question")]
     if opening not in text:
         return starts
     thinking = text.index(opening) + len(opening)
     summary = text.index(closing, thinking) + len(closing) if closing in text[thinking:] else len(text)
     for segment, first, last in (("thinking", thinking, summary), ("summary", summary, len(text))):
-        start, due = first, False
+        begun, due = [first], False
         for position in range(first, last):
-            before = text[start:position]
             if position == first:
                 starts.append((position, segment))
                 continue
-            if text[position].isspace() or not before.strip():
+            if text[position].isspace() or not text[begun[-1] : position].strip():
                 continue
-            due = due or is_boundary(before.strip(), before[len(before.rstrip()) :])
+            step = StepText()
+            for start, stop in itertools.pairwise([*begun, position]):
+                step.begin()
+                step.feed(text[start:stop])
+            due = due or FED[STEP_RULES[rule]](step, text[position])
             seen = text[first : position + 1]
             under_way = any(seen.endswith(closing[:size]) for size in range(1, len(closing) + 1))
             if due and not (segment == "thinking" and under_way):
-                start, due = position, False
+                begun.append(position)
+                due = False
                 starts.append((position, segment))
     return starts
 

@@ -272,7 +272,7 @@ def _trace(
     )
     tokens, length = request.prompt + response, len(request.prompt)
     trace = split_tokens(model.tokenizer, tokens, format, steps, length, id=name, meta=meta)
-    if format == "auto" and (found := unopened(trace)):
+    if format == "auto" and (found := unopened(trace, model.tokenizer)):
         trace.meta["unopened_thinking"] = True
         warnings.warn(
             f"an answer has {found[2]!r}, but nothing opens the thinking, so all of it counts as summary. Let the prompts end "

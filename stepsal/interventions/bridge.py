@@ -132,7 +132,7 @@ class OddsEqualBridge(Intervention):
         """The groups among the last `keys` columns. Keys that come after their query are not left out here."""
         text = at.text
         columns, queries = slice(text.end - keys, text.end), slice(text.end - text.length, text.end)
-        segments, own = text.segments[:, None, columns], text.segments[:, queries, None]
+        segments, own = text.segments[:, None, columns], text.own_segments[:, :, None]
         answer = own >= THINKING
         if self.scope == "segment":
             own = own.where(answer, _NO_SEGMENT)

@@ -102,8 +102,7 @@ class LayerPass:
 
     def queries_in(self, segment: str) -> Bool[Tensor, "batch 1 query 1"]:
         """A mask over an attention pattern: the queries of a segment (`question`, `thinking` or `summary`)."""
-        text = self.text
-        own = text.segments[:, text.end - text.length : text.end] == CODES[segment]
+        own = self.text.own_segments == CODES[segment]
         return own[:, None, :, None].to(self.visible.device)
 
     def keys_in(self, segment: str) -> Bool[Tensor, "batch 1 query key"]:
@@ -114,10 +113,7 @@ class LayerPass:
 
     def queries_answering(self) -> Bool[Tensor, "batch 1 query"]:
         """Which queries are thinking or summary."""
-        text = self.text
-        return (text.segments[:, text.end - text.length : text.end] >= CODES["thinking"])[:, None].to(
-            self.visible.device
-        )
+        return (self.text.own_segments >= CODES["thinking"])[:, None].to(self.visible.device)
 
 
 def only_heads(

@@ -81,7 +81,7 @@ class Starvation(Intervention):
         """The keys, among the last `keys` columns, that each query loses."""
         text = at.text
         columns, queries = slice(text.end - keys, text.end), slice(text.end - text.length, text.end)
-        segments, own = text.segments[:, None, columns], text.segments[:, queries, None]
+        segments, own = text.segments[:, None, columns], text.own_segments[:, :, None]
         if self.rows in ("thinking", "summary"):
             return (segments == own - 1) & (own == CODES[self.rows])
         earlier = text.steps[:, None, columns] < text.steps[:, queries, None]

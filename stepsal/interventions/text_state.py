@@ -4,10 +4,13 @@ In: for each forward pass its token ids, which of them are padding, and how many
 segment and step of every token so far, and the steps that the tokens of this pass open. `stepsal.intervene` calls it.
 
 1. A pass of `n` tokens with `n` keys begins new sequences. A pass with more keys goes on at the end of the cache.
-2. A token that may not attend to itself is padding, as the attention mask of a left- or right-padded batch says. Without a mask
-   padding cannot be told from text (and the model's own output is wrong). A token that ends or fills a sequence, right
-   after another such token, is what `generate` feeds to a finished row. It is left out too.
-3. Every other token goes to the `Segmenter` of its row, which finds the same causal steps as in a `Trace`.
+2. A token that may not attend to itself is padding, as the attention mask of a left- or right-padded batch says. Without a
+   mask, padding is a token that fills sequences before the text, or after the token that ends it (the model's own output is wrong
+   then, as it reads the padding). A token that ends or fills a sequence, right after another such token, is what `generate`
+   feeds to a finished row. It is left out too.
+3. Every other token goes to the `Segmenter` of its row, which finds the same causal steps as in a `Trace`. A token that is
+   undecided when it is read (`stepsal.traces.segment`) counts as question then: its own row stays as it is, whenever it is
+   read. For the tokens after the decision it is a key of the segment that was decided.
 4. The segment and step of each token are kept in buffers that double when they are full, so that a decoding step costs the same
    at any length. They are written there when an intervention asks for them, which in most decoding steps none does.
 """
@@ -52,6 +55,8 @@ class PassState:
         length, end: the tokens of this pass are the columns `[end - length, end)` of their sequences.
         device: the device of the token ids.
         codes: a function that makes `segments` and `steps`, which is called when an intervention asks for them.
+        as_read: the segment of each token of this pass as it was when it was read, `batch length`; None where that is what
+            `segments` says.
         first: the column of each row's first token, which padding may precede.
         openings: the tokens of this pass that open a step.
         answering: whether any token of this pass is thinking or summary.
@@ -65,6 +70,7 @@ class PassState:
     end: int
     device: torch.device
     codes: Callable[[], Int[Tensor, "2 batch pos"]]
+    as_read: list[list[int]] | None
     first: list[int]
     openings: list[Opening]
     answering: bool
@@ -83,6 +89,13 @@ class PassState:
     def steps(self) -> Int[Tensor, "batch pos"]:
         """The step of every token so far; -1 for padding."""
         return self.codes()[1]
+
+    @cached_property
+    def own_segments(self) -> Int[Tensor, "batch query"]:
+        """The segment of each token of this pass, as it was when the token was read."""
+        if self.as_read is not None:
+            return torch.tensor(self.as_read, dtype=torch.int32, device=self.device)
+        return self.segments[:, self.end - self.length : self.end]
 
     @property
     def goes_on(self) -> bool:
@@ -122,12 +135,16 @@ class _Row:
         self.held = 0  # the number of tokens in the open step
         self.ended = False  # whether the last token ends a sequence
         self.first: int | None = None  # the column of the first token
+        self.undecided: list[int] = []  # the columns of the last tokens as long as their segment is open
 
 
 class Follower:
     """Follows one batch of sequences. Its state is made anew whenever a new batch begins."""
 
     def __init__(self, tokenizer: Tokenizer, format: FormatSpec, steps: StepsSpec, ends: frozenset[int]) -> None:
+        pad, end, bos = (getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "eos", "bos"))
+        self._pad = None if pad == bos else pad
+        self._only_pads = pad not in (end, bos)
         self._segmenter = partial(Segmenter, tokenizer, format, steps)
         self._segmenter()  # this refuses an unknown format or step rule at once
         self.question_tokens: Sequence[int] | None = None  # for each row of the next batch, the length of its question
@@ -136,6 +153,9 @@ class Follower:
         self._end = 0
         self._kept = torch.zeros(0)  # the buffers: (segments, steps), batch, capacity
         self._waiting: list[list[list[list[int]]]] = []  # the segments and steps of passes not in the buffers yet
+        self._decided: list[
+            tuple[int, int, int, int]
+        ] = []  # row, column, segment, step of tokens decided after they were read
         self._seen: list[int] = []  # for each row, how many keys its last token could see
         self.passes = 0
         self.answered = False  # whether any token so far was thinking or summary
@@ -151,13 +171,14 @@ class Follower:
         batch, length, keys = visible.shape
         if keys == length:
             self._rows, self._end = [_Row(self._segmenter(count)) for count in self._questions(batch)], 0
-            self._waiting = []
+            self._waiting, self._decided = [], []
         self._check_cache(batch, length, keys, slides)
         own = visible.diagonal(keys - length, -2, -1)
         ids, real, seen = tokens.tolist(), own.tolist(), visible.sum(-1).tolist()
         codes = [[[NONE] * length for _ in range(batch)] for _ in range(2)]  # the segments, and the steps
         open_before, held_before = [row.step for row in self._rows], [row.held for row in self._rows]
         openings: list[Opening] = []
+        settled = len(self._decided)
         for index, row in enumerate(self._rows):
             for query in range(length):
                 if real[index][query]:
@@ -175,6 +196,7 @@ class Follower:
             self._end,
             tokens.device,
             partial(self._codes, tokens.device),
+            codes[0] if len(self._decided) > settled else None,
             first,
             openings,
             answering,
@@ -197,7 +219,7 @@ class Follower:
 
     def _push(self, index: int, row: _Row, query: int, token: int, codes: Any, openings: list[Opening]) -> None:
         """Give a token to the segmenter of its row, and add what it says to `codes` and `openings`."""
-        if row.ended and token in self._ends:
+        if (row.ended and token in self._ends) or (token == self._pad and (self._only_pads or row.first is None)):
             return
         row.ended = token in self._ends and row.first is not None
         if row.first is None:
@@ -206,6 +228,10 @@ class Follower:
         if opened := row.segmenter.push(token):
             row.step, row.held = row.step + 1, 0
             openings.append(Opening(index, query, row.step, CODES[opened], giver))
+            if row.segmenter.back:
+                held_back = row.undecided[-row.segmenter.back :]
+                self._decided += [(index, column, CODES[opened], row.step) for column in held_back]
+        row.undecided = [*row.undecided, self._end + query] if row.segmenter.undecided else []
         row.held += 1
         codes[0][index][query], codes[1][index][query] = CODES[row.segmenter.segment], row.step
 
@@ -232,4 +258,7 @@ class Follower:
                     grown[:, :, :start] = self._kept[:, :, :start]
                 self._kept = grown
             self._kept.narrow(2, start, new.shape[2]).copy_(new)
+            for row, column, segment, step in self._decided:
+                self._kept[0, row, column], self._kept[1, row, column] = segment, step
+            self._decided = []
         return self._kept.narrow(2, 0, self._end)

@@ -1,11 +1,14 @@
-"""Names and folders to tokenizers, and the Rust tokenizer inside one.
+"""Names and folders to tokenizers, the Rust tokenizer inside one, and what tells one from another.
 
 In: a hub id, a local directory, or nothing (the bundled reasoner). Out: a Hugging Face tokenizer that gives the token ids of
 `tokenizer.json`.
 """
 
+import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from stepsal.checks import checked
 from stepsal.errors import FileError
@@ -77,3 +80,36 @@ def fast_backend(tokenizer: object) -> Any:
         getattr(type(tokenizer), name) is getattr(PreTrainedTokenizerFast, name) for name in ("decode", "_decode")
     )
     return tokenizer.backend_tokenizer if plain else None
+
+
+_fingerprints: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
+
+
+def fingerprint(tokenizer: Any) -> str:
+    """What tells a tokenizer's token ids from another's: equal for equal vocabularies, in every process.
+
+    It is made of the vocabulary's size, the added tokens, and some 4,000 tokens that are spread over all ids.
+
+    >>> fingerprint(load_tokenizer()) == fingerprint(load_tokenizer())
+    True
+    """
+    size = len(tokenizer)
+    try:
+        known = _fingerprints.get(tokenizer)
+    except TypeError:  # not hashable
+        return _fingerprint(tokenizer, size)
+    if known is None or known[0] != size:
+        known = _fingerprints[tokenizer] = size, _fingerprint(tokenizer, size)
+    return known[1]
+
+
+def _fingerprint(tokenizer: Any, size: int) -> str:
+    ids = sorted({*range(0, size, max(1, size // 4000)), *range(max(0, size - 200), size)})
+    if hasattr(tokenizer, "convert_ids_to_tokens"):
+        texts = [str(text) for text in tokenizer.convert_ids_to_tokens(ids)]
+    else:
+        texts = [str(tokenizer.decode([id])) for id in ids]
+    added = getattr(tokenizer, "added_tokens_decoder", None)
+    added = sorted((int(id), str(text)) for id, text in added.items()) if isinstance(added, dict) else []
+    said = json.dumps([size, texts, added], ensure_ascii=True).encode()
+    return "sha256:" + hashlib.sha256(said).hexdigest()[:32]

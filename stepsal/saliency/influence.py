@@ -42,7 +42,7 @@ from stepsal.saliency.gradients import PatternReader, Receive, Rule, check_logit
 from stepsal.saliency.pooling import StepPool, count_pairs
 from stepsal.saliency.stepmap import StepMap
 from stepsal.traces.checks import a_trace
-from stepsal.traces.trace import Trace
+from stepsal.traces.trace import Trace, check_made_with
 
 Objective = Literal["token", "sequence", "answer"]
 
@@ -273,7 +273,7 @@ def row_scales(losses: Float[Tensor, " pos"]) -> Float[Tensor, " pos"]:
 
 
 def check_trace(model: Model, trace: Trace) -> None:
-    """Raise `InputError` unless the length and the token ids of the trace fit the model."""
+    """Raise `InputError` unless the length, the token ids and the tokenizer of the trace fit the model."""
     size, tokens = host_of(model).shape, trace.tokens
     if len(tokens) < 2:
         raise InputError(f"a trace of {len(tokens)} token(s) predicts nothing: it needs at least two")
@@ -288,6 +288,7 @@ def check_trace(model: Model, trace: Trace) -> None:
             f"token {bad} is outside the model's vocabulary (0 to {size.vocabulary - 1}): the trace was made with another "
             "tokenizer. Make the trace with this model's tokenizer."
         )
+    check_made_with(getattr(model, "tokenizer", None), trace)
 
 
 def check_options(length: int, objective: str, rule: str, chunk: object, answer: tuple[int, int] | None) -> None:

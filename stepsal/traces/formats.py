@@ -1,34 +1,33 @@
-"""Formats (how a model marks its thinking) and step rules (where steps begin), as data.
+"""Formats (how a model marks its thinking), as data; and the names of step rules.
 
 Add an entry to `FORMATS` or `STEP_RULES`, at any time, and its name is known everywhere: both are looked up when they are used.
 `stepsal.traces.segment` applies them.
 
-A marker is a text. `{header}` in it stands for what a message's header says there, none or up to 200 characters: Harmony
-writes `<|channel|>analysis to=python code<|message|>` as well as `<|channel|>analysis<|message|>`.
+A marker is a text. `{header}` in it stands for what a message's header says there, nothing or up to four words: Harmony
+writes `<|channel|>analysis to=python code<|message|>` as well as `<|channel|>analysis<|message|>`. A word has a space before
+it, or is the type of what follows (`<|constrain|>json`).
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 from stepsal.errors import InputError
+from stepsal.traces.rules import STEP_RULES, StepRule
+from stepsal.traces.rules import line as line
+from stepsal.traces.rules import paragraph as paragraph
+from stepsal.traces.rules import sentence as sentence
 
-StepRule = Callable[[str, str], bool]
-"""`(step_text, token_text) -> bool`: does the token open a new step? Asked once the step has text, for text only."""
 FormatSpec = str | tuple[str, str]
 """A name in `FORMATS`, `auto`, or a pair of markers such as `("<reason>", "</reason>")`."""
 StepsSpec = str | StepRule
 """A name in `STEP_RULES`, `auto` (the format's own rule), or a callable."""
 
 HEADER = "{header}"
-_LONGEST_HEADER = 200
-# A header says anything but where a message or its content begins or ends.
-_HEADER = re.compile(rf"(?:(?!<\|(?:start|channel|message|end|return|call)\|>).){{0,{_LONGEST_HEADER}}}", re.DOTALL)
-_BREAK = re.compile(r"\r\n?|\n")
-_TERMINATORS = tuple(".!?。！？…")
-_CLOSERS = "\"'”’»›)]}）】」』*_`~"
-_SHORTEST_SENTENCE = 15
+_LONGEST_HEADER = 420
+# Every beginning of a header is a header. A marker that is a token is half a surrogate pair here (stepsal.traces.segment).
+_WORD = r"(?:[ \t]?<\|constrain\|>[^\s<\ud800-\udfff]{0,40}|[ \t]{1,2}(?:to=[^\s<\ud800-\udfff]{0,100}|[\w./:-]{0,30}))"
+_HEADER = re.compile(rf"{_WORD}{{0,4}}")
 
 
 @dataclass(frozen=True)
@@ -141,6 +140,8 @@ def may_become(marker: str, text: str) -> bool:
     for index, piece in enumerate(marker.split(HEADER)):
         if index and (header := _HEADER.match(text)):
             text = text[header.end() :]
+            if len(text) < 13 and "<|constrain|>".startswith(text.lstrip(" \t")):
+                return True
         if not text.startswith(piece):
             return piece.startswith(text)
         text = text.removeprefix(piece)
@@ -155,52 +156,6 @@ def usual(marker: str) -> str:
 def longest(marker: str) -> int:
     """How many characters the marker may have."""
     return len(marker) + _LONGEST_HEADER * marker.count(HEADER)
-
-
-def _gap(step_text: str, token_text: str) -> str:
-    """The white space between the step's last text and the token's first; none when either is blank."""
-    if not (step_text[-1:].isspace() or token_text[:1].isspace()):  # most tokens
-        return ""
-    last = len(step_text.rstrip())
-    first = len(token_text) - len(token_text.lstrip())
-    return step_text[last:] + token_text[:first] if last and first < len(token_text) else ""
-
-
-def paragraph(step_text: str, token_text: str) -> bool:
-    r"""A blank line stands between the step and the token.
-
-    >>> paragraph("First.\n", "\nThen"), paragraph("First.\n", "Then")
-    (True, False)
-    """
-    return len(_BREAK.findall(_gap(step_text, token_text))) >= 2
-
-
-def line(step_text: str, token_text: str) -> bool:
-    r"""A line break stands between the step and the token.
-
-    >>> line("First.\n", "Then"), line("First.", " Then")
-    (True, False)
-    """
-    return _BREAK.search(_gap(step_text, token_text)) is not None
-
-
-def sentence(step_text: str, token_text: str) -> bool:
-    """The step ends like a sentence, is 15 characters or longer, and white space follows: never inside `3.14`.
-
-    What a Harmony message says begins a step, too: the step before ends with the message's header.
-
-    >>> sentence("This is a whole sentence.", " Then"), sentence("Pi is close to 3.", "14"), sentence("No.", " Then")
-    (True, False, False)
-    """
-    if step_text.endswith("<|message|>"):
-        return True
-    if not _gap(step_text, token_text):
-        return False
-    said = step_text.strip()
-    return len(said) >= _SHORTEST_SENTENCE and said.rstrip(_CLOSERS).endswith(_TERMINATORS)
-
-
-STEP_RULES: dict[str, StepRule] = {"paragraph": paragraph, "line": line, "sentence": sentence}
 
 
 def _is_marker(text: object) -> bool:

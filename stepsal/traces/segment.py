@@ -5,18 +5,22 @@ splits steps, so a saliency map and an intervention see the same ones. (method.m
 
 For each token:
 
-1. `TextStream` gives the text that has become final with it.
-2. A marker that this text completes closes the segment: the *next* token opens the thinking, or the summary. Only the
+1. `TextStream` gives the text that has become final with it. `MarkerTokens` says which markers it is, if it is one: where the
+   tokenizer has a token for a marker, or for a special part of one, only that token counts, and its spelling is text.
+2. A marker that this completes closes the segment: the *next* token opens the thinking, or the summary. Only the
    first opening marker and the first closing marker after it count; which pair, the opening marker decides.
 3. Otherwise the step rule decides, from the step's text so far and the token's own, whether the token opens a step.
    A boundary inside a token, or just before what may become the closing marker, waits for the next token with text.
+
+Undecided text. A response may begin with what may become a marker (white space, `<|channel|>`, `[` of `[THINK]`). As long as
+that is open its tokens count as question. A marker stays there; whatever else it turns out to be opens the response's first
+step, from the response's first token on: `Segmenter.back` says how many tokens before the deciding one that is.
 
 Formats and step rules are data: `stepsal.formats`.
 """
 
 import copy
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Any, Protocol, runtime_checkable
@@ -24,8 +28,8 @@ from weakref import WeakKeyDictionary
 
 from stepsal.models.tokenizers import fast_backend
 from stepsal.traces.formats import (
+    HEADER,
     FormatSpec,
-    StepRule,
     StepsSpec,
     find_formats,
     find_marker,
@@ -34,9 +38,9 @@ from stepsal.traces.formats import (
     longest,
     may_become,
 )
+from stepsal.traces.rules import FED, INNER, StepRule, StepText
 
 _UNDECIDED = "\ufffd"  # what a decoder writes for bytes that are no character (yet)
-_INNER = re.compile(r"(?<=\S)\s+(?=\S)")
 
 
 @runtime_checkable
@@ -140,6 +144,93 @@ class TextStream:
         self._window = whole
 
 
+class MarkerTokens:
+    """The markers of a format as a tokenizer has them.
+
+    A marker that is one added token, and each special token inside a marker, is written as half a surrogate pair, which no text
+    has: then no spelling of it, token by token, is taken for it.
+
+    >>> from stepsal import load_tokenizer
+    >>> tokenizer = load_tokenizer()
+    >>> markers = MarkerTokens(tokenizer, ["<think>", "[THINK]"])
+    >>> markers.written("[THINK]"), markers.written("<think>") == markers.said(348, "<think>")
+    ('[THINK]', True)
+    """
+
+    def __init__(self, tokenizer: Tokenizer, markers: Iterable[str]) -> None:
+        added = _added_tokens(tokenizer)
+        self._ids: dict[int, tuple[str, str]] = {}  # token: how it is written here, and in the text
+        self._written: dict[str, str] = {}
+        for marker in markers:
+            pieces = [self._piece(piece, added) for piece in marker.split(HEADER)]
+            self._written[marker] = HEADER.join(pieces)
+
+    def _piece(self, piece: str, added: dict[str, tuple[int, bool]]) -> str:
+        inside = (
+            [piece] if piece in added else [text for text, (_, special) in added.items() if special and text in piece]
+        )
+        for text in sorted(inside, key=len, reverse=True):
+            if text in piece:
+                id, _ = added[text]
+                self._ids.setdefault(id, (chr(0xD800 + len(self._ids)), text))
+                piece = piece.replace(text, self._ids[id][0])
+        return piece
+
+    def written(self, marker: str) -> str:
+        """The marker as it is to be looked for in what `said` gives."""
+        return self._written[marker]
+
+    def said(self, token: int, text: str) -> str:
+        """The text that a token made final, with the token itself as it is written in markers."""
+        found = self._ids.get(token)
+        if found is None:
+            return text
+        before, _, after = text.rpartition(found[1])
+        return before + found[0] + after
+
+    def among(self, text: str) -> bool:
+        """Whether a text that `said` gave has any of these tokens."""
+        return any("\ud800" <= each <= "\udfff" for each in text)
+
+
+_added: WeakKeyDictionary[Any, tuple[int, dict[str, tuple[int, bool]]]] = WeakKeyDictionary()
+
+
+def _added_tokens(tokenizer: Tokenizer) -> dict[str, tuple[int, bool]]:
+    """By text: the id of each added token, and whether it is a special one."""
+    try:
+        known = _added.get(tokenizer)
+    except TypeError:  # not hashable
+        return _find_added_tokens(tokenizer)
+    if known is None or known[0] != len(tokenizer):
+        known = _added[tokenizer] = len(tokenizer), _find_added_tokens(tokenizer)
+    return known[1]
+
+
+def _find_added_tokens(tokenizer: Tokenizer) -> dict[str, tuple[int, bool]]:
+    decoder = getattr(tokenizer, "added_tokens_decoder", None)
+    if not isinstance(decoder, dict):
+        return {}
+    found = {str(token): (int(id), bool(getattr(token, "special", False))) for id, token in decoder.items()}
+    return {text: each for text, each in found.items() if text}
+
+
+def marked_text(
+    tokenizer: Tokenizer, tokens: Sequence[int], pairs: Sequence[tuple[str, str]]
+) -> tuple[str, list[tuple[str, str]]]:
+    """The tokens' text as markers are looked for in it, and the pairs of markers to look for.
+
+    >>> from stepsal import load_tokenizer
+    >>> text, pairs = marked_text(load_tokenizer(), load_tokenizer().encode("a</think>"), [("<think>", "</think>")])
+    >>> find_marker(pairs[0][1], text)
+    (1, 2)
+    """
+    markers = MarkerTokens(tokenizer, (marker for pair in pairs for marker in pair))
+    stream = TextStream(tokenizer)
+    text = "".join(markers.said(token, stream.push(token)) for token in tokens) + stream.held
+    return text, [(markers.written(opening), markers.written(closing)) for opening, closing in pairs]
+
+
 class Segmenter:
     r"""Which tokens open a step, decided from the tokens up to and including each.
 
@@ -165,8 +256,9 @@ class Segmenter:
         question_tokens: int | None = None,
     ) -> None:
         formats = find_formats(format)
+        self._marks = MarkerTokens(tokenizer, (marker for each in formats for pair in each.markers for marker in pair))
         self._pairs = [
-            (opening, closing, find_rule(steps, each.thinking_rule))
+            (self._marks.written(opening), self._marks.written(closing), find_rule(steps, each.thinking_rule))
             for each in formats
             for opening, closing in each.markers
         ]
@@ -177,49 +269,98 @@ class Segmenter:
         self._stream = TextStream(tokenizer)
         self._tokens = 0
         self._next: str | None = "question"  # the segment that the next token opens, whatever it says
+        self._prompt: list[str] = []  # what a prompt of known length says
         self._seen = ""  # text in which a marker may be under way
         self._begun = ""  # the beginning of an opening marker that the prompt ends with
+        self._held: list[str] = []  # what the response's tokens say as long as they are undecided
         self._closings: tuple[str, ...] = ()
+        self._known = StepText()
+        self.segment = "question"
+        """The segment that the last token is in."""
         self._begin("question")
         self.text = ""
         """The text that the last token made final."""
+        self.back = 0
+        """How many tokens before the last one the step begins that it opened: those that were undecided before it."""
 
     def push(self, token: int) -> str | None:
         """The segment (`question`, `thinking`, `summary`) of the step that this token opens, or None."""
         self.text = self._stream.push(token)
-        shown = self.text + (_UNDECIDED if self._stream.held else "")
+        said = self._marks.said(token, self.text)
+        undecided = _UNDECIDED if self._stream.held else ""
         opened, self._next = self._next, None
         self._tokens += 1
+        self.back = 0
         if opened:
             self._begin(opened)
         if self.segment == "question":
-            unmarked = self._read_question(shown)
+            unmarked = self._read_question(said, undecided)
             if not unmarked:
                 return opened
             opened = unmarked
-            self._begin(opened)
-        return self._read_step(shown, opened)
+            self._open_response(unmarked)
+        return self._read_step(said, undecided, opened)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the last token may belong to a marker, or to the response."""
+        return bool(self._held)
+
+    def finish(self) -> str | None:
+        """The segment of the step that the undecided tokens at the end are, `back` tokens long, or None.
+
+        A response that ends before it is decided is the response, unless it ends within a marker's special tokens: those are
+        question still. Call it once, after the last token; a copy (`fork`) can go on.
+        """
+        self.back = len(self._held)
+        if not self._held or self._marks.among(self._seen):
+            return None
+        self._open_response(self._unmarked)
+        return self.segment
 
     def fork(self) -> "Segmenter":
         """An independent copy in the same state, for another continuation of the same tokens."""
         other = copy.copy(self)
-        other._stream = self._stream.fork()
+        other._stream, other._known = self._stream.fork(), self._known.fork()
+        other._prompt, other._held, other._step = self._prompt.copy(), self._held.copy(), self._step.copy()
         return other
 
     def _begin(self, segment: str) -> None:
-        self.segment = segment
-        """The segment that the last token is in."""
-        self._step = ""
-        self._blank = True  # no text yet, decided or not
-        self._due = False  # a boundary that waits for a token to open a step at
         if segment == "summary":
             self._rule = self._summary_rule
+        if self.segment == segment:
+            self._known.begin()
+        else:  # a code block or an equation ends with its segment
+            self._known = StepText()
+        self.segment = segment
+        self._fed = next((fed for rule, fed in FED.items() if rule is self._rule), None)
+        self._step: list[str] = []  # the step's text, for rules that want it whole
+        self._blank = True  # no text yet, decided or not
+        self._due = False  # a boundary that waits for a token to open a step at
 
-    def _read_question(self, shown: str) -> str | None:
+    def _open_response(self, segment: str) -> None:
+        """The response's first step begins, with the tokens that were undecided until now."""
+        if segment == "thinking":
+            self._closings, self._rule = tuple(pair[1] for pair in self._pairs), self._pairs[0][2]
+        self._begin(segment)
+        self.back = len(self._held)
+        self._seen = ""
+        for text in self._held:
+            self._feed(text)
+        self._held = []
+
+    def _feed(self, text: str) -> None:
+        self._blank = self._blank and not text.strip()
+        if self._fed:
+            self._known.feed(text)
+        else:
+            self._step.append(text)
+
+    def _read_question(self, said: str, undecided: str) -> str | None:
         """Look for the opening marker. The segment that this token opens, when the response shows there is none."""
         before = 0 if self._question_tokens is None else self._question_tokens - self._tokens
         if self._question_tokens is None:
-            self._seen += self.text
+            self._seen += said
             found = [(at, pair) for pair in self._pairs if (at := find_marker(pair[0], self._seen))]
             if found:
                 (_, end), pair = min(found, key=lambda each: each[0])
@@ -227,31 +368,39 @@ class Segmenter:
             else:
                 self._seen = self._seen[-max((longest(opening) for opening, _, _ in self._pairs), default=1) :]
         elif before > 0:
-            self._seen += self.text
+            self._prompt.append(said)
         elif before == 0:
-            prompt, self._seen = self._seen + self.text, ""
-            for pair in self._pairs:
-                if (at := last_marker(pair[0], prompt)) and not prompt[at[1] :].strip():
-                    self._end_question(pair, "")
-                    break
-            else:
-                self._next = None if self._pairs else "summary"
-                self._begun = max((_begun(opening, prompt) for opening, _, _ in self._pairs), key=len, default="")
-        else:  # the response's beginning: a marker, perhaps after white space or begun by the prompt, or none
-            said = self._seen + shown
-            heads = (said.lstrip(), self._begun + said)
-            for head, pair in ((head, pair) for head in heads for pair in self._pairs):
-                if (at := find_marker(pair[0], head)) and at[0] == 0:
-                    self._end_question(pair, head[at[1] :])
-                    return None
-                if (at := find_marker(pair[1], head)) and at[0] == 0:  # nothing was thought
-                    self._next = "summary"
-                    return None
-            if not any(may_become(marker, head) for head in heads for pair in self._pairs for marker in pair[:2]):
-                if self._unmarked == "thinking":
-                    self._closings, self._rule = tuple(pair[1] for pair in self._pairs), self._pairs[0][2]
-                return self._unmarked
-            self._seen += self.text
+            self._end_prompt("".join(self._prompt) + said)
+        else:
+            return self._read_beginning(said, undecided)
+        return None
+
+    def _end_prompt(self, prompt: str) -> None:
+        """The prompt is complete: it opens the thinking, or ends with a beginning of a marker, or neither."""
+        self._prompt = []
+        for pair in self._pairs:
+            if (at := last_marker(pair[0], prompt)) and not prompt[at[1] :].strip():
+                self._end_question(pair, "")
+                return
+        self._next = None if self._pairs else "summary"
+        self._begun = max((_begun(opening, prompt) for opening, _, _ in self._pairs), key=len, default="")
+
+    def _read_beginning(self, said: str, undecided: str) -> str | None:
+        """The response's beginning: a marker, perhaps after white space or begun by the prompt, or none."""
+        seen = self._seen + said
+        heads = (seen.lstrip() + undecided, self._begun + seen + undecided)
+        for head, pair in ((head, pair) for head in heads for pair in self._pairs):
+            if (at := find_marker(pair[0], head)) and at[0] == 0:
+                self._end_question(pair, head[at[1] :])
+                self._held = []
+                return None
+            if (at := find_marker(pair[1], head)) and at[0] == 0:  # nothing was thought
+                self._next, self._held = "summary", []
+                return None
+        if not any(may_become(marker, head) for head in heads for pair in self._pairs for marker in pair[:2]):
+            return self._unmarked
+        self._seen = seen if seen.strip() else seen[-longest(HEADER) :]
+        self._held.append(self.text)
         return None
 
     def _end_question(self, pair: tuple[str, str, StepRule], rest: str) -> None:
@@ -261,30 +410,44 @@ class Segmenter:
         self._next = "summary" if find_marker(closing, rest) else "thinking"
         self._seen = rest
 
-    def _read_step(self, shown: str, opened: str | None) -> str | None:
+    def _read_step(self, said: str, undecided: str, opened: str | None) -> str | None:
         """Take the token into the step it opened or, where a boundary is due, into a new one."""
+        shown = self.text + undecided
         blank = not shown.strip()
-        boundary = not (opened or blank or self._blank) and (self._due or self._rule(self._step, shown))
+        boundary = not (opened or blank or self._blank) and (self._due or self._opens(shown))
         if self.segment == "thinking":
-            seen = self._seen + self.text
-            found = [
-                at for closing in self._closings if closing[-1] in self.text and (at := find_marker(closing, seen))
-            ]
+            seen = self._seen + said
+            found = [at for closing in self._closings if closing[-1] in said and (at := find_marker(closing, seen))]
             if found:
                 self._next = "summary"
                 boundary = boundary and bool(seen[len(self._seen) : min(found)[0]].strip())
-            elif boundary and any(_under_way(closing, self._seen + shown, shown) for closing in self._closings):
+            elif boundary and any(_under_way(each, seen + undecided, said + undecided) for each in self._closings):
                 boundary, self._due = False, True
             self._seen = seen[-max(map(longest, self._closings)) :]
         if boundary:
             self._begin(self.segment)
             opened = self.segment
-        if not blank and len(shown) > 2:
-            for inner in _INNER.finditer(shown):
-                self._due = self._due or self._rule(self._step + shown[: inner.end()], shown[inner.end() :])
-        self._step += self.text
+        if not blank and len(shown) > 1:
+            self._look_inside(undecided)
+        else:
+            self._feed(self.text)
         self._blank = self._blank and blank
         return opened
+
+    def _opens(self, shown: str) -> bool:
+        """Whether the step rule lets a token that says this open a step."""
+        return self._fed(self._known, shown) if self._fed else self._rule("".join(self._step), shown)
+
+    def _look_inside(self, undecided: str) -> None:
+        """Feed the token's text piece by piece: a boundary inside it waits for the next token."""
+        text, start = self.text, 0
+        for found in INNER.finditer(text):
+            if self._fed is None and not found[0]:  # a callable of the user's is asked after white space alone
+                continue
+            self._feed(text[start : found.end()])
+            start = found.end()
+            self._due = self._due or self._opens(text[start:] + undecided)
+        self._feed(text[start:])
 
 
 def _under_way(marker: str, text: str, token_text: str) -> bool:
@@ -308,14 +471,15 @@ def question_length(tokenizer: Tokenizer, prompt_tokens: Sequence[int], format: 
     >>> question_length(tokenizer, tokenizer.encode("2+2?<think>\n"))
     5
     """
+    pairs = [pair for each in find_formats(format) for pair in each.markers]
+    markers = MarkerTokens(tokenizer, (marker for pair in pairs for marker in pair))
     stream = TextStream(tokenizer)
-    pieces = [stream.push(token) for token in prompt_tokens]
+    pieces = [markers.said(token, stream.push(token)) for token in prompt_tokens]
     text = "".join(pieces)
     ends = [
-        (at[1], closing)
-        for each in find_formats(format)
-        for opening, closing in each.markers
-        if (at := last_marker(opening, text))
+        (at[1], markers.written(closing))
+        for opening, closing in pairs
+        if (at := last_marker(markers.written(opening), text))
     ]
     if ends:
         marker_end, closing = max(ends)

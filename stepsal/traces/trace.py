@@ -2,13 +2,15 @@
 
 In: a tokenizer with a prompt and a response, or with the tokens a model really produced. Out: a `Trace`.
 
-1. `from_text` turns prompt and response to tokens as a model that answers a prompt would see them: each by itself where
+1. Positions that are no text are left out: padding before the text, what fills a row after its end token.
+2. `from_text` turns prompt and response to tokens as a model that answers a prompt would see them: each by itself where
    that gives the text back exactly, else both together. What even that loses is recorded in `meta` and warned about.
-2. `stepsal.traces.segment` decides from the tokens alone which of them open a step.
-3. Each token's end in the decoded text comes from the same pass, never from re-tokenising a step: the steps' texts,
+3. `stepsal.traces.segment` decides from the tokens alone which of them open a step.
+4. Each token's end in the decoded text comes from the same pass, never from re-tokenising a step: the steps' texts,
    joined, are the decoded text.
 """
 
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,9 +24,10 @@ from torch import Tensor
 from stepsal.checks import checked, instance
 from stepsal.checks import tokenizer as check_tokenizer
 from stepsal.errors import InputError
-from stepsal.traces.formats import FormatSpec, StepsSpec, find_formats, find_marker, usual
+from stepsal.models.tokenizers import fingerprint
+from stepsal.traces.formats import FormatSpec, StepsSpec, find_formats, find_marker, last_marker, usual
 from stepsal.traces.prompt import Prompt, encode_text, prompt_text, shown, starts_thinking
-from stepsal.traces.segment import Segmenter, Tokenizer, decode, question_length
+from stepsal.traces.segment import Segmenter, Tokenizer, decode, marked_text, question_length
 
 a_response = instance(str, "the text of the response", "Of token ids make a trace with `Trace.from_tokens`.")
 
@@ -50,8 +53,10 @@ class Trace:
         prompt: the decoded prompt (the question's text where `prompt_tokens` is None).
         prompt_tokens: how many tokens the prompt has, where that is known. The question is shorter where the prompt
             opens the thinking.
-        id, answer, correct, meta: the caller's own. `meta["lossy_tokenization"]` says that the tokenizer could not give
-            the text back.
+        id, answer, correct, meta: the caller's own. To `meta` are added `tokenizer`, the fingerprint of the tokenizer that
+            the ids belong to (unless the caller has something else there); `lossy_tokenization`, where the tokenizer could
+            not give the text back; `padding`, how many tokens before and after the text were left out; and
+            `doubtful_markers`, what looks like a marker and does not count.
         format, step_rule: what the steps were found with.
 
     >>> from stepsal import load_tokenizer
@@ -123,17 +128,26 @@ class Trace:
         """A trace of the tokens a model really produced: a tensor, an array or a list of ids.
 
         `prompt_tokens` says how many of them are the prompt: markers that it mentions are then ordinary text. Without
-        it the question ends with the first opening marker. Raises `InputError`.
+        it the question ends with the first opening marker. Padding before the text, and end tokens and padding after the
+        first end token, are left out; `prompt_tokens` counts the padding. Raises `InputError`.
 
         >>> from stepsal import load_tokenizer
         >>> tokenizer = load_tokenizer()
         >>> Trace.from_tokens(tokenizer, tokenizer.encode("2+2?<think></think>4"), id="a")
         Trace('a', 7 tokens, steps: 1 question, 1 thinking, 1 summary)
         """
+        ids, prompt_tokens, padding = without_padding(tokenizer, check_tokens(tokens, len(tokenizer)), prompt_tokens)
+        if padding:
+            meta = {**(meta or {}), "padding": padding}
         keep = {"id": id, "answer": answer, "correct": correct, "meta": meta}
-        trace = split_tokens(tokenizer, tokens, format, steps, prompt_tokens, **keep)
-        if prompt_tokens is not None and format == "auto":
-            check_opened(trace)
+        trace = split_tokens(tokenizer, ids, format, steps, prompt_tokens, **keep)
+        if prompt_tokens is not None:
+            if format == "auto":
+                check_opened(trace, tokenizer)
+            if doubt := doubtful_markers(trace, tokenizer):
+                trace.meta["doubtful_markers"] = doubt
+                if format == "auto":
+                    warnings.warn(f"trace {id!r}: {doubt}", stacklevel=2)
         return trace
 
     @classmethod
@@ -201,7 +215,7 @@ def split_tokens(
     Trace('a', 10 tokens, steps: 1 question, 0 thinking, 1 summary)
     """
     ids = check_tokens(tokens, len(tokenizer))
-    keep["meta"] = dict(keep.get("meta") or {})
+    keep["meta"] = {"tokenizer": _fingerprint(tokenizer, keep), **(keep.get("meta") or {})}
     if prompt_tokens is not None and not 0 < prompt_tokens < len(ids):
         raise InputError(
             f"prompt_tokens={prompt_tokens} of {len(ids)} tokens leaves an empty prompt or an empty response: "
@@ -213,10 +227,16 @@ def split_tokens(
     elif not any(each.markers for each in find_formats(format)):
         raise InputError(f"format={format!r} has no marker that ends the question: it needs prompt_tokens=")
     segmenter = Segmenter(tokenizer, format, steps, question_tokens)
-    opened, pieces = [], []
+    opened: list[str | None] = []
+    pieces = []
     for token in ids:
-        opened.append(segmenter.push(token))
+        found_here = segmenter.push(token)
+        opened.append(None)
+        if found_here:
+            opened[-1 - segmenter.back] = found_here
         pieces.append(segmenter.text)
+    if left := segmenter.finish():
+        opened[-segmenter.back] = left
     text = decode(tokenizer, ids)
     edges = _character_edges(tokenizer, ids, pieces, text)
 
@@ -257,31 +277,161 @@ def check_tokens(tokens: Any, vocabulary: int) -> list[int]:
     return [int(token) for token in ids.tolist()]
 
 
-def unopened(trace: Trace) -> tuple[str, str, str] | None:
+def without_padding(
+    tokenizer: Tokenizer, ids: list[int], prompt_tokens: int | None
+) -> tuple[list[int], int | None, dict[str, int]]:
+    """The tokens that are text, how many of them are the prompt, and how many were left out before and after.
+
+    Before: padding tokens, but for one that begins a text, too. After: end tokens and padding that follow an end token,
+    and padding that follows the text.
+
+    >>> from stepsal import load_tokenizer
+    >>> without_padding(load_tokenizer(), [0, 0, 20, 21, 2, 2, 0], 3)  # 0 is padding, 2 ends a text
+    ([20, 21, 2], 1, {'before': 2, 'after': 2})
+    """
+    pad, end, bos = (getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "eos", "bos"))
+    fills = end if pad is None else pad  # what `generate` fills rows with
+    start, stop = 0, len(ids)
+    while pad is not None and start < stop and ids[start] == pad:
+        start += 1
+    if start and (pad == bos or (prompt_tokens is not None and start >= prompt_tokens)):
+        start -= 1  # it begins the text
+    least = start + 1 if prompt_tokens is None else max(prompt_tokens, start + 1)
+    while stop > least and ids[stop - 1] in (end, fills):
+        stop -= 1
+    if stop < len(ids) and (ids[stop] == end or stop == prompt_tokens):
+        stop += 1  # the token that ends the text is text
+    if prompt_tokens is not None and start + 1 < prompt_tokens < len(ids) and pad not in (None, end, bos):
+        _check_prompt_end(ids, prompt_tokens, pad)
+    left_out = {"before": start, "after": len(ids) - stop}
+    shorter = None if prompt_tokens is None else prompt_tokens - start
+    return ids[start:stop], shorter, left_out if any(left_out.values()) else {}
+
+
+def _check_prompt_end(ids: list[int], prompt_tokens: int, pad: int | None) -> None:
+    if ids[prompt_tokens - 1] == pad:
+        raise InputError(
+            f"the prompt of {prompt_tokens} tokens ends with padding (token {pad}), so the response does not follow its text. "
+            "Pad prompts on their left (tokenizer.padding_side = 'left'), or take the padding out"
+        )
+
+
+def _fingerprint(tokenizer: Tokenizer, keep: Mapping[str, Any]) -> str:
+    """The tokenizer's fingerprint. Raises `InputError` where tokens that were a trace before belong to another one."""
+    now = fingerprint(tokenizer)
+    before = (keep.get("meta") or {}).get("tokenizer")
+    if isinstance(before, str) and before.startswith("sha256:") and before != now:
+        raise InputError(
+            f"trace {keep.get('id', '')!r} was made with the tokenizer {before}, and this one is {now}: its token ids mean "
+            "something else here. Use the tokenizer that it was made with, or make the trace again from its text"
+        )
+    return now
+
+
+def check_made_with(tokenizer: Any, trace: Trace) -> None:
+    """Raise `InputError` where the trace's token ids belong to another tokenizer, and say something else in this one."""
+    made_with = trace.meta.get("tokenizer")
+    if tokenizer is None or not isinstance(made_with, str) or not made_with.startswith("sha256:"):
+        return
+    here = fingerprint(tokenizer)
+    if here == made_with or (
+        int(trace.tokens.max()) < len(tokenizer) and decode(tokenizer, trace.tokens.tolist()) == trace.text
+    ):
+        return
+    raise InputError(
+        f"trace {trace.id!r} was made with the tokenizer {made_with}, and the model's is {here}: its token ids say something "
+        "else to this model. Make the trace with this model's tokenizer (model.tokenizer), from its text"
+    )
+
+
+def _all_pairs() -> list[tuple[str, str, str]]:
+    return [(each.name, *pair) for each in find_formats("auto") for pair in each.markers]
+
+
+def unopened(trace: Trace, tokenizer: Tokenizer) -> tuple[str, str, str] | None:
     """The format, opening and closing marker of a thinking that the response closes though nothing opened it; else None."""
     if trace.segment("thinking"):
         return None
-    pairs = [(each.name, *pair) for each in find_formats("auto") for pair in each.markers]
-    response = trace.response.lstrip()
-    opened = [at for _, opening, _ in pairs if (at := find_marker(opening, response))]
-    for name, opening, closing in pairs:
-        closed = find_marker(closing, response)
+    pairs = _all_pairs()
+    response, written = marked_text(tokenizer, _response_tokens(trace), [pair[1:] for pair in pairs])
+    response = response.lstrip()
+    opened = [at for opening, _ in written if (at := find_marker(opening, response))]
+    for (name, opening, closing), (_, wanted) in zip(pairs, written, strict=True):
+        closed = find_marker(wanted, response)
         if closed and closed[0] > 0 and not (opened and min(opened) < closed):
             return name, usual(opening), usual(closing)
     return None
 
 
-def check_opened(trace: Trace) -> None:
+def _response_tokens(trace: Trace) -> list[int]:
+    return [int(token) for token in trace.tokens[trace.prompt_tokens or trace.steps[0].stop :].tolist()]
+
+
+def check_opened(trace: Trace, tokenizer: Tokenizer) -> None:
     """Refuse a response that closes a thinking which nothing opened: `auto` would take all of it for the summary.
 
     Some servers cut the opening marker off.
     """
-    if found := unopened(trace):
+    if found := unopened(trace, tokenizer):
         name, opening, closing = found
         raise InputError(
             f"the response has {closing!r}, but nothing opens the thinking, so format='auto' would find none. "
             f"Give format={name!r}, or let the prompt end with {opening!r}."
         )
+
+
+_STRIPPED = re.compile(r"\s*(?:analysis|commentary).*assistantfinal", re.DOTALL)
+
+
+def doubtful_markers(trace: Trace, tokenizer: Tokenizer) -> str:
+    """What the response says like a marker though it is none by the rule, in words; "" where there is nothing.
+
+    The rule: an opening marker counts at the response's beginning alone, white space aside, and then the first closing
+    marker after it.
+
+    >>> from stepsal import load_tokenizer
+    >>> tokenizer = load_tokenizer()
+    >>> trace = split_tokens(tokenizer, tokenizer.encode("2+2?Sure.<think>It is.</think>4"), prompt_tokens=4)
+    >>> doubtful_markers(trace, tokenizer)[:63]
+    "the response opens the thinking with '<think>' only after 'Sure"
+    """
+    formats = find_formats(trace.format)
+    pairs = [pair for each in formats for pair in each.markers]
+    said = {name: _marked(trace, tokenizer, name, pairs) for name in ("question", "thinking", "summary")}
+    question, thinking, summary = (text.strip() for text, _ in said.values())
+    response, written = thinking + summary, said["question"][1]
+    ends = [at[1] for pair in written for marker in pair if (at := last_marker(marker, question))]
+    ended = len(question) in ends
+    for (opening, closing), (opens, closes) in zip(pairs, written, strict=True):
+        at = find_marker(opens, response)
+        if at and at[0] > 0 and not ended and find_marker(closes, response, at[1]):
+            return (
+                f"the response opens the thinking with {usual(opening)!r} only after {trace.response[:30]!r}. A marker counts "
+                "at the response's beginning alone: what stands before it and what is thought are one segment. Put what comes "
+                f"before {usual(opening)!r} into the prompt, or leave it out"
+            )
+        again, opened = find_marker(closes, summary), find_marker(opens, summary)
+        if find_marker(closes, thinking) == (0, len(thinking)) and again and not (opened and opened < again):
+            return (
+                f"{usual(closing)!r} comes again after a thinking that is empty. The first one counts, so that all "
+                "that follows is summary. If the model thought between the two, leave the empty pair out of the prompt or the "
+                "response"
+            )
+    if any(each.name == "harmony" for each in formats) and _STRIPPED.match(response):
+        return (
+            "the response reads 'analysis' and 'assistantfinal', as Harmony's does when a server drops special tokens: no "
+            "marker is left, so that all of it is one segment. Keep them (skip_special_tokens=False), or use the token ids"
+        )
+    return ""
+
+
+def _marked(
+    trace: Trace, tokenizer: Tokenizer, name: str, pairs: list[tuple[str, str]]
+) -> tuple[str, list[tuple[str, str]]]:
+    """A segment's text, and the markers as they are to be looked for in it."""
+    steps = trace.segment(name)
+    tokens = trace.tokens[steps[0].start : steps[-1].stop].tolist() if steps else []
+    return marked_text(tokenizer, tokens, pairs)
 
 
 def _character_edges(tokenizer: Tokenizer, ids: list[int], pieces: list[str], text: str) -> list[int]:

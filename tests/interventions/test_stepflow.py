@@ -320,6 +320,44 @@ def test_rows_of_a_padded_batch_equal_single_runs(tiny, traces, parts):
             torch.testing.assert_close(logits[row][real[row].bool()], expected, rtol=0, atol=1e-5)
 
 
+@each_part
+def test_undecided_text_counts_alike_whole_and_token_by_token(qwen2, parts):
+    """`[TH` may become `[THINK]`, and becomes the first paragraph of the thinking."""
+    tokenizer = qwen2.tokenizer
+    prompt = tokenizer.encode("Facts: k = 37.")
+    tokens = torch.tensor([prompt + tokenizer.encode("[THIS] is it.\n\nSo k = 37.\n\nYes.</think>\n\n37.\n\nSo 37.")])
+    states = []
+    with intervene(qwen2, parts, format="think") as live:
+        live.question_tokens = [len(prompt)]
+        whole = qwen2(tokens)
+        states.append(live._follower._codes(tokens.device).clone())
+        for size in (1, 5):
+            assert (in_chunks(qwen2, tokens, size) - whole).abs().max() <= 1e-5
+            states.append(live._follower._codes(tokens.device).clone())
+    trace = Trace.from_tokens(tokenizer, tokens[0], format="think", prompt_tokens=len(prompt))
+    assert trace.steps[1].start == len(prompt)
+    for segments, steps in states:
+        assert steps[0].tolist() == trace.step_of.tolist()
+        assert segments[0].tolist() == [
+            ("question", "thinking", "summary").index(trace.steps[i].segment) for i in steps[0]
+        ]
+
+
+def test_padding_without_a_mask_belongs_to_no_step(qwen2, traces):
+    tokens, _ = padded(traces)
+    end, pad = qwen2.tokenizer.eos_token_id, qwen2.tokenizer.pad_token_id
+    tokens = torch.cat([tokens, torch.tensor([[end, pad], [end, end], [pad, pad]])], 1)
+    with intervene(qwen2, OddsEqualBridge("all")) as live:
+        qwen2(tokens)
+    _, steps = live._follower._codes(tokens.device)
+    for row, trace in zip(steps.tolist(), traces, strict=True):
+        before = len(row) - 2 - len(trace.tokens)
+        assert row[:before] == [-1] * before
+        assert row[before:-2] == trace.step_of.tolist()
+        assert row[-1] == -1
+    assert steps[2, -2] == -1
+
+
 @pytest.mark.bridge
 @pytest.mark.parametrize("parts", [PARTS["both"], PARTS["random momentum"]], ids=["both", "random momentum"])
 def test_generation_in_a_batch_is_the_argmax_of_whole_passes(tiny, traces, parts):

@@ -12,6 +12,7 @@ from reference import (
     influence_without_transformer_lens,
     pool_by_loops,
 )
+from toy_tokenizers import Pieces
 
 import stepsal
 from stepsal import InputError, NumericalError, Trace, step_saliency, token_influence
@@ -199,6 +200,15 @@ def test_options_that_mean_nothing_are_refused(qwen2, trace, options, message):
 def test_a_trace_longer_than_the_context_is_refused(qwen2):
     with pytest.raises(InputError, match="has 513 tokens but the model's context is 512"):
         step_saliency(qwen2, random_trace(513, [9]))
+
+
+def test_a_trace_of_another_tokenizer_is_refused(qwen2):
+    pieces = Pieces("Q", "<think>", "A", "</think>", "B")
+    trace = Trace.from_tokens(pieces, [0, 1, 2, 3, 4], id="a")
+    with pytest.raises(
+        InputError, match=r"'a' was made with the tokenizer sha256:.*, and the model's is sha256:.*model.tokenizer"
+    ):
+        step_saliency(qwen2, trace)
 
 
 def test_tokens_outside_the_vocabulary_are_refused(qwen2, trace):

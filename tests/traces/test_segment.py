@@ -1,4 +1,5 @@
 import random
+import time
 
 import pytest
 from hypothesis import given
@@ -28,15 +29,46 @@ TEXTS = st.lists(
 def split(*pieces, **options):
     """Steps as `segment: tokens joined by |`."""
     segmenter = Segmenter(Pieces(*pieces), **options)
-    steps = []
-    for token, piece in enumerate(pieces):
+    return _steps(segmenter, range(len(pieces)), pieces)
+
+
+def _steps(segmenter, tokens, pieces):
+    opened = []
+    for token in tokens:
         segment = segmenter.push(token)
+        opened.append(None)
         if segment:
-            steps.append(f"{segment[0]}: {piece}")
+            opened[-1 - segmenter.back] = segment
+        assert segmenter.segment == [each for each in opened if each][-1]
+    if left := segmenter.finish():
+        opened[-segmenter.back] = left
+    steps = []
+    for segment, token in zip(opened, tokens, strict=True):
+        if segment:
+            steps.append(f"{segment[0]}: {pieces[token]}")
         else:
-            steps[-1] += f"|{piece}"
-        assert steps[-1][0] == segmenter.segment[0]
+            steps[-1] += f"|{pieces[token]}"
     return steps
+
+
+class WithTokens(Pieces):
+    """Some of the pieces are added tokens; the others are text."""
+
+    def __init__(self, *pieces, special=()):
+        super().__init__(*pieces)
+        self.added_tokens_decoder = {pieces.index(each): Special(each) for each in special}
+
+
+class Special(str):
+    special = True
+
+
+def split_with_tokens(special, *pieces, **options):
+    """`split` with a tokenizer that has these added tokens, where a piece in brackets, `⟨<think>⟩`, is one of them."""
+    tokenizer = WithTokens(*special, *(piece for piece in pieces if piece[0] != "⟨"), special=special)
+    texts = iter(range(len(special), len(tokenizer)))
+    tokens = [special.index(piece[1:-1]) if piece[0] == "⟨" else next(texts) for piece in pieces]
+    return _steps(Segmenter(tokenizer, **options), tokens, tokenizer.pieces)
 
 
 def opened(tokenizer, tokens, **options):
@@ -136,7 +168,8 @@ def test_harmony_thinks_in_sentences_and_answers_in_paragraphs():
     expected = [
         "q: Q|<|start|>|assistant|<|channel|>|analysis|<|message|>",
         "t: We add three and 0.5.",
-        "t:  It is| simple|.\n\n|Yes|<|end|>|<|start|>|assistant|<|channel|>|final|<|message|>",
+        "t:  It is| simple|.\n\n",
+        "t: Yes|<|end|>|<|start|>|assistant|<|channel|>|final|<|message|>",
         "s: It is three point five.| Yes.|\n\n",
         "s: Bye",
     ]
@@ -161,9 +194,7 @@ def test_a_known_prompt_is_the_question_whatever_it_mentions():
 @pytest.mark.parametrize("format", ["auto", "think", "plain"])
 def test_a_response_without_opening_marker(format):
     segment = "t" if format == "think" else "s"
-    assert split("Q", "<t", "able>", "A", format=format, question_tokens=1) == (
-        ["q: Q", f"{segment}: <t|able>|A"] if format == "plain" else ["q: Q|<t", f"{segment}: able>|A"]
-    )
+    assert split("Q", "<t", "able>", "A", format=format, question_tokens=1) == ["q: Q", f"{segment}: <t|able>|A"]
     assert split("Q", "A", "<think>", "B", format=format, question_tokens=1) == ["q: Q", f"{segment}: A|<think>|B"]
 
 
@@ -175,7 +206,7 @@ def test_thinking_that_nothing_opened_ends_with_any_closing_marker_of_the_format
 @pytest.mark.parametrize("format", ["auto", "think"])
 def test_a_response_that_begins_with_the_closing_marker_thinks_nothing(format):
     assert split("Q", "<", "/think>", "S", format=format, question_tokens=1) == ["q: Q|<|/think>", "s: S"]
-    assert split("Q", "<", "/", "b>", format=format, question_tokens=1)[0] == "q: Q|<|/"
+    assert split("Q", "<", "/", "b>", format=format, question_tokens=1)[0] == "q: Q"
 
 
 def test_the_prompts_marker_ends_the_question():
@@ -185,6 +216,118 @@ def test_the_prompts_marker_ends_the_question():
     assert question_length(tokenizer, [0, 1, 0, 2]) == 4
     assert question_length(tokenizer, [0, 1, 2], "plain") == 3
     assert split(*tokenizer.pieces, question_tokens=2) == ["q: Q|<think>", "t: \n|</think>", "s: \n\n|S"]
+
+
+# --- undecided text --------------------------------------------------------------------------------------------------
+BEGINNINGS = [
+    ("[", "1", ", 2]"),
+    ("<", "b>"),
+    ("\n", "\n", "4"),
+    ("[",),
+    ("<", "thin"),
+    (" ", "<", "/"),
+    ("\n",),
+    ("[TH", "IS]"),
+]
+
+
+@pytest.mark.parametrize("beginning", BEGINNINGS)
+@pytest.mark.parametrize("format", ["auto", "think", "harmony", "plain", ("<think>", "</think>")])
+def test_text_that_might_have_become_a_marker_is_the_responses_from_its_first_token(beginning, format):
+    segment = "s" if format in ("auto", "plain") else "t"
+    steps = split("Q", *beginning, format=format, question_tokens=1)
+    assert steps == ["q: Q", f"{segment}: {'|'.join(beginning)}"]
+
+
+@pytest.mark.parametrize("beginning", BEGINNINGS)
+def test_each_prefix_of_a_response_that_shows_no_marker_has_the_boundaries_of_the_whole(beginning):
+    pieces = ("Q", *beginning, " It", " is.", "\n\n", "4")
+    whole = split(*pieces, question_tokens=1)
+    for end in range(2, len(pieces)):
+        part = split(*pieces[:end], question_tokens=1)
+        assert part[:-1] == whole[: len(part) - 1]
+        assert whole[len(part) - 1].startswith(part[-1])
+
+
+HARMONY = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>")
+HEAD = ("Q", "⟨<|start|>⟩", "assistant")
+
+
+@pytest.mark.parametrize("format", ["auto", "harmony"])
+@pytest.mark.parametrize(
+    "response",
+    [
+        ("It", " is", " 4."),
+        (" It", " is", " 4."),
+        ("\n", "4"),
+        (" to", "=4"),
+        (" so", " it", " is", " four", " and", " no", " more"),
+        ("⟨<|channel|>⟩", "foo", "⟨<|message|>⟩", "4"),
+        ("⟨<|channel|>⟩", "analysis", " We", " add", " two", " and", " two", " now"),
+        ("⟨<|channel|>⟩", "analysis", ", as it were"),
+        ("⟨<|message|>⟩", "4"),
+        ("<|channel|>", "analysis", "<|message|>", "4"),
+    ],
+)
+def test_a_harmony_response_without_a_header_is_whole(response, format):
+    steps = split_with_tokens(HARMONY, *HEAD, *response, format=format, question_tokens=3)
+    assert steps[0] == "q: Q|<|start|>|assistant"
+    assert "|".join(step[3:] for step in steps[1:]) == "|".join(piece.strip("⟨⟩") for piece in response)
+
+
+def test_a_header_that_is_under_way_counts_as_question_until_it_is_decided():
+    header = ("⟨<|channel|>⟩", "analysis", " to=python", " code", "⟨<|message|>⟩")
+    for end in range(1, len(header) + 1):
+        steps = split_with_tokens(HARMONY, *HEAD, *header[:end], question_tokens=3)
+        assert len(steps) == 1
+    assert split_with_tokens(HARMONY, *HEAD, *header, "T", question_tokens=3)[1:] == ["t: T"]
+    recipient = (" to=functions.add", "⟨<|channel|>⟩", "commentary", " json", "⟨<|message|>⟩", "{}")
+    assert split_with_tokens(HARMONY, *HEAD, *recipient, question_tokens=3)[1:] == ["t: {}"]
+
+
+def test_a_step_rule_reads_what_was_undecided():
+    assert split("Q", "[1", ".\n\n", "Two", question_tokens=1) == ["q: Q", "s: [1|.\n\n", "s: Two"]
+    assert split("Q", "[", "1.\n\n", "Two", question_tokens=1) == ["q: Q", "s: [|1.\n\n", "s: Two"]
+
+
+# --- markers that are tokens -----------------------------------------------------------------------------------------
+THINK = ("<think>", "</think>")
+
+
+def test_where_a_marker_is_a_token_its_spelling_is_text():
+    pieces = ("Q", "⟨<think>⟩", "I write ", "</", "think>", " or ", "</think>", ".", "⟨</think>⟩", "S", "</think>")
+    assert split_with_tokens(THINK, *pieces) == [
+        "q: Q|<think>",
+        "t: I write |</|think>| or |</think>|.|</think>",
+        "s: S|</think>",
+    ]
+    assert split_with_tokens(THINK, "Use <think>", "⟨<think>⟩", "T") == ["q: Use <think>|<think>", "t: T"]
+    assert split_with_tokens(THINK, "Q", "<think>", "T", question_tokens=1) == ["q: Q", "s: <think>|T"]
+
+
+def test_where_a_marker_is_no_token_its_spelling_counts():
+    assert split_with_tokens(("<think>",), "Q", "⟨<think>⟩", "T", "</", "think>", "S")[1:] == ["t: T|</|think>", "s: S"]
+    assert split_with_tokens(THINK, "Q", "[TH", "INK]", "T", "[/THINK]", "S")[1:] == ["t: T|[/THINK]", "s: S"]
+
+
+def test_harmonys_special_tokens_count_and_the_words_between_them_are_text():
+    spelt = ("<|channel|>", "final", "<|message|>")
+    final = ("⟨<|channel|>⟩", "fin", "al", "⟨<|message|>⟩")
+    steps = split_with_tokens(HARMONY, "Q", "⟨<|channel|>⟩", "analysis", "⟨<|message|>⟩", "T", *spelt, "U", *final, "S")
+    assert steps[0] == "q: Q|<|channel|>|analysis|<|message|>"
+    assert "".join(steps[1:-1]).count("final") == 1
+    assert steps[-1] == "s: S"
+
+
+def test_a_marker_token_ends_the_step_though_text_of_the_same_words_does_not():
+    pieces = ("⟨<think>⟩", "T.\n\n", "</", "think>", " no", ".\n\n", "⟨</think>⟩", "S")
+    assert split_with_tokens(THINK, "Q", *pieces)[1:] == ["t: T.\n\n", "t: </|think>| no|.\n\n|</think>", "s: S"]
+
+
+def test_a_prompt_that_spells_a_marker_does_not_open_the_thinking():
+    tokenizer = WithTokens(*THINK, "Q ", "<think>", "\n", special=THINK)
+    assert question_length(tokenizer, [2, 3, 4]) == 3
+    assert question_length(tokenizer, [2, 0, 4]) == 2
 
 
 # --- steps -----------------------------------------------------------------------------------------------------------
@@ -209,6 +352,45 @@ def test_paragraphs_begin_after_a_blank_line(pieces, steps):
     [
         (("This is a sentence", ".", " Then"), ["This is a sentence|.", " Then"]),
         (("This is a sentence", ".", "Then"), ["This is a sentence|.|Then"]),
+        *(
+            (("We note that it holds, " + short, " x"), ["We note that it holds, " + short + "| x"])
+            for short in (
+                "e.g.",
+                "i.e.",
+                "cf.",
+                "vs.",
+                "Eq.",
+                "Fig.",
+                "Dr.",
+                "J.",
+                "by A. N.",
+                "approx.",
+                "no.",
+                "p.",
+                "etc.",
+                "(e.g.",
+            )
+        ),
+        (("It is shown in Fig.", " 3", ".", " Then"), ["It is shown in Fig.| 3|.", " Then"]),
+        (("So we choose answer B.", " Let", " us"), ["So we choose answer B.", " Let| us"]),
+        (("So the answer is no.", " We"), ["So the answer is no.", " We"]),
+        (("By the way, 5!", " =", " 120"), ["By the way, 5!| =| 120"]),
+        (("That is the answer!", " So"), ["That is the answer!", " So"]),
+        (("He says (as it is.)", " so"), ["He says (as it is.)| so"]),
+        (('He says "So it is."', " he"), ['He says "So it is."| he']),
+        (("Well, as I say ...", " so"), ["Well, as I say ...| so"]),
+        (("The total is 42.", " Then"), ["The total is 42.", " Then"]),
+        (
+            ("We take two steps:\n", "1.", " Add.\n", "2.", " Divide."),
+            ["We take two steps:\n", "1.| Add.\n", "2.| Divide."],
+        ),
+        (("这是一个句子。", "然后", "我们"), ["这是一个句子。", "然后|我们"]),
+        (("他说：“这就是答案。", "”", "然后"), ["他说：“这就是答案。|”", "然后"]),
+        (("真的是这样吗？", "是的，就是这样！", "好"), ["真的是这样吗？", "是的，就是这样！", "好"]),
+        (("ﾊﾝｶｸﾉﾌﾞﾝｼｮｳﾃﾞｽ、ﾊｲ｡", "ﾂｷﾞ"), ["ﾊﾝｶｸﾉﾌﾞﾝｼｮｳﾃﾞｽ、ﾊｲ｡", "ﾂｷﾞ"]),
+        (("यह एक लंबा वाक्य है।", "फिर"), ["यह एक लंबा वाक्य है।", "फिर"]),
+        (("好。", "然后"), ["好。|然后"]),
+        (("第一句话在这里。第二", "句", "。"), ["第一句话在这里。第二", "句|。"]),
         (("Pi is close to 3", ".", "14", ".", " So"), ["Pi is close to 3|.|14|.", " So"]),
         (("Short.", " But", " this ends.", " Here"), ["Short.| But| this ends.", " Here"]),
         (('He said "so it is."', "\n", "Then"), ['He said "so it is."|\n', "Then"]),
@@ -219,6 +401,81 @@ def test_paragraphs_begin_after_a_blank_line(pieces, steps):
 )
 def test_sentences_end_with_a_terminator_and_white_space(pieces, steps):
     assert split("<think>", *pieces, steps="sentence") == ["q: <think>", *(f"t: {step}" for step in steps)]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "steps"),
+    [
+        (("Add", "\n\n", "two"), ["Add|\n\n", "two"]),
+        (("Add", "\n", "two"), ["Add|\n|two"]),
+        (("Add\n", "##", " Sum", "\n", "It"), ["Add\n", "##| Sum|\n", "It"]),
+        (("Add\n", "**", "Sum", "**", "\n", "It"), ["Add\n", "**|Sum|**|\n", "It"]),
+        (
+            ("These\n", "-", " one\n", "-", " two\n", " and more\n", "So"),
+            ["These\n", "-| one\n", "-| two\n| and more\n", "So"],
+        ),
+        (("These:\n", "1", ".", " one\n", "2", ".", " two"), ["These:\n", "1|.| one\n", "2|.| two"]),
+        (("the total is\n", "12", " apples"), ["the total is\n|12| apples"]),
+        (("the total is\n", "3", ".14", " at most"), ["the total is\n|3|.14| at most"]),
+        (("We get\n", "\\[", "x. Then y", "\\]", "\n", "so"), ["We get\n", "\\[|x. Then y|\\]|\n", "so"]),
+        (("We get", " $$", "x = 1", "$$", " so"), ["We get", " $$|x = 1|$$", " so"]),
+        (
+            ("We get\n", "\\begin{align}", "x", "\\end{align}", "\n", "so"),
+            ["We get\n", "\\begin{align}|x|\\end{align}|\n", "so"],
+        ),
+        (
+            ("Code:\n", "```", "py\n", "print(1). Then\n", "# no heading\n", "```", "\n", "So"),
+            ["Code:\n", "```|py\n|print(1). Then\n|# no heading\n|```|\n", "So"],
+        ),
+    ],
+)
+def test_blank_lines_headings_items_equations_and_code_end_a_sentence(pieces, steps):
+    assert split("<think>", *pieces, steps="sentence") == ["q: <think>", *(f"t: {step}" for step in steps)]
+
+
+@pytest.mark.parametrize(
+    ("opening", "closing"),
+    [
+        ("\\[", "\\]"),
+        ("$$", "$$"),
+        ("\\begin{align*}", "\\end{align*}"),
+        ("```py", "```"),
+        ("~~~", "~~~"),
+        ("````", "````"),
+    ],
+)
+def test_a_block_with_blank_lines_stays_with_its_paragraph(opening, closing):
+    block = ("We get\n", opening, "\n", "a\n", "\n", "b\n\n", "c\n", closing, "\n")
+    assert split("<think>", *block, "so", "\n\n", "D") == ["q: <think>", "t: " + "|".join(block) + "|so|\n\n", "t: D"]
+
+
+@pytest.mark.parametrize("stray", ["It costs $$ 5.", "A \\[ alone."])
+def test_an_equation_that_never_closes_does_not_swallow_what_follows(stray):
+    steps = split("<think>", stray, *["A paragraph.", "\n\n"] * 1000)
+    assert len(steps) > 600
+
+
+def test_a_sentence_step_holds_no_blank_line_not_even_in_code():
+    pieces = ("```\n", "a = 1\n", "\n", "# b\n", "b. C = 2\n", "```\n", "So")
+    assert split("<think>", *pieces, steps="sentence")[1:] == [
+        "t: ```\n|a = 1\n|\n",
+        "t: # b\n|b. C = 2\n|```\n",
+        "t: So",
+    ]
+
+
+@pytest.mark.parametrize("rule", STEP_RULES)
+def test_a_step_of_any_length_costs_the_same_for_each_token(rule):
+    def seconds(size):
+        segmenter = Segmenter(tokenizer, steps=rule)
+        started = time.process_time()
+        for token in [0] + [1, 2, 3] * size:
+            segmenter.push(token)
+        return time.process_time() - started
+
+    tokenizer = Pieces("<think>", " a longer word than most of them", ",", " \\alpha")
+    seconds(100)
+    assert min(seconds(16_000) for _ in range(3)) < 8 * 3 * min(seconds(2_000) for _ in range(3))
 
 
 def test_lines_begin_after_a_line_break():

@@ -1,3 +1,4 @@
+import dataclasses
 import random
 import warnings
 
@@ -5,14 +6,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_tokenizers import KINDS, Pieces, byte_fallback, byte_level, characters, word_piece
+from toy_tokenizers import KINDS, MODELS, Pieces, byte_fallback, byte_level, characters, word_piece
 
-from stepsal import InputError, Trace
+from stepsal import InputError, Trace, read_traces, write_traces
+from stepsal.models.tokenizers import fingerprint
 from stepsal.traces.prompt import encode_prompt
 from stepsal.traces.segment import decode
+from stepsal.traces.trace import check_made_with
 
 ALL = {f"{name}-{markers}": make(markers) for name, make in KINDS.items() for markers in (True, False)}
 BYTES, CHARACTERS, LLAMA = byte_level(), characters(), byte_fallback()
+BUNDLED_FINGERPRINT = "sha256:09eaddda7ecf70658b86b08b254292c5"
 USER = [{"role": "user", "content": "2+2?"}]
 every_tokenizer = pytest.mark.parametrize("tokenizer", ALL.values(), ids=ALL)
 
@@ -151,14 +155,14 @@ def test_a_prompt_that_opens_the_thinking_ends_the_question_with_the_marker():
 def test_a_tokenizer_that_loses_text_says_so():
     with pytest.warns(UserWarning, match=r"trace 'a': .* does not give the text back: from character 2"):
         trace = Trace.from_text(word_piece(), "We\nadd", "the numbers", id="a", meta={"kept": 1})
-    assert trace.meta == {"kept": 1, "lossy_tokenization": True}
+    assert trace.meta == {"kept": 1, "lossy_tokenization": True, "tokenizer": trace.meta["tokenizer"]}
     assert trace.text == "We addthe numbers"
 
 
 def test_a_trace_says_what_it_is_in_one_line():
     trace = Trace.from_text(BYTES, USER, "Add.\n\nIt.</think>4", id="sum", answer="4", correct=True)
     assert repr(trace) == f"Trace('sum', {len(trace.tokens)} tokens, steps: 1 question, 2 thinking, 1 summary)"
-    assert (trace.answer, trace.correct, trace.meta) == ("4", True, {})
+    assert (trace.answer, trace.correct, list(trace.meta)) == ("4", True, ["tokenizer"])
     assert [step.index for step in trace.segment("thinking")] == [1, 2]
 
 
@@ -175,6 +179,179 @@ def test_without_markers_auto_is_plain_and_needs_no_prompt():
     for format in ("auto", "plain"):
         trace = Trace.from_text(BYTES, "Q: ", "One.\n\nTwo.", format=format)
         assert [step.text for step in trace.steps] == ["Q: ", "One.\n\n", "Two."]
+
+
+# --- the response's beginning ----------------------------------------------------------------------------------------
+@every_tokenizer
+@pytest.mark.parametrize("format", ["auto", "think", "harmony", "plain", ("<r>", "</r>")])
+@pytest.mark.parametrize(
+    "response",
+    ["[1, 2] is it", "<b>4</b>", "[", "<", "</", "[THIS]", "<thin", "\n\n[x", " [", "<|channel|>x", "<r", "to=4"],
+)
+def test_no_text_of_the_response_is_question(tokenizer, format, response):
+    trace = from_text(tokenizer, "What is 2+2?", response, format=format)
+    assert is_partition(tokenizer, trace)
+    assert trace.steps[0].stop == trace.prompt_tokens
+    assert {step.segment for step in trace.steps[1:]} == {"summary" if format in ("auto", "plain") else "thinking"}
+    for end in range(trace.prompt_tokens + 1, len(trace.tokens)):
+        part = Trace.from_tokens(tokenizer, trace.tokens[:end], prompt_tokens=trace.prompt_tokens, format=format)
+        assert [step.start for step in part.steps] == [step.start for step in trace.steps if step.start < end]
+
+
+def test_a_harmony_response_without_channels_is_the_response():
+    prompt = "<|start|>user<|message|>2+2?<|end|><|start|>assistant"
+    for response in ("It is 4.", " It is 4.", "So " + "it is four and so on " * 20, "<|channel|>odd<|message|>4"):
+        trace = Trace.from_text(MODELS["gpt_oss"](), prompt, response)
+        assert [(step.segment, step.text) for step in trace.steps] == [("question", prompt), ("summary", response)]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "prompt", "response", "message"),
+    [
+        (BYTES, "Q", "Sure. <think>Add.</think>4", "opens the thinking with '<think>' only after 'Sure. <think>Add"),
+        (
+            BYTES,
+            "Q",
+            "<think>\n\n</think>\n\nWe add.\n</think>\n\n4",
+            "'</think>' comes again after a thinking that is empty",
+        ),
+        (
+            BYTES,
+            "Q<think>\n\n</think>\n\n",
+            "We add.</think>4",
+            "'</think>' comes again after a thinking that is empty",
+        ),
+        (BYTES, "Q", "analysisWe add.assistantfinalIt is 4.", "reads 'analysis' and 'assistantfinal'"),
+        (MODELS["gpt_oss"](), "Q", "analysisWe add. assistantfinalIt is 4.", "skip_special_tokens=False"),
+    ],
+)
+def test_markers_that_do_not_count_are_warned_about(tokenizer, prompt, response, message):
+    with pytest.warns(UserWarning, match=message):
+        trace = Trace.from_text(tokenizer, prompt, response)
+    assert message in trace.meta["doubtful_markers"]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "prompt", "response"),
+    [
+        (BYTES, "Q", "<think>Add.</think>Write <think> and </think> around it."),
+        (BYTES, "Q<think>\n\n</think>\n\n", "Write <think> before and </think> after."),
+        (BYTES, "Q", "An analysis of the assistant's final words."),
+        (
+            MODELS["gpt_oss"](),
+            "Q<|start|>assistant",
+            "<|channel|>analysis<|message|>Use <think>.</think><|channel|>final<|message|>4",
+        ),
+    ],
+)
+def test_markers_that_are_mentioned_later_are_text(tokenizer, prompt, response):
+    assert list(Trace.from_text(tokenizer, prompt, response).meta) == ["tokenizer"]  # warnings are errors here
+
+
+def test_a_marker_spelt_in_pieces_is_text_where_it_is_a_token():
+    opening, closing = (BYTES.convert_tokens_to_ids(marker) for marker in ("<think>", "</think>"))
+    spelt = [id for piece in ("</", "think", ">") for id in BYTES.encode(piece)]
+    assert BYTES.decode(spelt) == "</think>"
+    assert closing not in spelt
+    ids = [
+        *BYTES.encode("Q"),
+        opening,
+        *BYTES.encode("I write "),
+        *spelt,
+        *BYTES.encode(" here."),
+        closing,
+        *BYTES.encode("4"),
+    ]
+    for prompt_tokens in (None, 1):
+        trace = Trace.from_tokens(BYTES, ids, prompt_tokens=prompt_tokens)
+        assert [step.text for step in trace.steps[1:]] == ["I write </think> here.</think>", "4"]
+    plain = Trace.from_tokens(BYTES, [*BYTES.encode("Q"), *BYTES.encode("I write "), *spelt], prompt_tokens=1)
+    assert [step.segment for step in plain.steps] == ["question", "summary"]
+
+
+# --- padding ---------------------------------------------------------------------------------------------------------
+PAD, BOS, END = BYTES.pad_token_id, BYTES.bos_token_id, BYTES.eos_token_id
+
+
+@pytest.mark.parametrize("before", [0, 1, 5])
+@pytest.mark.parametrize("after", [[], [END], [END, END, END], [END, PAD, PAD], [PAD, PAD]])
+@pytest.mark.parametrize("with_prompt", [True, False])
+def test_a_row_of_a_padded_batch_is_the_trace_of_its_text(before, after, with_prompt):
+    prompt, response = [BOS, *BYTES.encode("2+2?")], BYTES.encode("<think>Add.</think>4")
+    given = len(prompt) if with_prompt else None
+    alone = Trace.from_tokens(BYTES, prompt + response + after[:1] * (after[:1] == [END]), prompt_tokens=given)
+    row = Trace.from_tokens(
+        BYTES, [PAD] * before + prompt + response + after, prompt_tokens=before + given if with_prompt else None
+    )
+    assert (row.tokens.tolist(), row.steps, row.prompt_tokens) == (
+        alone.tokens.tolist(),
+        alone.steps,
+        alone.prompt_tokens,
+    )
+    left_out = {"before": before, "after": len(after) - (after[:1] == [END])}
+    assert row.meta.get("padding", {"before": 0, "after": 0}) == left_out
+
+
+def test_a_padding_token_that_begins_or_ends_texts_is_kept_once():
+    tokenizer = byte_level()
+    tokenizer.pad_token = tokenizer.eos_token
+    trace = Trace.from_tokens(tokenizer, [END, END, *BYTES.encode("2+2?<think></think>4"), END, END])
+    assert trace.tokens.tolist() == [*BYTES.encode("2+2?<think></think>4"), END]
+    tokenizer.bos_token = tokenizer.eos_token  # as GPT-2's
+    trace = Trace.from_tokens(tokenizer, [END, END, *BYTES.encode("2+2?<think></think>4"), END, END])
+    assert trace.tokens.tolist() == [END, *BYTES.encode("2+2?<think></think>4"), END]
+
+
+def test_a_prompt_padded_on_its_right_is_refused():
+    with pytest.raises(InputError, match=r"prompt of 4 tokens ends with padding .token 0.*padding_side = 'left'"):
+        Trace.from_tokens(BYTES, [40, 41, PAD, PAD, 42, 43], prompt_tokens=4)
+
+
+def test_a_row_of_padding_alone_is_refused():
+    with pytest.raises(InputError, match="needs one token of each|at least two tokens"):
+        Trace.from_tokens(BYTES, [PAD] * 6)
+
+
+# --- the tokenizer's fingerprint -------------------------------------------------------------------------------------
+def test_equal_tokenizers_have_equal_fingerprints_and_others_have_others():
+    for kind, make in KINDS.items():
+        if kind not in ("sentence_piece", "word_piece", "byte_level"):  # trained anew each time, or cached
+            assert fingerprint(make()) == fingerprint(make())
+    prints = [fingerprint(tokenizer) for tokenizer in ALL.values()]
+    assert len(set(prints)) == len(prints)
+    assert fingerprint(Pieces("a", "b")) != fingerprint(Pieces("b", "a"))
+    assert fingerprint(byte_level()) == BUNDLED_FINGERPRINT  # in every process
+
+
+def test_a_tokenizer_that_gets_a_token_gets_another_fingerprint():
+    tokenizer = byte_level()
+    before = fingerprint(tokenizer)
+    tokenizer.add_tokens(["<more>"])
+    assert fingerprint(tokenizer) != before
+
+
+def test_a_trace_records_its_tokenizer_and_another_one_refuses_it(tmp_path):
+    trace = Trace.from_text(BYTES, "2+2?", "<think>Add.</think>4", id="a")
+    assert trace.meta["tokenizer"] == fingerprint(BYTES)
+    write_traces(tmp_path / "a.jsonl", [trace])
+    assert read_traces(tmp_path / "a.jsonl", BYTES)[0].meta == trace.meta
+    other = MODELS["qwen3"]()
+    with pytest.raises(
+        InputError, match=rf"'a' was made with the tokenizer {fingerprint(BYTES)}, and this one is {fingerprint(other)}"
+    ):
+        read_traces(tmp_path / "a.jsonl", other)
+
+
+def test_a_model_refuses_a_trace_whose_ids_say_something_else_to_it():
+    trace = Trace.from_text(BYTES, "2+2?", "<think>Add.</think>4", id="a")
+    check_made_with(BYTES, trace)
+    check_made_with(MODELS["qwen3"](), trace)  # it has more tokens, and these are the same
+    with pytest.raises(
+        InputError, match=r"'a' was made with the tokenizer sha256:\w+, and the model's is sha256:.*model.tokenizer"
+    ):
+        check_made_with(byte_level(markers=False), trace)
+    unknown = dataclasses.replace(trace, meta={})  # from an older file
+    check_made_with(byte_level(markers=False), unknown)
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
