@@ -5,9 +5,9 @@ segment and step of every token so far, and the steps that the tokens of this pa
 
 1. A pass of `n` tokens with `n` keys begins new sequences. A pass with more keys goes on at the end of the cache.
 2. A token that may not attend to itself is padding, as the attention mask of a left- or right-padded batch says. Without a
-   mask, padding is a token that fills sequences before the text, or after the token that ends it (the model's own output is wrong
-   then, as it reads the padding). A token that ends or fills a sequence, right after another such token, is what `generate`
-   feeds to a finished row. It is left out too.
+   mask, padding is a token that fills sequences before the text, or after the token that ends it (the model's own output is
+   wrong then, as it reads the padding). A token that ends or fills a sequence, right after another such token, is what
+   `generate` feeds to a finished row. It is left out too.
 3. Every other token goes to the `Segmenter` of its row, which finds the same causal steps as in a `Trace`. A token that is
    undecided when it is read (`stepsal.traces.segment`) counts as question then: its own row stays as it is, whenever it is
    read. For the tokens after the decision it is a key of the segment that was decided.
