@@ -325,7 +325,8 @@ def _check_prompt_ids(tokenizer: Tokenizer, ids: list[int], prompt: Prompt) -> N
         right = right and not more
     else:
         messages = prompt.get("messages") if isinstance(prompt, Mapping) else prompt
-        users = [each for each in messages or [] if isinstance(each, Mapping) and each.get("role") == "user"]
+        listed = messages if isinstance(messages, list) else []  # what is no list of messages is refused as a prompt
+        users = [each for each in listed if isinstance(each, Mapping) and each.get("role") == "user"]
         texts = [text for each in users if isinstance(text := each.get("content"), str)]
         right = all(any(_without_space(text) in each for each in decoded) for text in texts)
     if not right:

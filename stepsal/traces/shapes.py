@@ -73,7 +73,7 @@ def answers(record: dict[str, Any], id: str, requests: Mapping[str, dict[str, An
     ['line-1-0', 'line-1-1']
     """
     if isinstance(record.get("segmentation"), dict):  # it was a trace before
-        return [record | {"id": id if record.get("id") is None else record["id"]}]
+        return [record | {"id": id if record.get("id") in (None, "") else record["id"]}]
     if "resps" in record and "arguments" in record:
         return _harness_answers(record, id)
     record = _with_turns(record)
@@ -81,7 +81,9 @@ def answers(record: dict[str, Any], id: str, requests: Mapping[str, dict[str, An
     if answer is not record and isinstance(answer.get("body"), dict):
         answer = answer["body"]
     called = (record.get("custom_id"), record.get("id"), answer.get("id"))
-    id = next((str(name) for name in called if isinstance(name, str | int) and not isinstance(name, bool)), id)
+    id = next(
+        (str(name) for name in called if name != "" and isinstance(name, str | int) and not isinstance(name, bool)), id
+    )
     server = next((each for each in _SERVERS if each[0](answer, answer is record)), None)
     if server is None and answer is record:
         return _own_answer(record, id, requests)
@@ -294,7 +296,7 @@ def _own_answer(record: dict[str, Any], id: str, requests: Mapping[str, dict[str
     found["echo"] = record.get("echo") is True
     found["left_out"] = left_out_thinking(record)
     found["meta"] = _meta(record, own=True)
-    return [found | {"id": id if record.get("id") is None else record["id"]}]
+    return [found | {"id": id if record.get("id") in (None, "") else record["id"]}]
 
 
 def refuse_unread_texts(record: dict[str, Any]) -> None:
@@ -357,7 +359,7 @@ def _harness_answers(record: dict[str, Any], id: str) -> list[dict[str, Any]]:
     }
     if scores and scores[0] in (0, 1):
         found["correct"] = bool(scores[0])
-    if isinstance(record.get("id"), str | int):
+    if record.get("id") != "" and isinstance(record.get("id"), str | int):
         id = str(record["id"])
     elif isinstance(record.get("doc_id"), str | int):
         filtered = record.get("filter") not in (None, "none")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from test_records import CALL, CALLING, QUESTION, RESPONSES, RESULT, USER, shapes
+from test_shapes import SERVERS, harness
 from toy_tokenizers import KINDS, MARKERS, MODELS
 
 from stepsal import InputError, StepsalError, Trace, read_traces
@@ -47,6 +48,15 @@ def records():
     """An example of everything that can be read."""
     found = [record for family in MODELS for record in shapes(family).values()]
     found += [{"prompt": QUESTION, "response": response} for _, response, _, _ in RESPONSES.values()]
+    found += [server({"messages": QUESTION, "think": False}, "Add.", "4") for server in SERVERS.values()]
+    found += [harness(arguments, "4") for arguments in ([["2+2?", {}]], {"gen_args_0": {"arg_0": "[{}]", "arg_1": {}}})]
+    found += [
+        {"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}], "system": "Be brief."},
+        {"prompt": "2+2?", "content": "4", "tokens": [70], "generation_settings": {}, "stop_type": "eos"},
+        {"request": {"text": "2+2?", "echo": True}, "response": {"text": "2+2?4", "meta_info": {}, "output_ids": [70]}},
+        {"messages": [USER, {"role": "assistant", "content": "It"}], "continue_final_message": True, "response": "4"},
+        {"input": [{"type": "function_call", "name": "add", "arguments": "{}"}, USER], "output": [], "created": 17e8},
+    ]
     ids = {"prompt_token_ids": [5, 6, 7], "token_ids": [8, 9, 70, 71]}
     batch = {"custom_id": "a", "body": {"messages": QUESTION, "tools": [{"a": 1}], "chat_template_kwargs": {"b": 1}}}
     stored = {"format": "think", "steps": "line", "prompt_tokens": 2}

@@ -293,7 +293,8 @@ def test_a_summary_of_the_thinking_is_used_and_called_one(read):
 def test_fields_about_the_problem_are_kept_and_others_of_servers_are_no_text(read):
     record = {**message(annotations=[]), "dataset": "MATH", "level": "Level 5", "score": 0.5, "meta": {"run": 1}}
     (trace,) = read("qwen3", record)
-    assert trace.meta == {"dataset": "MATH", "level": "Level 5", "run": 1}
+    assert {"dataset": "MATH", "level": "Level 5", "run": 1}.items() <= trace.meta.items()
+    assert "score" not in trace.meta
 
 
 def test_calls_of_tools_are_read_in_each_servers_shape(read):
@@ -598,8 +599,8 @@ def test_a_template_that_names_no_markers_is_asked_for_them(read):
 
 
 def test_prose_that_one_family_uses_as_markers_is_prose_for_the_others(read):
-    text = "Here is my response: 4."
-    assert read("qwen3", answered({"messages": QUESTION}, text))[0].segment("summary")[0].text == text
+    for text in ("Here is my response: 4.", "So. Here is my response: 4.", "Here is my thought process: add."):
+        assert read("qwen3", answered({"messages": QUESTION}, text))[0].segment("summary")[0].text == text
     assert "granite" in FORMATS
 
 
@@ -628,7 +629,7 @@ def test_without_a_time_it_is_told_a_fixed_one_that_the_trace_records(dated, rea
     assert trace.meta["template_time"] == DEFAULT_TIME.isoformat()
     assert encode_prompt(dated, QUESTION) == trace.tokens[: trace.prompt_tokens].tolist()
     (trace,) = read(dated, {"prompt": "  01 Jan|2+2?", "response": "4"})
-    assert trace.meta == {}
+    assert "template_time" not in trace.meta
 
 
 # --- token ids say what the text beside them says ------------------------------------------------------------------------

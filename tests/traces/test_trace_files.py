@@ -221,3 +221,8 @@ def test_a_lossy_tokenizer_reads_its_own_files(tmp_path):
         trace = Trace.from_text(tokenizer, "<s>[Q]", " <think>A</think>数", id="a")
     write_traces(tmp_path / "a.jsonl", [trace])
     assert same(read_traces(tmp_path / "a.jsonl", tokenizer)[0], trace)
+
+
+def test_an_empty_id_is_none(lines):
+    row = {"prompt": "Q", "response": "A", "id": ""}
+    assert [trace.id for trace in read_traces(lines(row, row), BYTES)] == ["line-1", "line-2"]
