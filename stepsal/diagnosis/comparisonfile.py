@@ -97,6 +97,11 @@ def _check_meta(meta: Any) -> None:
         raise ValueError(f"'layers' of its meta is {layers!r}, expected a list of layers")
     if not (meta.get("model_layers") is None or _is_count(meta["model_layers"])):
         raise ValueError(f"'model_layers' of its meta is {meta['model_layers']!r}, expected a number")
+    traces = meta.get("traces", [])
+    if not isinstance(traces, list) or not all(isinstance(group, list) for group in traces):
+        raise ValueError("'traces' of its meta is no list of two groups")
+    if not all(name is None or isinstance(name, str) for group in traces for name in group):
+        raise ValueError("'traces' of its meta holds something else than ids")
     if not isinstance(meta.get("matched_on"), str):
         raise ValueError(f"'matched_on' of its meta is {meta.get('matched_on')!r}, expected text")
 

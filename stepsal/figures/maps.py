@@ -6,6 +6,7 @@ to 8 points. `stepsal.figures.sweeps` has the figures of a sweep's folder, and `
 """
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from stepsal.diagnosis.registry import shown_metrics
 from stepsal.errors import FileError
 from stepsal.files import atomic_path, sha256_of
 from stepsal.plot.canvas import new_figure
-from stepsal.saliency.folder import find_map, group_maps, load_step_maps
+from stepsal.saliency.folder import find_map, folder_traces, group_maps, load_step_maps
 from stepsal.saliency.stepmap import StepMap
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def forest(folder: Path) -> tuple[Figure, str]:
     if not path.exists():
         raise FileError(f"there is no {path}: make it with `stepsal compare {folder}`")
     comparison = Comparison.load(path)
+    _warn_if_of_other_traces(folder, path, comparison)
     compared = set(comparison.table["metric"])  # the user may have defined a metric after the file was written
     shown = [metric for metric in shown_metrics(*_SHOWN) if metric in compared]
     rows = _rows(shown)
@@ -145,6 +147,17 @@ def forest(folder: Path) -> tuple[Figure, str]:
         "length, and for what the metric would be if influence depended on distance alone. Filled markers: p < 0.05, corrected "
         "over layers."
     )
+
+
+def _warn_if_of_other_traces(folder: Path, path: Path, comparison: Comparison) -> None:
+    ids = folder_traces(folder)
+    compared = {name for group in comparison.meta.get("traces", []) for name in group}
+    if ids is not None and compared != ids:
+        warnings.warn(
+            f"{path} compares {len(compared)} traces, which are not the {len(ids)} that {folder} is of now: run `stepsal "
+            f"compare {folder}` again for a figure of these",
+            stacklevel=4,
+        )
 
 
 MAP_FIGURES: dict[str, Callable[[Path], tuple[Figure, str]]] = {

@@ -293,6 +293,15 @@ def load_step_maps(out: str | Path, *, progress: bool = False, verify: bool = Tr
     return maps
 
 
+def folder_traces(out: str | Path) -> set[str] | None:
+    """The ids of the traces whose maps are the folder's; None where nothing says which they are. Raises `FileError`."""
+    out = Path(out)
+    if not (path := _settings_path(out)).exists():
+        return None
+    listed = _listed(out, read_settings(path, _UNKNOWN.format(out), "Make them again."))
+    return None if listed is None else {entry["id"] for entry in listed.values()}
+
+
 def _map_files(out: Path) -> list[Path]:
     try:
         return sorted(path for path in (out / "maps").iterdir() if path.suffix == ".safetensors")

@@ -1,5 +1,6 @@
 """The figures and the commands that read a folder of results."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -207,3 +208,15 @@ def test_a_token_map_of_another_length_than_its_traces_map_is_refused(tmp_path):
     save_example(folder, torch.rand(54, 54), "t-1")
     with pytest.raises(FileError, match="is of 54 tokens, and the map of its trace 't-1' of 55"):
         save_figure("tokens", folder, tmp_path / "fig")
+
+
+def test_a_comparison_of_other_traces_than_the_folders_is_said(tmp_path, run):
+    folder = make_folder(tmp_path / "results", traces=8)
+    assert run("compare", folder, "--resamples", 99)[0] == 0
+    listed = {f"t-{i}": {"file": f"t-{i}.safetensors"} for i in range(8)}
+    (folder / "saliency.json").write_text(json.dumps({"traces": listed}))
+    save_figure("forest", folder, tmp_path / "fig")
+    listed.pop("t-3")
+    (folder / "saliency.json").write_text(json.dumps({"traces": listed}))
+    with pytest.warns(UserWarning, match=r"compares 8 traces, which are not the 7 that .* run `stepsal compare"):
+        save_figure("forest", folder, tmp_path / "fig")
