@@ -173,8 +173,8 @@ def _plain(given: Any, name: str) -> str:
     return "".join(said)
 
 
-def chat_messages(turns: list[Any]) -> list[dict[str, Any]]:
-    """ShareGPT's turns (`from`, `value`) as messages.
+def chat_messages(turns: list[Any]) -> list[Any]:
+    """ShareGPT's turns (`from`, `value`) as messages; what is no turn stays as it is, and is refused with the messages.
 
     >>> chat_messages([{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}])
     [{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]
