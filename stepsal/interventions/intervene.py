@@ -54,7 +54,8 @@ def intervene(
 
     A teacher-forced pass over whole traces, a hand-written loop over a cache (chunks or single tokens), `hf_generate`, the
     model's `generate` and `step_saliency` all work, batches with an attention mask too; padding without one is left out of the
-    text, too, but the model itself reads it. Not followed: beam search, which reorders the cache; two sequences decoded in turns; cropped and static caches (refused).
+    text, too, but the model itself reads it. Not followed: beam search, which reorders the cache;
+    two sequences decoded in turns; cropped and static caches (refused).
 
     Args:
         model: a `TransformerBridge`, from `load_model` or booted by you, or a `HookedTransformer` of TransformerLens 3.9; its
