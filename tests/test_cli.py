@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import save_tiny
 
+import stepsal.plugins
 import stepsal.saliency.folder
 from stepsal import NumericalError, StepMap, UnsupportedModelError, __version__, step_saliency, write_traces
 from stepsal.cli import main
@@ -232,6 +233,7 @@ def test_help_is_printed(command, capsys):
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
     """The name of a module that registers a format, which is forgotten again after the test."""
+    monkeypatch.setattr(stepsal.plugins, "_loaded", {})  # so that no later test tells its workers of this one
     name = "a_plugin_for_the_command"
     source = (
         "from stepsal.formats import FORMATS, Format\nFORMATS['mine'] = Format('mine', (('<think>', '</think>'),))\n"
