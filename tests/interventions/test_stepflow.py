@@ -1,5 +1,7 @@
 import itertools
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import hooked
 import pytest
@@ -26,6 +28,7 @@ from stepsal.interventions import (
     Starvation,
     StepMomentum,
 )
+from stepsal.interventions.base import INTERVENTIONS
 from stepsal.interventions.bridge import bridge_pattern, make_groups
 from stepsal.interventions.intervene import intervene
 from stepsal.interventions.random_bridge import random_groups
@@ -320,20 +323,42 @@ def test_rows_of_a_padded_batch_equal_single_runs(tiny, traces, parts):
             torch.testing.assert_close(logits[row][real[row].bool()], expected, rtol=0, atol=1e-5)
 
 
+@pytest.fixture
+def watch():
+    """An intervention that changes nothing, and the segments and steps of all tokens that it saw in each pass."""
+    seen = []
+
+    @dataclass(frozen=True)
+    class Watch(stepsal.Intervention):
+        name: ClassVar[str] = "watch"
+        label: ClassVar[str] = "watch"
+        layers: int = 0
+        heads: None = None
+
+        def edit_pattern(self, pattern, at):
+            seen.append((at.text.segments.clone(), at.text.steps.clone()))
+
+    yield Watch(), seen
+    INTERVENTIONS.pop("watch", None)
+
+
+@pytest.mark.filterwarnings("ignore:Watch")
 @each_part
-def test_undecided_text_counts_alike_whole_and_token_by_token(qwen2, parts):
+def test_undecided_text_counts_alike_whole_and_token_by_token(qwen2, parts, watch):
     """`[TH` may become `[THINK]`, and becomes the first paragraph of the thinking."""
     tokenizer = qwen2.tokenizer
     prompt = tokenizer.encode("Facts: k = 37.")
     tokens = torch.tensor([prompt + tokenizer.encode("[THIS] is it.\n\nSo k = 37.\n\nYes.</think>\n\n37.\n\nSo 37.")])
     states = []
-    with intervene(qwen2, parts, format="think") as live:
+    watching, seen = watch
+    both = (*(parts if isinstance(parts, tuple) else (parts,)), watching)
+    with intervene(qwen2, both, format="think") as live:
         live.question_tokens = [len(prompt)]
         whole = qwen2(tokens)
-        states.append(live._follower._codes(tokens.device).clone())
+        states.append(seen[-1])
         for size in (1, 5):
             assert (in_chunks(qwen2, tokens, size) - whole).abs().max() <= 1e-5
-            states.append(live._follower._codes(tokens.device).clone())
+            states.append(seen[-1])
     trace = Trace.from_tokens(tokenizer, tokens[0], format="think", prompt_tokens=len(prompt))
     assert trace.steps[1].start == len(prompt)
     for segments, steps in states:
@@ -343,13 +368,14 @@ def test_undecided_text_counts_alike_whole_and_token_by_token(qwen2, parts):
         ]
 
 
-def test_padding_without_a_mask_belongs_to_no_step(qwen2, traces):
+@pytest.mark.filterwarnings("ignore:Watch")
+def test_padding_without_a_mask_belongs_to_no_step(qwen2, traces, watch):
     tokens, _ = padded(traces)
     end, pad = qwen2.tokenizer.eos_token_id, qwen2.tokenizer.pad_token_id
     tokens = torch.cat([tokens, torch.tensor([[end, pad], [end, end], [pad, pad]])], 1)
-    with intervene(qwen2, OddsEqualBridge("all")) as live:
+    with intervene(qwen2, watch[0]):
         qwen2(tokens)
-    _, steps = live._follower._codes(tokens.device)
+    ((_, steps),) = watch[1]
     for row, trace in zip(steps.tolist(), traces, strict=True):
         before = len(row) - 2 - len(trace.tokens)
         assert row[:before] == [-1] * before
