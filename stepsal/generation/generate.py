@@ -12,7 +12,7 @@ Face's.
 
 import warnings
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,18 +173,29 @@ def stream(
                 warnings.warn(reason, stacklevel=4)
                 warned = True
             batch, requests = requests[:fit], requests[fit:]
-            if live is not None:
-                live.question_tokens = [question_length(tokenizer, request.prompt, format) for request in batch]
             meta: dict[str, Any] = {"interventions": [each.record for each in chosen]} if chosen else {}
             if reason:
                 meta["batch_size"] = fit
-            responses = _decode(model, batch, decoding)
-            if live is not None:
-                live.question_tokens = None
+            with _knowing_questions(live, [question_length(tokenizer, each.prompt, format) for each in batch]):
+                responses = _decode(model, batch, decoding)
             yield {
                 request.index: _trace(model, request, response, decoding, meta, format, steps)
                 for request, response in zip(batch, responses, strict=True)
             }
+
+
+@contextmanager
+def _knowing_questions(live: Interventions | None, lengths: list[int]) -> Iterator[None]:
+    """Interventions know how long the questions of a batch are; afterwards they know what they knew before."""
+    if live is None:
+        yield
+        return
+    before = live.question_tokens
+    live.question_tokens = lengths
+    try:
+        yield
+    finally:
+        live.question_tokens = before
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,11 @@ def save_step_maps(
             graded otherwise; another run is at work in it; or it cannot be written.
     """
     out = Path(out)
+    if objective == "answer":
+        raise InputError(
+            "objective='answer' is about the answer's tokens, which differ from trace to trace: call "
+            "step_saliency(model, trace, objective='answer', answer=(start, stop)) for every trace, and save the maps yourself"
+        )
     check_options(0, objective, rule, chunk, None)
     _check_traces(model, traces)
     host = host_of(model)
