@@ -36,7 +36,7 @@ from stepsal.files import atomic_path
 from stepsal.interventions.base import INTERVENTIONS
 from stepsal.markdown import markdown_table
 from stepsal.models.host import Model
-from stepsal.models.layers import band
+from stepsal.models.layer_choice import band
 from stepsal.statistics.paired import paired
 from stepsal.sweeps.config import SettingConfig, read_config
 from stepsal.sweeps.settings import Setting, kind_label

@@ -89,7 +89,7 @@ def check_segmentation(format: str, steps: str) -> None:
 
 def check_layers(chosen: "str | list[int]", model: str) -> None:
     """Raise `InputError` for the name of no band, an index that is there twice, or one that the model lacks."""
-    from stepsal.models.layers import resolve_layers
+    from stepsal.models.layer_choice import resolve_layers
     from stepsal.models.loading import sizes
 
     layers, _ = sizes(model) or (None, None)

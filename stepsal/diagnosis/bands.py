@@ -30,7 +30,7 @@ from stepsal.checks import checked, instance
 from stepsal.diagnosis.comparison import Comparison
 from stepsal.diagnosis.metrics import LABELS
 from stepsal.errors import InputError
-from stepsal.models.layers import band
+from stepsal.models.layer_choice import band
 
 if TYPE_CHECKING:
     from pandas import DataFrame

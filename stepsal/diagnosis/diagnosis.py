@@ -32,7 +32,7 @@ from stepsal.diagnosis.registry import shown_metrics
 from stepsal.errors import InputError
 from stepsal.files import exclusive_path
 from stepsal.markdown import markdown_table
-from stepsal.models.layers import band
+from stepsal.models.layer_choice import band
 from stepsal.saliency.checks import a_map
 from stepsal.saliency.stepmap import StepMap
 

@@ -18,7 +18,7 @@ from stepsal.checks import checked
 from stepsal.diagnosis.registry import LABELS as LABELS
 from stepsal.diagnosis.registry import METRICS as METRICS
 from stepsal.diagnosis.registry import metric as metric
-from stepsal.models.layers import band
+from stepsal.models.layer_choice import band
 from stepsal.saliency.checks import a_map
 from stepsal.saliency.stepmap import StepMap
 

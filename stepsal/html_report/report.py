@@ -30,7 +30,7 @@ from stepsal.diagnosis.metrics import METRICS
 from stepsal.diagnosis.registry import shown_metrics
 from stepsal.errors import InputError
 from stepsal.files import exclusive_path
-from stepsal.models.layers import band
+from stepsal.models.layer_choice import band
 from stepsal.saliency.checks import maps
 from stepsal.saliency.stepmap import StepMap
 

@@ -33,7 +33,7 @@ from stepsal.checks import kind_of, shown
 from stepsal.errors import InputError
 from stepsal.interventions.heads import HeadsByLayer, HeadSpec, freeze_heads, freeze_layers, resolve_heads
 from stepsal.interventions.layer_pass import LayerPass
-from stepsal.models.layers import LayerSpec
+from stepsal.models.layer_choice import LayerSpec
 
 INTERVENTIONS: dict[str, "type[Intervention]"] = {}
 """Every intervention that is defined, by its name, in the order of definition."""

@@ -25,7 +25,7 @@ from stepsal.interventions.base import Intervention, PatternEdit, check_choice, 
 from stepsal.interventions.heads import HeadSpec
 from stepsal.interventions.layer_pass import LayerPass
 from stepsal.interventions.text_state import THINKING
-from stepsal.models.layers import LayerSpec
+from stepsal.models.layer_choice import LayerSpec
 
 SCOPES, FEASIBLE = ("segment", "step"), ("share", "clamp")
 EPSILON = 1e-6  # as in the official code

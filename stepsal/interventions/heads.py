@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from stepsal.errors import InputError
-from stepsal.models.layers import LayerSpec, band, resolve_layers
+from stepsal.models.layer_choice import LayerSpec, band, resolve_layers
 
 HeadsByLayer = dict[int, tuple[int, ...]]
 """The canonical form: each chosen layer of a model, in ascending order, with its chosen heads."""

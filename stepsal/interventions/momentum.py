@@ -34,7 +34,7 @@ from stepsal.interventions.heads import HeadSpec
 from stepsal.interventions.layer_pass import LayerPass
 from stepsal.interventions.text_state import CODES, NONE, THINKING, Opening, PassState
 from stepsal.models.host import per_query_head
-from stepsal.models.layers import LayerSpec
+from stepsal.models.layer_choice import LayerSpec
 
 INTO = ("thinking", "summary")
 

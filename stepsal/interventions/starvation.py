@@ -13,7 +13,7 @@ from stepsal.interventions.bridge import TINY, Bridged
 from stepsal.interventions.heads import HeadSpec
 from stepsal.interventions.layer_pass import LayerPass
 from stepsal.interventions.text_state import CODES, QUESTION, THINKING
-from stepsal.models.layers import LayerSpec
+from stepsal.models.layer_choice import LayerSpec
 
 ROWS = ("steps", "thinking", "summary", "openings")
 

@@ -202,7 +202,7 @@ def map_values(
     stepmap: StepMap, layer: int | str | Sequence[int], head: int | None, measure: str
 ) -> Float[Tensor, "query_step key_step"]:
     """The values that `step_map` draws: the chosen measure, averaged over the chosen layers and heads."""
-    from stepsal.models.layers import band
+    from stepsal.models.layer_choice import band
 
     if measure not in ("density", "share"):
         raise InputError(f"unknown measure {measure!r}: expected 'density' or 'share'")

@@ -25,7 +25,7 @@ from stepsal.files import agree_on_settings, locked, read_settings, sha256_of, w
 from stepsal.models import host_of
 from stepsal.models.checks import a_model
 from stepsal.models.host import Model
-from stepsal.models.layers import LayerSpec, resolve_layers
+from stepsal.models.layer_choice import LayerSpec, resolve_layers
 from stepsal.models.lookup import model_fingerprint
 from stepsal.models.support import check_supported
 from stepsal.saliency.influence import Objective, Rule, check_options, check_trace, step_saliency

@@ -34,7 +34,7 @@ from stepsal.errors import InputError
 from stepsal.models import host_of
 from stepsal.models.checks import a_model
 from stepsal.models.host import Host, Model
-from stepsal.models.layers import LayerSpec, resolve_layers
+from stepsal.models.layer_choice import LayerSpec, resolve_layers
 from stepsal.models.memory import free_bytes, peak_bytes, spread
 from stepsal.models.support import check_supported
 from stepsal.saliency.attention import in_float32, keeping_repeats_once

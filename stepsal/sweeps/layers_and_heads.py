@@ -16,7 +16,7 @@ from stepsal.diagnosis.registry import Metric
 from stepsal.errors import FileError, InputError
 from stepsal.interventions.base import Intervention
 from stepsal.interventions.heads import HeadsByLayer, resolve_heads
-from stepsal.models.layers import band, resolve_layers
+from stepsal.models.layer_choice import band, resolve_layers
 from stepsal.sweeps.config import GridConfig
 
 if TYPE_CHECKING:

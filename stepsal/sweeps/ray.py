@@ -1,4 +1,4 @@
-"""Does the work of a sweep on a Ray cluster, with one actor for each worker. Otherwise it is like `stepsal.sweeps.engines`."""
+"""Does the work of a sweep on a Ray cluster, with one actor for each worker. Otherwise it is like `stepsal.sweeps.local`."""
 
 import logging
 import warnings
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stepsal.errors import InputError, StepsalError
-from stepsal.sweeps.engines import ATTEMPTS, Resources
+from stepsal.sweeps.local import ATTEMPTS, Resources
 from stepsal.sweeps.messages import Answer, Job, Reply, WorkItem
 from stepsal.sweeps.worker import Worker
 

@@ -2,7 +2,7 @@
 
 from stepsal.errors import InputError
 from stepsal.plugins import loaded_plugins
-from stepsal.sweeps.engines import Engine, InProcess, Processes, Resources, local_resources
+from stepsal.sweeps.local import Engine, InProcess, Processes, Resources, local_resources
 from stepsal.sweeps.plan import Plan
 from stepsal.sweeps.ray import RayCluster, RayWorkers
 

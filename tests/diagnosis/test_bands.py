@@ -8,7 +8,7 @@ from helpers import random_map
 from stepsal import Comparison, InputError, compare, diagnose, stepflow
 from stepsal.diagnosis.bands import ENOUGH_PAIRS, Bands, choose_layers
 from stepsal.diagnosis.metrics import position_only
-from stepsal.models.layers import band
+from stepsal.models.layer_choice import band
 
 SIZES = [12, 30, 4, 5, 4, 3, 28, 5, 4]  # steps of unequal length, so that lock-in is more than nearness
 LAYERS = 8

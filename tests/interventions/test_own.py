@@ -14,7 +14,7 @@ from stepsal.ablation.tables import ablation
 from stepsal.cli import main
 from stepsal.interventions.base import INTERVENTIONS
 from stepsal.interventions.heads import HeadSpec
-from stepsal.models.layers import LayerSpec
+from stepsal.models.layer_choice import LayerSpec
 from stepsal.sweeps.config import read_config
 from stepsal.sweeps.settings import Setting, kind_classes
 

@@ -29,11 +29,11 @@ from stepsal.interventions.base import from_record
 from stepsal.reasoner.problems import make_problem
 from stepsal.saliency.folder import group_maps, load_step_maps, map_path
 from stepsal.statistics.paired import paired
-from stepsal.sweeps import engines
+from stepsal.sweeps import local
 from stepsal.sweeps.config import read_config
-from stepsal.sweeps.engines import Resources
 from stepsal.sweeps.grid import next_round
 from stepsal.sweeps.layers_and_heads import Size
+from stepsal.sweeps.local import Resources
 from stepsal.sweeps.messages import Job, Reply, WorkItem
 from stepsal.sweeps.plan import load_questions, make_plan
 from stepsal.sweeps.ray import RayCluster, RayWorkers
@@ -574,7 +574,7 @@ def test_what_a_sweep_tells_is_logged_and_the_logger_is_left_as_it_was(tmp_path,
 
 
 def test_a_batch_whose_worker_dies_again_and_again_is_an_error_that_names_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(engines.sys, "executable", "/bin/false")
+    monkeypatch.setattr(local.sys, "executable", "/bin/false")
     with pytest.raises(StepsalError, match=r"worker \d died 4 times on the same batch"):
         run_sweep(SMALL, tmp_path, workers=2, progress=False)
 
@@ -816,11 +816,11 @@ def test_on_gpus_there_is_a_worker_for_each_and_it_sees_no_other(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    found = engines.local_resources()
+    found = local.local_resources()
     assert found == Resources("cuda", 3)
     plan = make_plan(read_config(SMALL), found.device)
     assert default_workers(found, plan) == 3
-    assert default_workers(engines.local_resources("cuda:1"), plan) == 1
+    assert default_workers(local.local_resources("cuda:1"), plan) == 1
     job, saw = plan.job(), []
 
     class Started:
@@ -832,18 +832,18 @@ def test_on_gpus_there_is_a_worker_for_each_and_it_sees_no_other(monkeypatch):
         def kill(self): ...
         def wait(self): ...
 
-    monkeypatch.setattr(engines.subprocess, "Popen", Started)
+    monkeypatch.setattr(local.subprocess, "Popen", Started)
     cases = {None: ["0", "1", "2", "0"], "5, 7,GPU-8932f937": ["5", "7", "GPU-8932f937", "5"], "4,1,2,-1": list("4124")}
     for visible, expected in cases.items():
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if visible:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         for slot in range(4):
-            engines.WorkerProcess(job, slot).kill()
+            local.WorkerProcess(job, slot).kill()
         assert saw == expected
         saw.clear()
     named = job.model_copy(update={"model": job.model.model_copy(update={"device": "cuda:1"})})
-    engines.WorkerProcess(named, 0).kill()  # the user's own choice, among all
+    local.WorkerProcess(named, 0).kill()  # the user's own choice, among all
     assert saw == ["4,1,2,-1"]
 
 
@@ -864,8 +864,8 @@ def test_a_container_has_as_many_cores_as_its_quota(tmp_path):
     path = tmp_path / "cpu.max"
     for text, cores in (("250000 100000", 2), ("50000 100000", 1), ("max 100000", 8)):
         path.write_text(text + "\n")
-        assert engines._cpu_quota(8, str(path)) == cores
-    assert engines._cpu_quota(8, str(tmp_path / "none")) == 8
+        assert local._cpu_quota(8, str(path)) == cores
+    assert local._cpu_quota(8, str(tmp_path / "none")) == 8
 
 
 def test_an_unknown_engine_and_a_missing_model_are_refused(tmp_path):
