@@ -7,6 +7,7 @@ from stepsal import formats as formats
 from stepsal import plot
 from stepsal import reasoner as reasoner
 from stepsal._version import __version__ as __version__
+from stepsal.causality.knockout import Knockout, step_knockout
 from stepsal.diagnosis.bands import Bands, choose_layers
 from stepsal.diagnosis.comparison import Comparison, compare
 from stepsal.diagnosis.diagnosis import Diagnosis, Verdict, diagnose
@@ -45,6 +46,7 @@ __all__ = [
     "FileError",
     "InputError",
     "Intervention",
+    "Knockout",
     "NoiseMomentum",
     "NumericalError",
     "OddsEqualBridge",
@@ -74,6 +76,7 @@ __all__ = [
     "read_traces",
     "report",
     "save_step_maps",
+    "step_knockout",
     "step_saliency",
     "stepflow",
     "sweep",

@@ -16,7 +16,16 @@ from typing import Any
 
 import torch
 from families import FAMILIES, REFUSED, WINDOW, Family, save_family
-from reference import apply_rule, groups_of_row, influence_by_separate_passes, logits_with_interventions, pool_by_loops
+from reference import (
+    apply_rule,
+    direct_knockout_by_loops,
+    groups_of_row,
+    influence_by_separate_passes,
+    logits_with_interventions,
+    pool_by_loops,
+    pooled_knockout,
+    total_knockout_by_loops,
+)
 from torch.nn.functional import cross_entropy
 
 import stepsal
@@ -103,6 +112,26 @@ def influence_is_exact_under_intervention(subject: Subject) -> None:
                 expected[layer, :, t] = apply_rule(pattern.detach()[0], gradient[0], "abs")[:, t]
         found = stepsal.token_influence(subject.model, trace)
     assert relative_error(found, expected) <= 1e-5
+
+
+# --- knockout --------------------------------------------------------------------------------------------------------
+def _knockouts_equal(subject: Subject, mode: str, by_loops: Callable[..., torch.Tensor], sources: list[int]) -> None:
+    trace, host = subject.traces[1], host_of(subject.model)
+    found = stepsal.step_knockout(subject.model, trace, mode=mode, sources=sources)
+    with torch.no_grad():
+        base = host.forward(trace.tokens[None], [])[0]
+        for source in sources:
+            kl, loss = pooled_knockout(base, by_loops(host, trace, source), trace, source)
+            for values, expected in ((found.kl, kl), (found.loss, loss)):
+                torch.testing.assert_close(values[:, source], expected, rtol=1e-3, atol=2e-5, equal_nan=True)
+
+
+def a_knockout_equals_a_pass_for_each_source(subject: Subject) -> None:
+    _knockouts_equal(subject, "total", total_knockout_by_loops, [0, 1, 2])
+
+
+def a_direct_knockout_equals_a_pass_for_each_query(subject: Subject) -> None:
+    _knockouts_equal(subject, "direct", direct_knockout_by_loops, [0, 1])
 
 
 # --- interventions ---------------------------------------------------------------------------------------------------
@@ -271,6 +300,7 @@ def generated_tokens_are_the_likeliest_of_a_whole_pass(subject: Subject) -> None
 
 CHECKS: dict[str, tuple[Callable[[Subject], None], ...]] = {
     "influence": (influence_equals_a_backward_pass_for_each_token, influence_is_exact_under_intervention),
+    "knockout": (a_knockout_equals_a_pass_for_each_source, a_direct_knockout_equals_a_pass_for_each_query),
     "chunks": (every_chunk_size_gives_the_same_map,),
     "bridge": (the_bridge_equals_loops_over_the_rows, the_bridge_keeps_totals_and_the_rest_of_each_row),
     "momentum": (momentum_equals_loops_over_the_steps, momentum_touches_the_first_tokens_of_chosen_heads_alone),

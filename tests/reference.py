@@ -1,5 +1,6 @@
 """Slow, obvious versions of what stepsal does fast. Tests compare the two."""
 
+import contextlib
 import itertools
 import math
 
@@ -75,6 +76,81 @@ def pool_by_loops(influence, trace):
             block = influence[:, :, query_step.start : query_step.stop, key_step.start : key_step.stop]
             mass[:, :, i, j] = block.double().sum((-2, -1)).float()
     return mass
+
+
+# --- knockout: a source at a time, over whole traces without a cache --------------------------------------------------
+def forbid(rows, trace, source, keep_first):
+    """A hook on scores: no query of `rows` in a later step attends to the source step."""
+    step_of, first = trace.step_of.tolist(), 1 if keep_first else 0
+    span = range(max(first, trace.steps[source].start), trace.steps[source].stop)
+
+    def edit(scores, hook):
+        scores = scores.clone()
+        for query in rows:
+            if step_of[query] > source:
+                scores[:, :, query, list(span)] = torch.finfo(scores.dtype).min
+        return scores
+
+    return edit
+
+
+def total_knockout_by_loops(host, trace, source, keep_first=True):
+    """The logits of the whole trace where no later step attends to the source."""
+    rows = range(len(trace.tokens))
+    hooks = [host.at_scores(layer, forbid(rows, trace, source, keep_first)) for layer in range(host.shape.layers)]
+    return host.forward(trace.tokens[None], hooks)[0]
+
+
+def direct_knockout_by_loops(host, trace, source, keep_first=True, around=contextlib.nullcontext):
+    """The logits of each later query, one at a time: all other positions keep the keys and values of the untouched run.
+
+    `around` makes a context, such as `intervene`, whose hooks come between those of the keys and values and the mask.
+    """
+    base, layers = {}, range(host.shape.layers)
+
+    def keep(name):
+        def look(tensor, hook):
+            base[name] = tensor.detach().clone()
+
+        return look
+
+    kept = [
+        at(layer, keep((what, layer))) for layer in layers for what, at in (("k", host.at_keys), ("v", host.at_values))
+    ]
+    with host.hooks(kept), around():
+        logits = host.forward(trace.tokens[None], [])[0].clone()
+    for query in range(trace.steps[source].stop, len(trace.tokens)):
+
+        def others(name, query=query):
+            def replace(tensor, hook):
+                replaced = base[name].clone()
+                replaced[:, query] = tensor[:, query]
+                return replaced
+
+            return replace
+
+        swaps = [
+            at(layer, others((what, layer)))
+            for layer in layers
+            for what, at in (("k", host.at_keys), ("v", host.at_values))
+        ]
+        mask = [host.at_scores(layer, forbid([query], trace, source, keep_first)) for layer in layers]
+        with host.hooks(swaps), around():
+            logits[query] = host.forward(trace.tokens[None], mask)[0, query]
+    return logits
+
+
+def pooled_knockout(base, other, trace, source):
+    """For each later step the mean KL and the mean rise of the loss, by loops over its queries."""
+    n, targets = len(trace.steps), trace.tokens[1:]
+    kl, loss = torch.full((n,), torch.nan), torch.full((n,), torch.nan)
+    p, q = base.double().log_softmax(-1), other.double().log_softmax(-1)
+    for step in trace.steps[source + 1 :]:
+        queries = range(step.start, min(step.stop, len(trace.tokens) - 1))
+        if queries:
+            kl[step.index] = sum(float((p[t].exp() * (p[t] - q[t])).sum()) for t in queries) / len(queries)
+            loss[step.index] = sum(float(p[t, targets[t]] - q[t, targets[t]]) for t in queries) / len(queries)
+    return kl, loss
 
 
 # --- segmentation: one character a token, rereading the whole text each time -----------------------------------------

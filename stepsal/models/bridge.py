@@ -1,5 +1,6 @@
 """What TransformerLens calls the parts of a `TransformerBridge` (TransformerLens 4.3): the Hugging Face model with hooks."""
 
+import copy
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from typing import Any
@@ -103,6 +104,11 @@ class BridgeHost(Host):
         from transformers import DynamicCache
 
         return DynamicCache()
+
+    def repeated_cache(self, cache: Any, times: int) -> Any:
+        repeated = copy.deepcopy(cache)
+        repeated.batch_repeat_interleave(times)
+        return repeated
 
     def forward(
         self, tokens: Int[Tensor, "batch pos"], hooks: list[Hook], cache: Any = None

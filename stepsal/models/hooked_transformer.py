@@ -11,6 +11,7 @@ Its hook points have the names and layouts of the bridge's. The differences are:
 All of this holds for TransformerLens 3.9.0, the last version with this model.
 """
 
+import copy
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -93,6 +94,14 @@ class HookedTransformerHost(Host):
         from transformer_lens import TransformerLensKeyValueCache
 
         return TransformerLensKeyValueCache.init_cache(self.model.cfg, self.device)
+
+    def repeated_cache(self, cache: Any, times: int) -> Any:
+        repeated = copy.deepcopy(cache)
+        for entry in repeated.entries:
+            entry.past_keys = entry.past_keys.repeat_interleave(times, 0)
+            entry.past_values = entry.past_values.repeat_interleave(times, 0)
+        repeated.previous_attention_mask = repeated.previous_attention_mask.repeat_interleave(times, 0)
+        return repeated
 
     def forward(
         self, tokens: Int[Tensor, "batch pos"], hooks: list[Hook], cache: Any = None

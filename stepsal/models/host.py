@@ -119,16 +119,29 @@ class Host(ABC):
         """The hooks inside, after those that are there and before any that are added inside; always removed."""
 
     @contextmanager
-    def without_hooks(self) -> Iterator[None]:
-        """No hooks inside: those that a user has put in may expect other tokens than ours."""
+    def without_hooks(self) -> Iterator[list[tuple[Any, Any]]]:
+        """No hooks inside: those that a user has put in may expect other tokens than ours. Yields the hook points that had some,
+        with their hooks."""
         kept = [(point, point._forward_hooks.copy()) for point in self.model.hook_dict.values() if point._forward_hooks]
         try:
             for point, _ in kept:
                 point._forward_hooks.clear()
-            yield
+            yield kept
         finally:
             for point, hooks in kept:
                 point._forward_hooks.update(hooks)
+
+    def has_hooks(self) -> bool:
+        """Whether anyone's hooks are in the model."""
+        return any(point._forward_hooks for point in self.model.hook_dict.values())
+
+    @contextmanager
+    def hooks_first(self, hooks: list[Hook]) -> Iterator[None]:
+        """The hooks inside, before those that are there."""
+        with self.without_hooks() as kept, self.hooks(hooks):
+            for point, earlier in kept:
+                point._forward_hooks.update(earlier)
+            yield
 
     # --- what the model is -------------------------------------------------------------------------------------------
     @property
@@ -213,6 +226,10 @@ class Host(ABC):
     @abstractmethod
     def new_cache(self) -> Any:
         """An empty key-value cache for one sequence; `forward` appends to it in place."""
+
+    @abstractmethod
+    def repeated_cache(self, cache: Any, times: int) -> Any:
+        """A copy of the cache of one sequence for each row of a batch."""
 
     @abstractmethod
     def forward(
