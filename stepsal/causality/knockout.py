@@ -10,13 +10,13 @@ head (`stepsal.causality.removal`). For every later query `t` with a target, in 
 A step's entry is the mean over its queries. Two modes:
 
 - `total`: keys and values of later steps change with what they can no longer read, so indirect paths count.
-- `direct`: keys and values of all other positions are those of the untouched run, so only what a query itself takes from `j` counts.
-  It is the finite counterpart of the per-token objective of saliency.
+- `direct`: keys and values of all other positions are those of the untouched run, so only what a query itself takes from `j`
+  counts. It is the finite counterpart of the per-token objective of saliency.
 
 How it runs:
 
-1. Several sources are knocked out at once, each in its own row of a batch. The first row of each batch is the untouched run: both
-   predictions come from the same pass, so nothing is kept of the vocabulary.
+1. Several sources are knocked out at once, each in its own row of a batch. The first row of each batch is the untouched run:
+   both predictions come from the same pass, so nothing is kept of the vocabulary.
 2. Rows before the end of the first source cannot change. They run once, alone, into a cache which each batch takes a copy of.
 3. A batch runs in chunks of queries over its cache, so memory does not grow with the square of the length.
 
@@ -59,11 +59,12 @@ class Knockout:
     """What later steps lose without a step. All values are in nats, in float32.
 
     Attributes:
-        kl: how far the predictions of a step move without an earlier one, `query_step key_step`: the mean over the reading step's
-            tokens of KL(untouched || knocked out). NaN where nothing was computed: on and above the diagonal, for sources that
-            were not asked for, and for a step without a next token to predict.
+        kl: how far the predictions of a step move without an earlier one, `query_step key_step`: the mean over the reading
+            step's tokens of KL(untouched || knocked out). NaN where nothing was computed: on and above the diagonal, for sources
+            that were not asked for, and for a step without a next token to predict.
         loss: by how much the loss of the reading step's actual next tokens rises (it may fall), likewise.
-        answer: by how much the summed loss of the answer's tokens rises, for each source; NaN for a source at or after the answer.
+        answer: by how much the summed loss of the answer's tokens rises, for each source; NaN for a source at or after the
+            answer.
         steps: the trace's steps, in order.
         meta: how it was made: model, mode, sources, the answer's token positions, versions, seconds, peak memory.
     """
@@ -109,16 +110,18 @@ def step_knockout(
     Args:
         model: a `TransformerBridge`, from `load_model` or booted by you, or a `HookedTransformer` of TransformerLens 3.9.
         trace: the trace. Its tokens are fed to the model as they are.
-        mode: `total` counts indirect paths through other steps, too; `direct` counts only what a query itself takes from the step.
-        sources: the indices of the steps that are knocked out. `"all"` is every step but the question that has a later step. The
-            question holds the first token, which most models cannot do without, so it is knocked out only where it is named.
+        mode: `total` counts indirect paths through other steps, too; `direct` counts only what a query itself takes from the
+            step.
+        sources: the indices of the steps that are knocked out. `"all"` is every step but the question that has a later step.
+            The question holds the first token, which most models cannot do without, so it is knocked out only where it is
+            named.
         answer: the token positions `[start, stop)` of the answer. None takes all of the summary.
         keep_first: whether the first token stays in sight when the question is knocked out.
         progress: whether to show a progress bar.
 
     Raises:
-        InputError: an option is unknown, a source has no later step, a token is not in the model's vocabulary, or the trace is longer
-            than the model's context.
+        InputError: an option is unknown, a source has no later step, a token is not in the model's vocabulary, or the trace is
+            longer than the model's context.
         UnsupportedModelError: the result would not be exact with this model. It is raised before any work is done.
         NumericalError: a logit of the untouched run is NaN or infinite.
 
@@ -154,9 +157,7 @@ def step_knockout(
     return Knockout(kl, loss, of_answer, trace.steps, meta)
 
 
-def check_knockout(
-    steps: Sequence[Step], mode: str, sources: str | Sequence[int], answer: object
-) -> tuple[int, ...]:
+def check_knockout(steps: Sequence[Step], mode: str, sources: str | Sequence[int], answer: object) -> tuple[int, ...]:
     """The sources, in order. Raises `InputError` for options that are unknown or do not fit the steps."""
     if mode not in get_args(Mode):
         raise InputError(f"unknown mode {mode!r}: expected one of {', '.join(get_args(Mode))}")
@@ -193,8 +194,10 @@ class _Sums:
         self.of_answer = torch.zeros(n, dtype=torch.float64)
 
     def add(self, sources: Sequence[int], start: int, logits: Float[Tensor, "batch pos vocabulary"]) -> None:
-        """Add a chunk. The first row of the logits is the untouched run; the others are the sources'. `start` is the position of
-        the first query."""
+        """Add a chunk. The first row of the logits is the untouched run, and the others are the sources'.
+
+        `start` is the position of the chunk's first query.
+        """
         stop = start + logits.shape[1]
         steps, targets = self.step_of[start:stop], self.targets[start:stop].to(logits.device)[:, None]
         wide = torch.promote_types(logits.dtype, torch.float32)
@@ -277,7 +280,7 @@ class _Prefix:
 
 
 def _batch_size(host: Host, length: int) -> int:
-    """How many sources are knocked out at once: each takes a copy of the cache, a chunk's scores (about three times) and logits."""
+    """How many sources are knocked out at once. Each takes a copy of the cache, and a chunk's scores (thrice) and logits."""
     size = host.shape
     cache = 2 * length * size.layers * size.kv_heads * size.d_head * max(4, host.dtype.itemsize)
     chunk = min(CHUNK, length)

@@ -1,16 +1,17 @@
-"""Hooks that forbid later steps to attend to chosen steps, for a batch whose rows are the same trace with other steps forbidden.
+"""Hooks that forbid later steps to attend to chosen steps, for a batch whose rows are one trace with other steps forbidden.
 
-In: the host of a model, the step of every token, and for each row of the batch the steps that are forbidden. Out: hooks for a
-forward pass over a chunk of queries. The first row is the base run: nothing is forbidden in it.
+In: the host of a model, the step of every token, and for each row of the batch the steps that are forbidden. Out: hooks for
+forward passes over chunks of queries. The first row is the untouched run: nothing is forbidden in it.
 
-1. A query of a later step than a forbidden one has the most negative number of the precision as its score for each of that step's
-   keys, before the softmax, so that the rest renormalises. Its own key is never forbidden, so no query is left without one.
-2. `direct` gives every row the keys and values of the base run, for all positions but the query's own. The score of a query for
-   itself and the part of its own value are made of its own key and value (`sg` is not needed: nothing is differentiated):
+1. A query of a later step than a forbidden one has the most negative number of the precision as its score for each of that
+   step's keys, before the softmax, so that the rest renormalises. Its own key is never forbidden, so no query is left without
+   one.
+2. `direct` gives every row the keys and values of the untouched run, for all positions but the query's own. A query's score for
+   itself, and the part of its own value in the head output, are made of its own key and value:
 
-       score_tt = own(q_t . k_t),     z_t += A_tt (v_t - v_t of the base run)
+       score_tt = own(q_t . k_t),     z_t += A_tt (v_t - v_t of the untouched run)
 
-   So a row of the pattern sees what its query itself takes from the forbidden step, and the rows do not depend on each other.
+   So the rows of the pattern do not depend on each other, and one pass serves all readers of a source.
 
 Source: causal.md section 1.
 """
@@ -29,7 +30,11 @@ Mode = Literal["total", "direct"]
 
 
 class StepRemoval:
-    """Hooks for forward passes over chunks of queries. `part` is the part of the attention that is taken away (1: all of it)."""
+    """Hooks for forward passes over chunks of queries.
+
+    `part` is what is taken of the attention on a forbidden step: with 1, all of it; otherwise `log(1 - part)` is added to the
+    scores.
+    """
 
     def __init__(
         self,

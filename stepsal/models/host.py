@@ -120,8 +120,10 @@ class Host(ABC):
 
     @contextmanager
     def without_hooks(self) -> Iterator[list[tuple[Any, Any]]]:
-        """No hooks inside: those that a user has put in may expect other tokens than ours. Yields the hook points that had some,
-        with their hooks."""
+        """No hooks inside: those that a user has put in may expect other tokens than ours.
+
+        Yields the hook points that had hooks, with these.
+        """
         kept = [(point, point._forward_hooks.copy()) for point in self.model.hook_dict.values() if point._forward_hooks]
         try:
             for point, _ in kept:

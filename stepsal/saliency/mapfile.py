@@ -1,7 +1,7 @@
 """The file of a step map: safetensors with a JSON header and a checksum; whatever it holds is checked before it is a map.
 
-In: the parts of a `StepMap`. Out: a file (`stepsal.saliency.tensorfile`); and back. Its header has, beside the steps and `meta`, the
-model's layer of each index of the `layer` axis.
+In: the parts of a `StepMap`. Out: a file (`stepsal.saliency.tensorfile`); and back. Its header has, beside the steps and
+`meta`, the model's layer of each index of the `layer` axis.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Files that hold tensors on the steps of a trace: safetensors with a JSON header and a checksum.
 
-In: a `FileKind`, tensors by name, and what the header says. Out: a file; and back, once everything that the rest of stepsal reads of
-it was found to be what it expects. A header has
+In: a `FileKind`, tensors by name, and what the header says. Out: a file; and back, once everything that the rest of stepsal
+reads of it was found to be what it expects. A header has
 
     format       which kind of file this is
     steps        the steps: index, segment, start, stop, text
@@ -62,8 +62,8 @@ def write_tensors(
         header["sha256"] = _checksum(kind, header, held)
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(
-            f"the {kind.name} of trace {said['meta'].get('trace')!r} cannot be written: {error}. Its meta must be text, numbers, "
-            "true, false, null, lists and dicts of these, and all text whole Unicode."
+            f"the {kind.name} of trace {said['meta'].get('trace')!r} cannot be written: {error}. Its meta must be text, "
+            "numbers, true, false, null, lists and dicts of these, and all text whole Unicode."
         ) from error
     with atomic_path(path) as temporary:  # safetensors itself would write to a file that its owner alone may read
         temporary.write_bytes(save(held, header))

@@ -77,7 +77,7 @@ def test_a_knockout_under_interventions_is_that_of_the_changed_model(model, trac
 def test_a_small_removal_is_what_the_gradient_says(trace):
     """Removing a part of the attention on a step, with renormalisation, changes each loss as the signed influence says."""
     model = stepsal.load_model(dtype="float64")
-    host, source, part = host_of(model), 2, 1e-3
+    host, source, part = host_of(model), 2, 1e-2  # patterns are rounded to float32
     removed = torch.zeros(2, len(trace.steps), dtype=torch.bool)
     removed[1, source] = True
     changes, targets = [], trace.tokens[1:, None]
