@@ -60,8 +60,8 @@ class Knockout:
 
     Attributes:
         kl: how far the predictions of a step move without an earlier one, `query_step key_step`: the mean over the reading
-            step's tokens of KL(untouched || knocked out). NaN where nothing was computed: on and above the diagonal, for sources
-            that were not asked for, and for a step without a next token to predict.
+            step's tokens of KL(untouched || knocked out). NaN where nothing was computed: on and above the diagonal, for a
+            source that was not asked for, and for a step without a next token to predict.
         loss: by how much the loss of the reading step's actual next tokens rises (it may fall), likewise.
         answer: by how much the summed loss of the answer's tokens rises, for each source; NaN for a source at or after the
             answer.

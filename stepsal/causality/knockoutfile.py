@@ -1,4 +1,4 @@
-"""The file of a knockout: safetensors with a JSON header and a checksum; whatever it holds is checked before it is a `Knockout`.
+"""The file of a knockout: safetensors with a JSON header and a checksum; whatever it holds is checked before it is one.
 
 In: the parts of a `Knockout`. Out: a file (`stepsal.saliency.tensorfile`); and back.
 """

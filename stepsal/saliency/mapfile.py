@@ -62,32 +62,6 @@ def _layers(found: Any) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _meta(found: Any, layers: tuple[int, ...], steps: tuple[Step, ...]) -> dict[str, Any]:
-    """What the rest of stepsal reads of `meta` has the type that it expects; the rest is the caller's own."""
-    if not isinstance(found, dict):
-        raise ValueError(f"'meta' is {shown(found)}, expected an object")
-    if not isinstance(found.get("made_of", {}), dict):
-        raise ValueError(f"'made_of' of its meta is {shown(found['made_of'])}, expected an object")
-    for name in _TEXTS:
-        if found.get(name) is not None:
-            _check_text(found[name], f"{name!r} of its meta")
-    for name in _COUNTS:
-        if found.get(name) is not None:
-            check_count(found[name], f"{name!r} of its meta", least=1)
-    if found.get("correct") not in (None, True, False) or type(found.get("correct")) in (int, float):
-        raise ValueError(f"'correct' of its meta is {shown(found['correct'])}, expected true, false or null")
-    for name in ("tokens", "model_layers"):
-        if name in found and found[name] is None:
-            raise ValueError(f"{name!r} of its meta is null, expected a number")
-    if found.get("tokens", steps[-1].stop) != steps[-1].stop:
-        raise ValueError(f"its meta says {found['tokens']} tokens, its steps hold {steps[-1].stop}")
-    if not max(layers) < found.get("model_layers", _MOST_LAYERS) <= _MOST_LAYERS:
-        raise ValueError(
-            f"its meta says {found['model_layers']} layers of the model, and the map holds layer {max(layers)}"
-        )
-    return found
-
-
 def _check_depth(meta: dict[str, Any], layers: Sequence[int]) -> None:
     if not max(layers) < meta.get("model_layers", _MOST_LAYERS) <= _MOST_LAYERS:
         raise ValueError(
