@@ -132,9 +132,11 @@ def last_marker(marker: str, text: str) -> tuple[int, int] | None:
 
 
 def may_become(marker: str, text: str) -> bool:
-    """Whether the text is a beginning of the marker.
+    """Whether the text is a beginning of the marker. U+FFFD at its end stands for the first bytes of a character.
 
     >>> may_become("</think>", "</th"), may_become("</think>", "</them>")
+    (True, False)
+    >>> may_become("◁/think▷", "\ufffd"), may_become("</think>", "\ufffd")
     (True, False)
     """
     for index, piece in enumerate(marker.split(HEADER)):
@@ -143,7 +145,8 @@ def may_become(marker: str, text: str) -> bool:
             if len(text) < 13 and "<|constrain|>".startswith(text.lstrip(" \t")):
                 return True
         if not text.startswith(piece):
-            return piece.startswith(text)
+            whole = text.rstrip("\ufffd")
+            return piece.startswith(whole) and (whole == text or piece[len(whole)] > "\x7f")
         text = text.removeprefix(piece)
     return not text
 
