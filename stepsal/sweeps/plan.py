@@ -7,6 +7,7 @@ the same batch.
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -150,6 +151,12 @@ def make_plan(config: SweepConfig, device: str) -> Plan:
     name = config.model.name
     here = name == "bundled" or (config.folder / name).is_dir()
     model = look_up(name if here else locate(name), config.folder)
+    if model.fingerprint == model.path:
+        warnings.warn(
+            f"nothing says which commit of {name!r} this is, neither a folder nor the hub: a sweep that goes on later cannot "
+            "see whether the weights are still the same. Download the model, and give its folder.",
+            stacklevel=3,
+        )
     size = Size(model.layers, model.heads)
     return Plan(config, model.path, model.fingerprint, model.bytes, size, device, questions, decoding)
 

@@ -145,10 +145,15 @@ def may_become(marker: str, text: str) -> bool:
             if len(text) < 13 and "<|constrain|>".startswith(text.lstrip(" \t")):
                 return True
         if not text.startswith(piece):
-            whole = text.rstrip("\ufffd")
-            return piece.startswith(whole) and (whole == text or piece[len(whole)] > "\x7f")
+            whole = text.rstrip("\ufffd")  # half a surrogate pair in a marker is a token, of which no bytes are
+            return piece.startswith(whole) and (whole == text or _has_bytes(piece[len(whole)]))
         text = text.removeprefix(piece)
     return not text
+
+
+def _has_bytes(character: str) -> bool:
+    """Whether a character takes several bytes, each of which may be a token."""
+    return character > "\x7f" and not "\ud800" <= character <= "\udfff"
 
 
 def usual(marker: str) -> str:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -27,10 +28,11 @@ from stepsal.cli import main
 from stepsal.errors import FileError, InputError, StepsalError
 from stepsal.generation.grading import final_answer
 from stepsal.interventions.base import from_record
+from stepsal.models.lookup import ModelFacts
 from stepsal.reasoner.problems import make_problem
 from stepsal.saliency.folder import group_maps, load_step_maps, map_path
 from stepsal.statistics.paired import paired
-from stepsal.sweeps import local, store
+from stepsal.sweeps import local, plan, store
 from stepsal.sweeps.config import read_config
 from stepsal.sweeps.grid import next_round
 from stepsal.sweeps.layers_and_heads import Size
@@ -934,6 +936,17 @@ def test_a_shard_whose_rows_lack_the_columns_of_later_versions_is_read(tmp_path,
     rows = folder.read(path.stem).drop_columns(["score"])
     pq.write_table(rows.replace_schema_metadata({"sha256": store._checksum(rows)}), path)
     assert folder.read(path.stem).drop_columns(["score"]).to_pylist() == rows.to_pylist()
+
+
+def test_a_model_of_which_only_the_name_is_known_is_warned_about(monkeypatch):
+    facts = ModelFacts(path="org/name", fingerprint="org/name", bytes=1, layers=8, heads=4)
+    monkeypatch.setattr(plan, "locate", lambda name: name)
+    monkeypatch.setattr(plan, "look_up", lambda name, folder: facts)
+    config = read_config({"model": {"name": "org/name"}, "problems": {"count": 1}})
+    with pytest.warns(UserWarning, match="nothing says which commit of 'org/name' this is"):
+        make_plan(config, "cpu")
+    monkeypatch.setattr(plan, "look_up", lambda name, folder: replace(facts, fingerprint="0f3a"))
+    make_plan(config, "cpu")
 
 
 def test_a_sweep_whose_weights_were_replaced_in_place_is_refused_also_in_the_middle_of_a_file(tmp_path, monkeypatch):
