@@ -638,6 +638,7 @@ def test_ids_that_do_not_say_the_text_beside_them_are_refused_in_every_shape(rea
     moved = [token + 1 for token in ids]
     stepsal.write_traces(tmp_path / "own.jsonl", [Trace.from_text(tokenizer, prompt, answer, id="a")])
     own = json.loads((tmp_path / "own.jsonl").read_text())
+    del own["stepsal_sha256"]  # what is refused must not be so for its checksum alone
     fields = {"reasoning": "Add two.", "content": "It is 4."}
     right = [
         own,
