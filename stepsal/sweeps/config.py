@@ -327,39 +327,11 @@ _TABLES = ("model", "problems", "decoding", "grid", "settings")
 def _contradictions(config: SweepConfig) -> list[tuple[str, bool]]:
     """Contradictions between keys: pairs of the message and whether this configuration has the fault."""
     problems, decoding, grid = config.problems, config.decoding, config.grid
-    written = problems.model_fields_set
-    bundled = [key for key in ("split", "length", "start", "count") if key in written]
-    of_bundled = [key for key in bundled if key != "count"]
-    of_task = [key for key in OF_A_TASK if key in written]
     forward = grid.shape == "forward-selection"
     layers = [*grid.layers, grid.centre.get("layers")]
     heads = [*grid.heads, grid.centre.get("heads")]
     return [
-        (
-            f"[problems] has file={problems.file!r} and {''.join(of_bundled[:1])!r}, of the bundled task: drop one of them",
-            problems.file is not None and bool(of_bundled),
-        ),
-        (
-            f"[problems] has file={problems.file!r} and {''.join(of_task[:1])!r}, of a task: drop one of them",
-            problems.file is not None and bool(of_task),
-        ),
-        (
-            f"[problems] has task={problems.task!r} and {''.join(bundled[:1])!r}, of the bundled task: drop one of them (a "
-            "task's number of problems is its 'size')",
-            problems.task is not None and bool(bundled),
-        ),
-        (
-            f"[problems] {''.join(of_task[:1])!r} does nothing without a 'task': name one, such as 'gsm_symbolic'",
-            problems.task is None and problems.file is None and bool(of_task),
-        ),
-        (
-            f"[problems] grader={problems.grader!r} is for other problems: the bundled task has its own rule; drop it",
-            problems.grader is not None and problems.file is None and problems.task is None,
-        ),
-        (
-            f"[problems] grader={TASK!r} is for problems of a task: drop it",
-            problems.grader == TASK and problems.file is not None,
-        ),
+        *_of_problems(problems),
         (
             f"[decoding] seeds={list(decoding.seeds)} at temperature=0 would all be alike: give a temperature, such as 0.6",
             decoding.temperature == 0 and len(decoding.seeds) > 1,
@@ -392,6 +364,41 @@ def _contradictions(config: SweepConfig) -> list[tuple[str, bool]]:
         (
             "[[settings]] with forward selection: run the settings in a sweep of their own",
             forward and bool(config.settings),
+        ),
+    ]
+
+
+def _of_problems(problems: ProblemsConfig) -> list[tuple[str, bool]]:
+    """Contradictions between the keys of `[problems]` alone."""
+    written = problems.model_fields_set
+    bundled = [key for key in ("split", "length", "start", "count") if key in written]
+    of_bundled = [key for key in bundled if key != "count"]
+    of_task = [key for key in OF_A_TASK if key in written]
+    return [
+        (
+            f"[problems] has file={problems.file!r} and {''.join(of_bundled[:1])!r}, of the bundled task: drop one of them",
+            problems.file is not None and bool(of_bundled),
+        ),
+        (
+            f"[problems] has file={problems.file!r} and {''.join(of_task[:1])!r}, of a task: drop one of them",
+            problems.file is not None and bool(of_task),
+        ),
+        (
+            f"[problems] has task={problems.task!r} and {''.join(bundled[:1])!r}, of the bundled task: drop one of them (a "
+            "task's number of problems is its 'size')",
+            problems.task is not None and bool(bundled),
+        ),
+        (
+            f"[problems] {''.join(of_task[:1])!r} does nothing without a 'task': name one, such as 'gsm_symbolic'",
+            problems.task is None and problems.file is None and bool(of_task),
+        ),
+        (
+            f"[problems] grader={problems.grader!r} is for other problems: the bundled task has its own rule; drop it",
+            problems.grader is not None and problems.file is None and problems.task is None,
+        ),
+        (
+            f"[problems] grader={TASK!r} is for problems of a task: drop it",
+            problems.grader == TASK and problems.file is not None,
         ),
     ]
 
