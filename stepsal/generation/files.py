@@ -23,14 +23,14 @@ from stepsal.errors import FileError, InputError
 from stepsal.files import agree_on_settings, cannot_write, locked, sha256_of
 from stepsal.generation.generate import Decoding, stream
 from stepsal.generation.grading import TASK, choose_grader, grade_trace
-from stepsal.generation.questions import Question
+from stepsal.generation.questions import Question, task_record
 from stepsal.interventions.base import Intervention
 from stepsal.models import host_of
 from stepsal.models.host import Model
 from stepsal.models.lookup import model_fingerprint, tokenizer_fingerprint
 from stepsal.traces.files import read_traces, rule_name, trace_line, write_traces
 from stepsal.traces.formats import FormatSpec, StepsSpec
-from stepsal.traces.prompt import encode_prompt
+from stepsal.traces.prompt import encode_prompt, template_time
 from stepsal.traces.trace import Trace
 
 
@@ -116,7 +116,8 @@ def _settings(
         "decoding": {name: value for name, value in asdict(decoding).items() if name != "batch_size"},
         "interventions": [each.record for each in interventions],
         "segmentation": {"format": format, "steps": rule_name(steps, "these traces are to be")},
-        "questions": hashlib.sha256(json.dumps([asdict(question) for question in questions]).encode()).hexdigest(),
+        **task_record(questions),
+        "questions": hashlib.sha256(json.dumps([question.record for question in questions]).encode()).hexdigest(),
     }
 
 
@@ -143,6 +144,9 @@ def _name(question: Question, sample: int, decoding: Decoding) -> str:
 def _grade(model: Model, trace: Trace, question: Question, name: str, grader: str) -> Trace:
     graded = grade_trace(model.tokenizer, question, trace, grader)
     known = {"length": question.length, "error": graded.error} | graded.record
+    known |= {"task": asdict(question.gym)} if question.gym else {}
+    time = template_time(model.tokenizer, question.prompt)
+    known |= {"template_time": time.isoformat()} if time else {}
     meta = trace.meta | {key: value for key, value in known.items() if value is not None}
     return replace(trace, id=name, answer=question.answer, correct=graded.correct, meta=meta)
 

@@ -24,7 +24,7 @@ from stepsal.sweeps.plan import Plan, make_plan
 from stepsal.sweeps.progress import COLUMNS, Progress, Scores
 from stepsal.sweeps.row import Row
 from stepsal.sweeps.settings import Setting
-from stepsal.sweeps.store import SweepFolder
+from stepsal.sweeps.store import SweepFolder, check_results
 from stepsal.sweeps.workforce import Workforce, default_workers
 
 if TYPE_CHECKING:
@@ -79,7 +79,9 @@ def sweep(
     import pandas as pd
 
     run_sweep(config, out, engine, resume, workers, address, progress)
-    return pd.read_parquet(Path(out) / "results.parquet")
+    results = Path(out) / "results.parquet"
+    check_results(results)
+    return pd.read_parquet(results)
 
 
 def run_sweep(
