@@ -15,6 +15,7 @@ from stepsal.generation.generate import Decoding
 from stepsal.generation.grading import GRADERS
 from stepsal.generation.questions import Question, read_questions, task_questions, tokens_needed
 from stepsal.interventions.base import Intervention
+from stepsal.models.hosts import check_host
 from stepsal.models.lookup import look_up
 from stepsal.models.sources import locate
 from stepsal.models.versions import versions
@@ -51,6 +52,7 @@ class Plan:
             path=self.path,
             device=self.device,
             dtype=written.dtype,
+            host=written.host,
             threads=written.threads,
             size=(self.size.layers, self.size.heads),
         )
@@ -138,6 +140,7 @@ def make_plan(config: SweepConfig, device: str) -> Plan:
     >>> plan.size, [item.stop for item in plan.items(Setting())]
     (Size(layers=8, heads=4), [2, 4, 5])
     """
+    check_host(config.model.host)
     questions = tuple(load_questions(config))
     given = config.decoding
     room = given.max_new_tokens
