@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import hooked
+import torch
 from families import FAMILIES, REFUSED, WINDOW, Family, save_family
 from reference import apply_rule, groups_of_row, influence_by_separate_passes, logits_with_interventions, pool_by_loops
 from torch.nn.functional import cross_entropy

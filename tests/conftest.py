@@ -53,7 +53,6 @@ def save_tiny(family: str, folder: Path, **changes: object) -> Path:
     return folder
 
 
-
 def load(name: str | Path) -> object:
     """A model of the kind that the installed TransformerLens is tested for."""
     return stepsal.load_model(name, host=HOST)

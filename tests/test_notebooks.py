@@ -15,7 +15,7 @@ def _marked(path):
     return pytest.param(path, marks=pytest.mark.skipif(not TL3, reason="needs TransformerLens 3.9: make test-tl3"))
 
 
-@pytest.mark.parametrize("path", map(_marked, NOTEBOOKS), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [_marked(path) for path in NOTEBOOKS], ids=[path.stem for path in NOTEBOOKS])
 @pytest.mark.filterwarnings("ignore")  # of Jupyter's own packages
 def test_the_notebook_runs(path):
     import nbformat

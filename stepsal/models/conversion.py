@@ -101,7 +101,9 @@ def _configuration(original: Any, name: str) -> Any:
 def _other_attention(config: Any, model: Model) -> str:
     """What TransformerLens leaves out of a model's attention that 32 tokens do not show; an empty text where nothing."""
     host, window = HookedTransformerHost(model), getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * len(model.blocks)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * len(
+        model.blocks
+    )
     for layer, kind in enumerate(kinds):
         if kind == "sliding_attention" and (host.attention_kind(layer), model.cfg.window_size) != (kind, window):
             return f"it leaves out the sliding window of layer {layer}, {window} tokens"

@@ -10,7 +10,7 @@ from conftest import save_tiny
 from helpers import relative_error, unchecked
 
 import stepsal
-from stepsal import FileError, InputError, UnsupportedModelError, load_model, load_tokenizer, step_saliency
+from stepsal import FileError, InputError, load_model, load_tokenizer, step_saliency
 from stepsal.models import host_of
 from stepsal.models.bridge import BridgeHost
 from stepsal.models.hooked_transformer import HookedTransformerHost
