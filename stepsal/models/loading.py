@@ -1,7 +1,7 @@
 """Names and folders to models: the only file that loads weights.
 
-In: a hub id, a local Hugging Face directory, or nothing (the bundled reasoner). Out: a TransformerLens `TransformerBridge` (or a
-`HookedTransformer`), frozen, in evaluation mode, with the tokenizer of the directory's own `tokenizer.json`.
+In: a hub id, a local Hugging Face directory, or nothing (the bundled reasoner). Out: a TransformerLens `TransformerBridge`, or
+on request a `HookedTransformer`; frozen, in evaluation mode, with the tokenizer of the directory's own `tokenizer.json`.
 """
 
 from collections.abc import Mapping
