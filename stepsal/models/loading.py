@@ -56,8 +56,8 @@ def load_model(
 
     path_or_id = locate(name)
     tokenizer, for_booting = read_tokenizer(path_or_id), read_tokenizer(path_or_id)
-    precision = precision or _own_dtype(path_or_id, where)
     try:
+        precision = precision or _own_dtype(path_or_id, where)
         if host == "bridge":
             from transformer_lens.model_bridge import TransformerBridge
 
