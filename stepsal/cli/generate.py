@@ -143,7 +143,9 @@ def run(given: argparse.Namespace) -> None:
     decoding = Decoding(room, given.batch_size, given.temperature, given.top_p, given.samples, given.seed)
     if given.chat:
         questions = [as_chat(question) for question in questions]
-    model = load_model(given.model, device=given.device, dtype=given.dtype, device_map=given.device_map)
+    model = load_model(
+        given.model, device=given.device, dtype=given.dtype, device_map=given.device_map, host=given.host
+    )
     if any(isinstance(question.prompt, str) for question in questions) and getattr(
         model.tokenizer, "chat_template", None
     ):

@@ -154,6 +154,8 @@ def _grade(model: Model, trace: Trace, question: Question, name: str, grader: st
 def _begin(partial: Path, about: Path, settings: dict[str, Any], model: Model) -> list[Trace]:
     """The traces that are done, if these settings are those that the file was begun with; a half line at its end is cut off."""
     fix = f"Give another --out, or move {partial} and {about} away to begin anew."
+    # Before there was a choice of graders, and before the host was written down, which the weights' hash tells as well.
+    older = {"grader": TASK if settings["grader"] == TASK else "exact", "model": {"host": settings["model"]["host"]}}
     unseen = {name: settings[name] for name in ("model_sha256", "tokenizer_sha256", "prompts_sha256", "stop_tokens")}
     try:
         text = partial.read_bytes() if partial.exists() else b""
@@ -165,7 +167,7 @@ def _begin(partial: Path, about: Path, settings: dict[str, Any], model: Model) -
             refusal=f"{partial} was begun with other settings",
             unknown=f"cannot go on from {partial}",
             fix=fix,
-            defaults=unseen | {"grader": TASK if settings["grader"] == TASK else "exact"},  # before there was a choice
+            defaults=unseen | older,
         )
         if begun and not unseen.keys() <= json.loads(about.read_text(encoding="utf-8")).keys():
             warnings.warn(

@@ -114,6 +114,7 @@ def save_step_maps(
     settings = {
         "model": about["model"],
         "dtype": about["dtype"],
+        "host": about["host"],
         "objective": objective,
         "rule": rule,
         "layers": list(indices),
@@ -162,7 +163,7 @@ def _begin(out: Path, traces: Sequence[Trace], settings: Mapping[str, Any]) -> l
         refusal=refusal,
         unknown=unknown,
         fix=_FIX,
-        defaults={"model_sha256": settings["model_sha256"]},
+        defaults={name: settings[name] for name in ("model_sha256", "host")},
         beside=("traces",),
         indent=2,
     )

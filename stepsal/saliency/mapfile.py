@@ -35,6 +35,7 @@ _TEXTS = (
     "architecture",
     "dtype",
     "device",
+    "host",
     "objective",
     "rule",
     "heads",

@@ -19,6 +19,7 @@ from stepsal.errors import FileError, InputError
 from stepsal.generation.grading import DEFAULT, GRADERS, TASK
 from stepsal.generation.gym import INSTRUCTION, SIZE
 from stepsal.interventions.base import Intervention
+from stepsal.models.hosts import HOSTS
 from stepsal.reasoner.problems import DEFAULT_LENGTH, SPLITS
 from stepsal.sweeps.settings import kind_classes, options_by_key
 from stepsal.traces.formats import FORMATS, STEP_RULES
@@ -87,11 +88,12 @@ class _Table(BaseModel):
 
 
 class ModelConfig(_Table):
-    """`name`: `bundled`, a hub id or a folder. `threads`: of torch on the CPU, for each worker."""
+    """`name`: `bundled`, a hub id or a folder. `threads`: of torch on the CPU, for each worker. `host`: as in `load_model`."""
 
     name: Text = "bundled"
     device: Text = "auto"
     dtype: Text = "auto"
+    host: Annotated[str, _one_of(lambda: HOSTS)] = HOSTS[0]
     threads: Positive = 1
 
 

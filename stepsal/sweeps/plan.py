@@ -17,6 +17,7 @@ from stepsal.generation.grading import GRADERS, TASK
 from stepsal.generation.gym import gym_questions
 from stepsal.generation.questions import Question, read_questions, task_questions, task_record, tokens_needed
 from stepsal.interventions.base import Intervention
+from stepsal.models.hosts import check_host
 from stepsal.models.lookup import look_up
 from stepsal.models.sources import locate
 from stepsal.models.versions import versions
@@ -53,6 +54,7 @@ class Plan:
             path=self.path,
             device=self.device,
             dtype=written.dtype,
+            host=written.host,
             threads=written.threads,
             size=(self.size.layers, self.size.heads),
         )
@@ -141,6 +143,7 @@ def make_plan(config: SweepConfig, device: str) -> Plan:
     >>> plan.size, [item.stop for item in plan.items(Setting())]
     (Size(layers=8, heads=4), [2, 4, 5])
     """
+    check_host(config.model.host)
     questions = tuple(load_questions(config))
     given = config.decoding
     room = given.max_new_tokens

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepsal.checks import checked, instance, path, whole
+from stepsal.models.hosts import HOSTS
 from stepsal.sweeps.config import GridConfig, SweepConfig, read_config
 from stepsal.sweeps.grid import next_round
 from stepsal.sweeps.plan import Plan, make_plan
@@ -104,7 +105,11 @@ def run_sweep(
         keys: dict[Setting, list[str]] = {}
         while settings := next_round(given.grid, plan.size, given.folder, scores.right, rounds, given.settings):
             if not rounds:
-                before = {"grid": GridConfig().record(), "problems": {"grader": given.problems.graded_before}}
+                before = {
+                    "model": {"host": HOSTS[0]},
+                    "grid": GridConfig().record(),
+                    "problems": {"grader": given.problems.graded_before},
+                }
                 folder.begin(plan.record(settings), resume, defaults={"config": before})
             keys |= run_round(plan, settings, workforce, folder, scores, shown)
             rounds.append(settings)
