@@ -48,7 +48,9 @@ def run(given: argparse.Namespace) -> None:
     traces = read_traces(given.traces, tokenizer, on_error="skip" if given.skip_broken else "raise", **chosen)
     if not traces:
         raise InputError(f"{given.traces} holds no trace. Give one JSON object a line, with 'prompt' and 'response'.")
-    model = load_model(given.model, device=given.device, dtype=given.dtype, device_map=given.device_map)
+    model = load_model(
+        given.model, device=given.device, dtype=given.dtype, device_map=given.device_map, host=given.host
+    )
     paths = save_step_maps(
         model, traces, given.out, objective=given.objective, rule=given.rule, layers=given.layers, chunk=given.chunk
     )

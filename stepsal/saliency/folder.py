@@ -114,6 +114,7 @@ def save_step_maps(
     settings = {
         "model": about["model"],
         "dtype": about["dtype"],
+        "host": about["host"],
         "objective": objective,
         "rule": rule,
         "layers": list(indices),
@@ -162,7 +163,7 @@ def _begin(out: Path, traces: Sequence[Trace], settings: Mapping[str, Any]) -> l
         refusal=refusal,
         unknown=unknown,
         fix=_FIX,
-        defaults={"model_sha256": settings["model_sha256"]},
+        defaults={name: settings[name] for name in ("model_sha256", "host")},
         beside=("traces",),
         indent=2,
     )
@@ -278,6 +279,12 @@ def load_step_maps(out: str | Path, *, progress: bool = False, verify: bool = Tr
         read_settings(path, _UNKNOWN.format(out), "Make them again.") if (path := _settings_path(out)).exists() else {}
     )
     listed = _listed(out, settings)
+    if files and not settings:
+        warnings.warn(
+            f"{out} holds step maps, but no {_settings_path(out).name} says of which traces and with which settings: all are "
+            "read. Run `stepsal saliency` with the same traces and --out again: it writes that file anew and keeps the maps.",
+            stacklevel=2,
+        )
     if listed is not None:
         files = _belonging(out, files, listed)
     if not files:
@@ -294,7 +301,7 @@ def load_step_maps(out: str | Path, *, progress: bool = False, verify: bool = Tr
                 f"{file} is no map of this folder: {', '.join(different)}. Put the folder's own map back, or move this one "
                 "away and make the folder's again with `stepsal saliency`."
             )
-    _check_one_model(files, maps)
+    _check_made_alike(files, maps)
     return maps
 
 
@@ -351,15 +358,14 @@ def _of_others(out: Path, others: Sequence[Path]) -> str:
     )
 
 
-def _check_one_model(files: Sequence[Path], maps: Sequence[StepMap]) -> None:
-    """Raise `FileError` where maps say that they were made with other weights than their neighbours."""
-    said = [(file, each.meta.get("made_of", {}).get("model_sha256")) for file, each in zip(files, maps, strict=True)]
-    said = [(file, found) for file, found in said if found is not None]
-    for file, found in said:
-        if found != said[0][1]:
+def _check_made_alike(files: Sequence[Path], maps: Sequence[StepMap]) -> None:
+    """Raise `FileError` where maps say that they were made with other weights or settings than their neighbours."""
+    said = [(file, each) for file, each in zip(files, maps, strict=True) if "made_of" in each.meta]
+    for file, stepmap in said:
+        of_the_first = {name: value for name, value in said[0][1].meta["made_of"].items() if name != "tokens_sha256"}
+        if different := _differences(stepmap, of_the_first, None):
             raise FileError(
-                f"{file} was made with other weights, or another configuration of the model, than {said[0][0]}: keep maps of "
-                "each in a folder of their own"
+                f"{file} was not made as {said[0][0]} was: {', '.join(different)}. Keep maps of each in a folder of their own."
             )
 
 
