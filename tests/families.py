@@ -18,11 +18,14 @@ SLIDES, FULL = "sliding_attention", "full_attention"
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
 RECURRENT = "linear_attention"
 MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 20, "mamba_d_state": 6, "mamba_n_groups": 1}
+# The delta rule computes in float32 whatever the model's precision, and the larger the weights, the more its two forms (for
+# many tokens and for one) round apart: by 5e-5 with the other families' weights.
 DELTA_NET = {
-    "num_hidden_layers": 6, "layer_types": [RECURRENT, FULL] * 3, "head_dim": 12, "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 10,
+    "initializer_range": 0.1,
+    "num_hidden_layers": 5, "layer_types": [FULL, RECURRENT] * 2 + [FULL], "head_dim": 12, "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4, "linear_key_head_dim": 32, "linear_value_head_dim": 10,
 }  # fmt: skip
-CONVOLUTION = {"num_hidden_layers": 6, "layer_types": ["conv", FULL] * 3}
+CONVOLUTION = {"num_hidden_layers": 8, "layer_types": ["conv", FULL, "conv", "conv", FULL, "conv", "conv", FULL]}
 LATENT = {
     "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 12, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4,
     "v_head_dim": 14, "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "n_shared_experts": 1,
@@ -124,7 +127,8 @@ FAMILIES = (
     Family("LFM2-MoE", "LFM2-MoE", "the same, with experts", "Lfm2Moe",
            CONVOLUTION | {"num_dense_layers": 1, "num_experts": 4, **EXPERTS}),
     Family("Granite 4, hybrid", "Granite 4 (H)", "Mamba 2 in most layers, experts", "GraniteMoeHybrid",
-           MAMBA | {"num_hidden_layers": 6, "layer_types": ["mamba", "attention"] * 3, "position_embedding_type": "nope",
+           MAMBA | {"num_hidden_layers": 5, "layer_types": ["attention", "mamba"] * 2 + ["attention"],
+                    "position_embedding_type": "nope",
                     "attention_multiplier": 0.3, "num_local_experts": 4, "num_experts_per_tok": 2,
                     "shared_intermediate_size": 32}),
     Family("Falcon-H1", "Falcon-H1", "Mamba 2 beside attention in every layer", "FalconH1",
@@ -134,11 +138,14 @@ FAMILIES = (
 )  # fmt: skip
 
 REFUSED = (
+    Family("Gemma 4", "Gemma 4 (text)", "layers that share keys and values, embeddings for each layer", "Gemma4",
+           {"head_dim": 12, "num_hidden_layers": 6, "layer_types": [SLIDES, FULL] * 3, "num_kv_shared_layers": 2,
+            "sliding_window": WINDOW, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 400}),
     Family("Jamba", "Jamba", "Mamba in most layers", "Jamba",
            {"num_hidden_layers": 6, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 1,
             "use_mamba_kernels": False, "mamba_d_state": 6}),
     Family("OLMo hybrid", "OLMo hybrid", "linear attention in most layers", "OlmoHybrid", DELTA_NET),
-    Family("Bamba", "Bamba", "Mamba 2 in most layers", "Bamba", MAMBA | {"num_hidden_layers": 6, "attn_layer_indices": [1, 3, 5]}),
+    Family("Bamba", "Bamba", "Mamba 2 in most layers", "Bamba", MAMBA | {"attn_layer_indices": [1]}),
     Family("Nemotron-H", "Nemotron-H, Nemotron 3", "Mamba 2 in most layers", "NemotronH",
            {"layers_block_type": ["mamba", "attention", "mlp"], "head_dim": 12, "mamba_num_heads": 4, "mamba_head_dim": 20,
             "ssm_state_size": 6, "n_groups": 1}),

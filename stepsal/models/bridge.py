@@ -76,9 +76,9 @@ class BridgeHost(Host):
         return plain_json(self.model.original_model.config.to_dict())
 
     def unsupported(self) -> str:
-        attentions = [self.model.blocks[layer].attn for layer in self.attention_layers]
+        attentions = [getattr(block, "attn", None) for block in getattr(self.model, "blocks", ())]
         if any(type(attention).__name__ == "AttentionBridge" for attention in attentions):
-            return "TransformerLens leaves its attention to transformers, so that patterns can be seen afterwards but not replaced"
+            return "TransformerLens leaves its attention to transformers, so patterns can be seen afterwards but not replaced"
         return ""
 
     def own_score(self, layer: int) -> OwnScore:
@@ -110,13 +110,12 @@ class BridgeHost(Host):
 
     # --- running it --------------------------------------------------------------------------------------------------
     def adapt(self) -> None:
-        """Transformers 5.24 renamed the cache to `cache`. TransformerLens 4.3.0 gives it to the model under its old name, which
-        works but warns, and looks for it in each layer under its old name, where it finds none: each token would see itself
-        alone. So whatever the model passes to a layer's part is renamed on the way in, and back where that part is
-        transformers' own.
-        """
-        model = self.model.original_model
-        if not _takes_cache(model) or any(isinstance(each, _Renamed) for each in model._forward_pre_hooks.values()):
+        # From transformers 5.24 on the cache is called `cache`. TransformerLens 4.3.0 gives it to the model under its old name,
+        # which works but warns, and looks for it in each layer under its old name, where it finds none: each token would see
+        # itself alone. So it is renamed on the way into the model, and into the bridge of each part of a layer; and back, where
+        # that bridge leaves the work to transformers' own part.
+        model = getattr(self.model, "original_model", None)
+        if model is None or not _takes_cache(model):
             return
         _rename(model, "past_key_values", "cache")
         for block in getattr(self.model, "blocks", ()):
@@ -135,7 +134,9 @@ class BridgeHost(Host):
         if not any(hasattr(layer, "recurrent_states") for layer in cache.layers):
             return DynamicCache()
         if any(cache.is_sliding):
-            raise UnsupportedModelError("it has sliding windows beside a recurrence, and its cache keeps the windows' keys alone")
+            raise UnsupportedModelError(
+                "beside a recurrence it has sliding windows, and its cache keeps their keys alone"
+            )
         return cache
 
     def forward(
@@ -193,14 +194,17 @@ def _takes_cache(module: torch.nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class _Renamed:
-    """A hook that gives a module an argument under another name."""
+    """A hook that gives a module an argument under another name, where it has no such argument yet."""
 
     old: str
     new: str
 
-    def __call__(self, module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def __call__(self, module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        if self.old not in kwargs or self.new in kwargs:
+            return None
         return args, {self.new if name == self.old else name: value for name, value in kwargs.items()}
 
 
 def _rename(module: torch.nn.Module, old: str, new: str) -> None:
-    module.register_forward_pre_hook(_Renamed(old, new), with_kwargs=True)
+    if _Renamed(old, new) not in module._forward_pre_hooks.values():
+        module.register_forward_pre_hook(_Renamed(old, new), with_kwargs=True)

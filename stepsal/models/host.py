@@ -111,7 +111,7 @@ class Host(ABC):
         """Head outputs before the output projection, `batch pos head d_head`; where they are gated, after the gate."""
 
     def at_output_gate(self, layer: int, function: Function) -> Hook | None:
-        """What the head outputs are multiplied by the sigmoid of, `batch pos (head d_head)`; None where there is no such gate."""
+        """What the head outputs are multiplied by the sigmoid of, `batch pos (head d_head)`; None where they have no gate."""
         return None
 
     def at_residual(self, layer: int, function: Function) -> Hook:
@@ -215,9 +215,10 @@ class Host(ABC):
         return cache + 3 * 4 * size.heads * prompt * prompt
 
     # --- running it --------------------------------------------------------------------------------------------------
-    def adapt(self) -> None:
-        """Make good, once, what keeps the model's own code from reading its cache. `load_model` does it, and `check_supported`
-        does it to a model that was booted otherwise. It changes no number but those that were wrong."""
+    def adapt(self) -> None:  # noqa: B027  # most models need nothing
+        """Make good, for all later passes, what keeps the model from reading its cache. `load_model` does it, and
+        `check_supported` to a model that was booted otherwise. It changes no number but those that were wrong.
+        """
 
     @abstractmethod
     def new_cache(self) -> Any:

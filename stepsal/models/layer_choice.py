@@ -39,7 +39,9 @@ def resolve_layers(layers: LayerSpec, n_layers: int, attention: Collection[int] 
     if isinstance(layers, str):
         chosen = tuple(layer for layer in band(layers, n_layers) if attention is None or layer in attention)
         if not chosen:
-            raise InputError(f"layers={layers!r}: none of them has attention; the layers that have are {list(attention or ())}")
+            raise InputError(
+                f"layers={layers!r}: none of them has attention; the layers that have are {list(attention or ())}"
+            )
         return chosen
     wanted = list(layers) if isinstance(layers, Iterable) else [layers]
     for layer in wanted:

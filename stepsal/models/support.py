@@ -33,7 +33,8 @@ from stepsal.models.hosts import host_of
 logger = logging.getLogger("stepsal")
 _FAILURES = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 _PARTS = ("query", "key", "value", "scores", "pattern", "output")
-_passed: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # model -> whether one backward pass may span several tokens
+# model -> whether one backward pass may span several tokens
+_passed: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
 def check_supported(model: Model) -> None:
@@ -60,7 +61,9 @@ def check_supported(model: Model) -> None:
     if reason:
         raise UnsupportedModelError(f"{about['model']} ({about['architecture']}) is not supported: {reason}")
     if not in_chunks:
-        logger.warning("%s: saliency reads its traces one token at a time: exact, but slower than in chunks", about["model"])
+        logger.warning(
+            "%s: saliency reads its traces one token at a time: exact, but slower than in chunks", about["model"]
+        )
     _passed[model] = in_chunks
 
 
@@ -74,7 +77,10 @@ def _examine(host: Host) -> tuple[str, bool]:
     several tokens.
     """
     if not host.attention_layers:
-        return f"none of its {host.shape.layers} layers has attention where it is looked for, `blocks[layer].attn`", False
+        return (
+            f"none of its {host.shape.layers} layers has attention where it is looked for, `blocks[layer].attn`",
+            False,
+        )
     tokens = _tokens(host)
     seen: dict[tuple[int, str], Tensor] = {}
 
@@ -104,10 +110,11 @@ def _examine(host: Host) -> tuple[str, bool]:
         return f"its hook {silent[0]} never fires", False
     in_chunks = True
     for layer in host.attention_layers:
-        parts = [seen[layer, what] for what in _PARTS]
-        if reason := _disagreement(host, *parts, seen.get((layer, "gate"))):
+        query, key, value, scores, pattern, output = (seen[layer, what] for what in _PARTS)
+        gate = seen.get((layer, "gate"))
+        if reason := _disagreement(host, query, key, value, scores, pattern, output, gate):
             return f"in layer {layer} {reason}", False
-        in_chunks = in_chunks and (layer, "gate") not in seen and _own_score_is_known(host, layer, *parts[:2], parts[3])
+        in_chunks = in_chunks and gate is None and _own_score_is_known(host, layer, query, key, scores)
     if reason := _cache_problem(host, tokens, logits):
         return reason, False
     if in_chunks and not _leaks(host):
@@ -200,15 +207,16 @@ def _problem_of_one_token(host: Host) -> str:
     """The reason why a model fails where the backward pass of one token, read over a cache, does not give the gradient of that
     token's own loss by its own patterns alone; an empty text where it does.
     """
-    tokens, cache, leaves = _tokens(host), host.new_cache(), []
+    tokens, cache = _tokens(host), host.new_cache()
+    leaves: list[Tensor] = []
     hook = host.at_pattern(host.attention_layers[0], _leaf(leaves))
     for position in range(tokens.shape[1]):
         with torch.inference_mode(False), torch.enable_grad(), allow_mutation_on_saved_tensors():
             last = host.forward(tokens[:, position : position + 1], [hook], cache)[0, -1].float()
-            *others, own = torch.autograd.grad(last.logsumexp(0), leaves, allow_unused=True)
-        if own is None:
+            gradients: tuple[Tensor | None, ...] = torch.autograd.grad(last.logsumexp(0), leaves, allow_unused=True)
+        if gradients[-1] is None:
             return "what its attention pattern is replaced with has no effect"
-        if any(other is not None for other in others):
+        if any(gradient is not None for gradient in gradients[:-1]):
             return "tokens meet elsewhere than in attention and in the states of the cache"
     return ""
 

@@ -15,8 +15,8 @@ Every row `t` has its own loss, so the definition asks for one backward pass per
 4. Since past keys and values are detached anyway, the trace runs through the model in chunks of queries over a growing
    key-value cache, with a forward and a backward pass for each chunk. Memory grows with `chunk * T`, not with
    `T^2 * layers * heads`.
-5. Where tokens also meet in a recurrence or a convolution, cutting keys and values is not enough. There a chunk is one token: its
-   own patterns reach its loss through its own position alone, and all else comes out of the cache, which is constant.
+5. Where tokens also meet in a recurrence or a convolution, cutting keys and values is not enough. There a chunk is one token:
+   its own patterns reach its loss through its own position alone, and all else comes out of the cache, which is constant.
 
 Steps 1 and 2 and the hooks of step 3 are in `stepsal.saliency.gradients`. The last token has no target and nothing else reads
 it, so it never enters the model. Source: method.md section 2.
@@ -334,8 +334,8 @@ def _one_at_a_time(host: Host, chunk: int | Literal["auto"]) -> int:
     """The only exact chunk of such a model: one token. Raises `InputError` for another that was asked for."""
     if chunk not in ("auto", 1):
         raise InputError(
-            f"chunk={chunk}: for {host.describe()['architecture']} only a backward pass over one token is exact (docs/method.md). "
-            "Leave the chunk out, or give chunk=1."
+            f"chunk={chunk}: for {host.describe()['architecture']} only a backward pass over one token is exact. Leave the "
+            "chunk out, or give chunk=1."
         )
     return 1
 
