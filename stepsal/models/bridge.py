@@ -145,9 +145,10 @@ class BridgeHost(Host):
         with self.hooks(hooks):
             if cache is None:
                 return self.model(tokens, return_type="logits")
-            for layer in cache.layers:
-                _detach(vars(layer))
-            return self.model(tokens, return_type="logits", past_key_values=cache)
+            logits = self.model(tokens, return_type="logits", past_key_values=cache)
+        for layer in cache.layers:
+            _detach(vars(layer))
+        return logits
 
     def check_decodes(self) -> None:
         """Every bridge decodes."""
