@@ -25,7 +25,7 @@ DELTA_NET = {
     "num_hidden_layers": 5, "layer_types": [FULL, RECURRENT] * 2 + [FULL], "head_dim": 12, "linear_num_key_heads": 2,
     "linear_num_value_heads": 4, "linear_key_head_dim": 32, "linear_value_head_dim": 10,
 }  # fmt: skip
-CONVOLUTION = {"num_hidden_layers": 8, "layer_types": ["conv", FULL, "conv", "conv", FULL, "conv", "conv", FULL]}
+CONVOLUTION = {"num_hidden_layers": 5, "layer_types": [FULL, "conv"] * 2 + [FULL]}
 LATENT = {
     "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 12, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4,
     "v_head_dim": 14, "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "n_shared_experts": 1,

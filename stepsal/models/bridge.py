@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,9 +142,10 @@ class BridgeHost(Host):
     def forward(
         self, tokens: Int[Tensor, "batch pos"], hooks: list[Hook], cache: Any = None
     ) -> Float[Tensor, "batch pos vocabulary"]:
-        with self.hooks(hooks):
-            if cache is None:
+        if cache is None:
+            with self.hooks(hooks):
                 return self.model(tokens, return_type="logits")
+        with self.hooks(hooks), _copying_states(cache):
             logits = self.model(tokens, return_type="logits", past_key_values=cache)
         for layer in cache.layers:
             _detach(vars(layer))
@@ -187,6 +188,25 @@ def _detach(kept: dict[Any, Any]) -> None:
             kept[name] = value.detach()
         elif isinstance(value, dict):
             _detach(value)
+
+
+def _copying_states(cache: Any) -> AbstractContextManager[Any]:
+    """A context in which autograd keeps copies of the states of recurrences in a cache, which are overwritten in place."""
+    kinds = [vars(layer).get(name, {}) for layer in cache.layers for name in ("conv_states", "recurrent_states")]
+    states = {state.untyped_storage().data_ptr() for kind in kinds for state in kind.values() if state is not None}
+    if not states:
+        return nullcontext()
+
+    def pack(tensor: Tensor) -> tuple[Tensor, int]:
+        kept = tensor.clone() if tensor.untyped_storage().data_ptr() in states else tensor
+        return kept, kept._version
+
+    def unpack(packed: tuple[Tensor, int]) -> Tensor:
+        if packed[0]._version != packed[1]:
+            raise RuntimeError("a tensor that the backward pass needs was overwritten")
+        return packed[0]
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
 
 def _takes_cache(module: torch.nn.Module) -> bool:

@@ -24,7 +24,6 @@ from weakref import WeakKeyDictionary
 import torch
 from einops import einsum, rearrange
 from torch import Tensor
-from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from stepsal.errors import UnsupportedModelError
 from stepsal.models.host import Function, Hook, Host, Model, per_query_head
@@ -211,7 +210,7 @@ def _problem_of_one_token(host: Host) -> str:
     leaves: list[Tensor] = []
     hook = host.at_pattern(host.attention_layers[0], _leaf(leaves))
     for position in range(tokens.shape[1]):
-        with torch.inference_mode(False), torch.enable_grad(), allow_mutation_on_saved_tensors():
+        with torch.inference_mode(False), torch.enable_grad():
             last = host.forward(tokens[:, position : position + 1], [hook], cache)[0, -1].float()
             gradients: tuple[Tensor | None, ...] = torch.autograd.grad(last.logsumexp(0), leaves, allow_unused=True)
         if gradients[-1] is None:

@@ -29,7 +29,6 @@ from typing import Any, Literal, get_args
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.graph import allow_mutation_on_saved_tensors
 from torch.nn import functional as F
 
 from stepsal.checks import checked
@@ -228,20 +227,18 @@ def _run_chunk(
     def unscaled(index: int, start: int, block: Tensor) -> Tensor:
         return receive(index, start, block if scales is None else block / scales.to(block.device)[:, None])
 
-    # A single token has nothing to cut: what the cache holds is constant. A recurrence overwrites its state while it reads.
-    alone = stop - start == 1
-    reader = PatternReader(host, rule, layers, start, unscaled, cut=not alone)
-    kept = allow_mutation_on_saved_tensors() if alone else keeping_repeats_once(size.heads, size.kv_heads)
-    with torch.no_grad() if rule == "attention" else kept:
+    cut = stop - start > 1  # a single token has nothing to cut: what the cache holds is constant
+    reader = PatternReader(host, rule, layers, start, unscaled, cut=cut)
+    with torch.no_grad() if rule == "attention" else keeping_repeats_once(size.heads, size.kv_heads):
         logits = host.forward(tokens[:, start:stop], in_float32(host, reader.hooks()), cache)
-        check_logits(host, logits, tokens[:, :stop], start)
-        if rule == "attention":
-            return
-        losses = _losses(logits[0], tokens[0, start + 1 : stop + 1])
-        if logits.dtype == torch.float16:
-            scales = row_scales(losses.detach())
-            losses = losses * scales
-        reader.backward(losses.sum())
+    check_logits(host, logits, tokens[:, :stop], start)
+    if rule == "attention":
+        return
+    losses = _losses(logits[0], tokens[0, start + 1 : stop + 1])
+    if logits.dtype == torch.float16:
+        scales = row_scales(losses.detach())
+        losses = losses * scales
+    reader.backward(losses.sum())
 
 
 def _run_whole(
