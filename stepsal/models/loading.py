@@ -13,7 +13,7 @@ import torch
 from stepsal.checks import checked
 from stepsal.errors import FileError, InputError
 from stepsal.models.host import Model
-from stepsal.models.hosts import HOSTS, check_host
+from stepsal.models.hosts import HOSTS, check_host, host_of
 from stepsal.models.sources import a_name, locate
 from stepsal.models.tokenizers import load_tokenizer as load_tokenizer
 from stepsal.models.tokenizers import read_tokenizer
@@ -85,6 +85,7 @@ def load_model(
     if name not in (None, "bundled") and path_or_id != str(Path(str(name)).expanduser()):
         model.cfg.model_name = str(name)  # and not the folder of the hub's cache
     model.requires_grad_(False)
+    host_of(model).adapt()
     return model.eval()
 
 

@@ -41,9 +41,9 @@ class PatternReader:
         host = self.host
         if self.rule == "attention":
             return [host.at_pattern(layer, self._pattern(layer)) for layer in self.layers]
-        lowest, top = self.layers[0], host.shape.layers
+        lowest = self.layers[0]
         hooks: list[Hook] = [host.at_pattern(lowest, self._start)]
-        for layer in range(lowest + 1, top):
+        for layer in (layer for layer in host.attention_layers if layer > lowest):
             if self.cut:
                 hooks += [
                     host.at_values(layer, self._detach("value")),
