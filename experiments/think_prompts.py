@@ -1,8 +1,8 @@
 """Problems for a model that is no reasoning model, asked to think between markers: `python -m experiments.think_prompts`.
 
-In: a task of reasoning-gym, a seed, a number of problems. Out: a JSONL file for `stepsal generate FILE --format think`. Each problem
-is a chat in which two worked examples show the form: the thinking between `<think>` and `</think>`, a step in each paragraph, then
-the answer in a box. An ordinary chat model that is only told the form, and not shown it, writes no markers.
+In: a task of reasoning-gym, a seed, a number of problems. Out: a JSONL file for `stepsal generate FILE --format think`. Each
+problem is a chat in which two worked examples show the form: the thinking between `<think>` and `</think>`, a step in each
+paragraph, then the answer in a box. An ordinary chat model that is only told the form, and not shown it, writes no markers.
 """
 
 import argparse
@@ -18,13 +18,14 @@ INSTRUCTION = (
 EXAMPLES = (
     (
         "A baker sells 12 loaves a day at $3 each. Flour costs him $10 a day. How much does he earn in 5 days?",
-        "<think>\nThe baker takes 12 * 3 = 36 dollars a day.\n\nFlour costs 10 dollars, so he earns 36 - 10 = 26 dollars a day.\n\n"
+        "<think>\nThe baker takes 12 * 3 = 36 dollars a day.\n\n"
+        "Flour costs 10 dollars, so he earns 36 - 10 = 26 dollars a day.\n\n"
         "In 5 days he earns 5 * 26 = 130 dollars.\n</think>\n\nHe earns \\boxed{130} dollars.",
     ),
     (
         "Lena has 40 stamps. She gives a quarter of them to Tom, who had 7 stamps. How many stamps does Tom have now?",
-        "<think>\nA quarter of 40 stamps is 40 / 4 = 10 stamps.\n\nTom had 7 stamps, so now he has 7 + 10 = 17 stamps.\n</think>\n\n"
-        "Tom has \\boxed{17} stamps.",
+        "<think>\nA quarter of 40 stamps is 40 / 4 = 10 stamps.\n\n"
+        "Tom had 7 stamps, so now he has 7 + 10 = 17 stamps.\n</think>\n\nTom has \\boxed{17} stamps.",
     ),
 )
 
