@@ -262,7 +262,7 @@ def _loss_gradient(
 ) -> Float[Tensor, "pos vocabulary"]:
     """The gradient of the summed loss of all positions by the logits, in float32 or better.
 
-    It is `p - 1` at each target and `p` elsewhere. Autograd would need three tensors as large as the logits for it; this needs one.
+    It is `p - 1` at each target and `p` elsewhere. Autograd would need three tensors as large as the logits for it.
     """
     gradient = torch.softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
     rows = torch.arange(len(targets), device=logits.device)
