@@ -108,7 +108,7 @@ class BridgeHost(Host):
     def forward(
         self, tokens: Int[Tensor, "batch pos"], hooks: list[Hook], cache: Any = None
     ) -> Float[Tensor, "batch pos vocabulary"]:
-        with self.hooks(hooks), without_idle_components(self.model):
+        with self.hooks(hooks):
             if cache is None:
                 return self.model(tokens, return_type="logits")
             logits, _ = self.model(tokens, return_type="logits_and_cache", past_key_values=cache)

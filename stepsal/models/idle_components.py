@@ -84,13 +84,10 @@ def _has_hooks(component: nn.Module) -> bool:
     for module in component.modules():
         if isinstance(module, HookPoint | GeneralizedComponent):
             hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-            # A block of TransformerLens has hooks of its own on its norms, for `_SETTINGS` alone.
-            if any(not _made_by_transformer_lens(module, hook) for hook in hooks):
+            if isinstance(
+                module, GeneralizedComponent
+            ):  # a block puts hooks of its own on its norms, for `_SETTINGS` alone
+                hooks = [hook for hook in hooks if not getattr(hook, "__module__", "").startswith("transformer_lens.")]
+            if hooks:
                 return True
     return False
-
-
-def _made_by_transformer_lens(module: nn.Module, hook: Any) -> bool:
-    from transformer_lens.hook_points import HookPoint
-
-    return not isinstance(module, HookPoint) and getattr(hook, "__module__", "").startswith("transformer_lens.")
