@@ -46,9 +46,9 @@ from stepsal.traces.trace import Trace, check_made_with
 
 Objective = Literal["token", "sequence", "answer"]
 
-# Longer chunks were no faster on a CPU, and took more memory (benchmarks/saliency.py). The other two numbers are estimates
-# (docs/precision.md).
-MAX_CHUNK = {"cpu": 128, "cuda": 512, "mps": 256}
+# Longer chunks were no faster on a CPU and took more than half of the floor's memory (benchmarks/saliency.py). The other two
+# numbers are estimates (docs/precision.md).
+MAX_CHUNK = {"cpu": 192, "cuda": 512, "mps": 256}
 # A chunk with this many pairs of a query and a key is long enough, so that the patterns of a chunk stop growing with the length
 # of the trace. With this limit 32k tokens of a 7B model should fit into 60 GB (docs/precision.md).
 ENOUGH_PAIRS = 3 * 2**20
