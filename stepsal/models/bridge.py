@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stepsal.errors import UnsupportedModelError
 from stepsal.models.host import Function, Hook, Host, OwnScore, plain_json
+from stepsal.models.idle_components import without_idle_components
 
 
 class BridgeHost(Host):
@@ -168,15 +169,16 @@ class BridgeHost(Host):
         settings = owner.generation_config
         owner.generation_config = GenerationConfig()  # transformers (5.23.0) takes from it what a call does not name
         try:
-            return self.model.hf_generate(
-                tokens,
-                max_new_tokens=max_new_tokens,
-                eos_token_id=sorted(ends),
-                do_sample=False,
-                logits_processor=LogitsProcessorList([] if choose is None else [choose]),
-                attention_mask=mask,
-                return_type="tokens",
-            )
+            with without_idle_components(self.model):
+                return self.model.hf_generate(
+                    tokens,
+                    max_new_tokens=max_new_tokens,
+                    eos_token_id=sorted(ends),
+                    do_sample=False,
+                    logits_processor=LogitsProcessorList([] if choose is None else [choose]),
+                    attention_mask=mask,
+                    return_type="tokens",
+                )
         finally:
             owner.generation_config = settings
 

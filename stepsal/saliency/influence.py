@@ -48,8 +48,9 @@ from stepsal.traces.trace import Trace, check_made_with
 
 Objective = Literal["token", "sequence", "answer"]
 
-# Longer chunks were no faster on a CPU (benchmarks/saliency.py). The other two numbers are estimates (docs/precision.md).
-MAX_CHUNK = {"cpu": 256, "cuda": 512, "mps": 256}
+# Longer chunks were no faster on a CPU and took more than half of the floor's memory (benchmarks/saliency.py). The other two
+# numbers are estimates (docs/precision.md).
+MAX_CHUNK = {"cpu": 192, "cuda": 512, "mps": 256}
 # A chunk with this many pairs of a query and a key is long enough, so that the patterns of a chunk stop growing with the length
 # of the trace. With this limit 32k tokens of a 7B model should fit into 60 GB (docs/precision.md).
 ENOUGH_PAIRS = 3 * 2**20
@@ -234,11 +235,12 @@ def _run_chunk(
     check_logits(host, logits, tokens[:, :stop], start)
     if rule == "attention":
         return
-    losses = _losses(logits[0], tokens[0, start + 1 : stop + 1])
+    targets = tokens[0, start + 1 : stop + 1]
+    gradient = _loss_gradient(logits[0].detach(), targets)
     if logits.dtype == torch.float16:
-        scales = row_scales(losses.detach())
-        losses = losses * scales
-    reader.backward(losses.sum())
+        scales = row_scales(F.cross_entropy(logits[0].detach().float(), targets.to(logits.device), reduction="none"))
+        gradient = gradient * scales[:, None]
+    reader.backward(logits, gradient.to(logits.dtype)[None])
 
 
 def _run_whole(
@@ -255,13 +257,22 @@ def _run_whole(
         logits = host.forward(tokens[:, :-1], in_float32(host, reader.hooks()))
     check_logits(host, logits, tokens[:, :-1], 0)
     start, stop = target
-    reader.backward(_losses(logits[0, start - 1 : stop - 1], tokens[0, start:stop]).sum())
+    scored = logits[:, start - 1 : stop - 1]
+    gradient = _loss_gradient(scored[0].detach(), tokens[0, start:stop])
+    reader.backward(scored, gradient.to(logits.dtype)[None])
 
 
-def _losses(logits: Float[Tensor, "pos vocabulary"], targets: Int[Tensor, " pos"]) -> Float[Tensor, " pos"]:
-    """The loss of each position, in float32 or better, on the device of the logits (a model may span several devices)."""
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    return F.cross_entropy(logits.to(wide), targets.to(logits.device), reduction="none")
+def _loss_gradient(
+    logits: Float[Tensor, "pos vocabulary"], targets: Int[Tensor, " pos"]
+) -> Float[Tensor, "pos vocabulary"]:
+    """The gradient of the summed loss of all positions by the logits, in float32 or better.
+
+    It is `p - 1` at each target and `p` elsewhere. Autograd would need three tensors as large as the logits for it.
+    """
+    gradient = torch.softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    rows = torch.arange(len(targets), device=logits.device)
+    gradient[rows, targets.to(logits.device)] -= 1  # a model may span several devices
+    return gradient
 
 
 def row_scales(losses: Float[Tensor, " pos"]) -> Float[Tensor, " pos"]:
