@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from stepsal.interventions.base import Intervention
+    from stepsal.models.host import Model
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
     """What a command's `add` adds its parser to."""
 
+
+MODELS = "hub id, local Hugging Face directory, or GGUF file (on the hub: owner/repository/file.gguf)"
+"""What `--model` takes."""
 
 GOES_ON = "interrupted; what is finished is kept, and the same command goes on from there"
 """What a command says after Ctrl-C where it goes on from what an earlier run finished."""
@@ -58,7 +62,29 @@ def placement() -> argparse.ArgumentParser:
         help="for a model larger than one GPU: 'auto' or 'balanced', in the place of --device",
     )
     group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
+    few_bits = group.add_mutually_exclusive_group()
+    for bits, kind in ((4, "NF4"), (8, "LLM.int8")):
+        few_bits.add_argument(
+            f"--load-in-{bits}bit",
+            action="store_const",
+            const=f"{bits}bit",
+            dest="quantization",
+            help=f"quantise the weights to {bits} bits as they are loaded (bitsandbytes' {kind})",
+        )
     return parent
+
+
+def load_placed_model(given: argparse.Namespace) -> "Model":
+    """The model that `--model` names, as the options of `placement` say."""
+    from stepsal.models.loading import load_model
+
+    return load_model(
+        given.model,
+        device=given.device,
+        dtype=given.dtype,
+        device_map=given.device_map,
+        quantization=given.quantization,
+    )
 
 
 def maps_folder() -> argparse.ArgumentParser:

@@ -16,7 +16,6 @@ from stepsal.generation.grading import GRADERS
 from stepsal.generation.questions import Question, read_questions, task_questions, tokens_needed
 from stepsal.interventions.base import Intervention
 from stepsal.models.lookup import look_up
-from stepsal.models.sources import locate
 from stepsal.models.versions import versions
 from stepsal.sweeps.config import SweepConfig
 from stepsal.sweeps.layers_and_heads import Size, chosen_bands
@@ -145,9 +144,7 @@ def make_plan(config: SweepConfig, device: str) -> Plan:
         lengths = [each.length for each in questions if each.length is not None]
         room = tokens_needed(lengths) if lengths else 512
     decoding = Decoding(room, given.batch_size, given.temperature, given.top_p, given.samples)
-    name = config.model.name
-    here = name == "bundled" or (config.folder / name).is_dir()
-    model = look_up(name if here else locate(name), config.folder)
+    model = look_up(config.model.name, config.folder)
     size = Size(model.layers, model.heads)
     return Plan(config, model.path, model.fingerprint, model.bytes, size, device, questions, decoding)
 
