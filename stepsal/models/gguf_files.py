@@ -97,12 +97,12 @@ def gguf_tokenizer(path: str) -> Any:
     Warns where transformers does not know how the model splits text before it makes tokens of it.
     """
     from tokenizers import pre_tokenizers
-    from transformers import AutoTokenizer
+    from transformers import PreTrainedTokenizerFast
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
     gguf_config(path)  # says what is wrong with the file
     about, _ = _metadata(path)
-    tokenizer = AutoTokenizer.from_pretrained(
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(  # the automatic class may put another splitting in its place
         str(Path(path).parent), gguf_file=Path(path).name, clean_up_tokenization_spaces=False
     )
     split = str(about.get("tokenizer.ggml.pre", "gpt-2")).lower()

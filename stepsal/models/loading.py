@@ -128,7 +128,7 @@ def check_placement(
 def sizes(name: str | Path | None) -> tuple[int, int] | None:
     """The numbers of layers and of heads that a model's configuration says, without loading weights; None where it says none.
 
-    Raises as `locate`, and `FileError` for a GGUF file that cannot be read.
+    Raises as `locate`.
 
     >>> sizes("bundled")
     (8, 4)

@@ -2,8 +2,8 @@
 
 A fingerprint is a hash that any other weight, configuration or tokenizer changes. Of a folder or a GGUF file it is made of
 whole files, each of which is hashed once: the hashes of large files are kept in `stepsal/sha256` under the user's cache
-directory (`$XDG_CACHE_HOME`, or `~/.cache`), by path, size, times and inode. An entry says itself what it is of and that it is whole; one
-that does not is made again, and where nothing can be kept, nothing is.
+directory (`$XDG_CACHE_HOME`, or `~/.cache`), by path, size, times and inode. An entry says itself what it is of and that it is
+whole; one that does not is made again, and where nothing can be kept, nothing is.
 """
 
 import hashlib
