@@ -1,5 +1,7 @@
 """A tiny GGUF file: the Llama architecture, seeded random weights, and the bundled reasoner's byte-level tokenizer."""
 
+import json
+
 import gguf
 import numpy as np
 
@@ -29,8 +31,6 @@ def write_tiny_gguf(path, *, architecture="llama", split="gpt-2", tensors=None, 
     writer.add_token_types(
         [gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token, _ in vocabulary]
     )
-    import json
-
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
     writer.add_eos_token_id(tokenizer.eos_token_id)

@@ -5,6 +5,7 @@ refused here, and so are files that are cut, damaged or no GGUF file.
 """
 
 import copy
+import json
 import struct
 import warnings
 from functools import lru_cache
@@ -19,6 +20,9 @@ _ANEW = "Fetch it again, and compare its size and checksum with those where it c
 # What stands at `tokenizer.ggml.pre` where the text is split as GPT-2 does it, with and without each digit apart before.
 _SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
 _LIKE_GPT2 = ("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling")
+
+
+_CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens
 
 
 def is_gguf(name: str | Path) -> bool:
@@ -73,8 +77,8 @@ def _read_config(path: str, size: int, changed: int) -> Any:
     return config
 
 
-def _metadata(path: str, *lists: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What a file's head says, with these lists of texts in full, and the names of its tensors."""
+def _metadata(path: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What a file's head says, and the names of its tensors."""
     from transformers.integrations.gguf import read_gguf_metadata
 
     with Path(path).open("rb") as file:
@@ -82,7 +86,7 @@ def _metadata(path: str, *lists: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     if begins != b"GGUF":
         raise FileError(f"{path} is no GGUF file: it begins with {begins!r}, expected b'GGUF'. {_ANEW}")
     try:
-        return read_gguf_metadata(path, lists)
+        return read_gguf_metadata(path)
     except (ValueError, KeyError, IndexError, struct.error) as error:
         raise _damaged(path, error) from error
 
@@ -98,27 +102,49 @@ def gguf_tokenizer(path: str) -> Any:
     """
     from tokenizers import pre_tokenizers
     from transformers import PreTrainedTokenizerFast
+    from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
     gguf_config(path)  # says what is wrong with the file
-    about, _ = _metadata(path)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(  # the automatic class may put another splitting in its place
-        str(Path(path).parent), gguf_file=Path(path).name, clean_up_tokenization_spaces=False
-    )
-    split = str(about.get("tokenizer.ggml.pre", "gpt-2")).lower()
-    if about.get("tokenizer.ggml.model") != "gpt2" or split in (*GGUF_PRE_TOKENIZER_SPLITS, *_LIKE_GPT2):
-        return tokenizer
-    if split in _SINGLE_DIGITS:  # transformers 5.23.0 splits as GPT-2 does wherever it knows no better
-        backend = tokenizer.backend_tokenizer
+    architecture, about, options = get_gguf_tokenizer(path)
+    backend, more = convert_gguf_tokenizer(architecture, dict(about))
+    backend = _with_all_special_tokens(backend, about["tokens"], about.get("token_type") or [])
+    split = str(about.get("pre_tokenizer_type", "gpt-2")).lower()
+    if about["tokenizer_type"] == "gpt2" and split in _SINGLE_DIGITS:  # transformers 5.23.0 splits as GPT-2 does
         digits = pre_tokenizers.Digits(individual_digits=True)
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
-        return tokenizer
-    warnings.warn(
-        f"{path} splits text as {split!r}, which transformers does not know: it splits as GPT-2 does, and some texts may "
-        "get other tokens than the model was trained on. Make traces with the tokenizer of the model's own folder or hub id.",
-        stacklevel=2,
-    )
+    elif about["tokenizer_type"] == "gpt2" and split not in (*GGUF_PRE_TOKENIZER_SPLITS, *_LIKE_GPT2):
+        warnings.warn(
+            f"{path} splits text as {split!r}, which transformers does not know: it splits as GPT-2 does, and some texts may "
+            "get other tokens than the model was trained on. Use the tokenizer of the model's own folder or hub id.",
+            stacklevel=2,
+        )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **options, **more)
+    tokenizer.name_or_path = path  # afterwards: the constructor asks the hub about a name
     return tokenizer
+
+
+def _with_all_special_tokens(backend: Any, tokens: list[str], types: list[int]) -> Any:
+    """The Rust tokenizer with every control token and every one of a user's own whole, and at its own id.
+
+    transformers 5.23.0 leaves out those with letters that no byte is written as, such as R1's `<｜Assistant｜>`, and gives the
+    end-of-sequence token another id where it is one of them.
+    """
+    from tokenizers import Tokenizer
+
+    special = {index: kind == _CONTROL for index, kind in enumerate(types) if kind in (_CONTROL, _USER_DEFINED)}
+    if all(backend.id_to_token(index) == tokens[index] for index in special):
+        return backend
+    state = json.loads(backend.to_str())
+    vocabulary = state["model"]["vocab"]
+    spelled = {index: token for token, index in vocabulary.items()}
+    for index in special:
+        vocabulary[tokens[index]] = vocabulary.pop(spelled[index])
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    state["added_tokens"] = [
+        {"id": index, "content": tokens[index], "special": control} | plain for index, control in special.items()
+    ]
+    return Tokenizer.from_str(json.dumps(state))
 
 
 def load_gguf(path: str, dtype: torch.dtype, device_map: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from stepsal.checks import checked
-from stepsal.errors import FileError, InputError
+from stepsal.errors import FileError, InputError, StepsalError
 from stepsal.models.gguf_files import is_gguf, load_gguf
 from stepsal.models.host import Model
 from stepsal.models.quantization import check_quantization, keep_gradients, load_quantised, own_quantization
@@ -65,6 +65,8 @@ def load_model(
         model = _boot(
             path_or_id, where, precision or _own_dtype(path_or_id, where), device_map, quantization, for_booting
         )
+    except StepsalError:
+        raise
     except (OSError, ValueError, SafetensorError) as error:
         raise FileError(
             f"cannot load a model from {path_or_id!r}: {error}. Give a Hugging Face model directory, a GGUF file, or a hub id "

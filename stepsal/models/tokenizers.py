@@ -43,9 +43,9 @@ def read_tokenizer(source: str) -> PreTrainedTokenizerBase:
     # tokenizer.json: https://github.com/huggingface/transformers/issues/45920.
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    if is_gguf(source):
+        return gguf_tokenizer(source)
     try:
-        if is_gguf(source):
-            return gguf_tokenizer(source)
         if Path(source).is_dir() and not (Path(source) / "tokenizer.json").exists():
             return AutoTokenizer.from_pretrained(source)
         try:
