@@ -1,7 +1,7 @@
 """What docs/support.md claims of Llama and Qwen2, on trained weights: SmolLM2-135M and Qwen2.5-Coder-0.5B (`make real`).
 
-Each model goes through the checks of `conformance.py`, as the tiny random models of every family do. A model that is not there is
-skipped: CI has SmolLM2 alone.
+Each model goes through the checks of `conformance.py`, as the tiny random models of every family do. A model that is not there
+is skipped: CI has SmolLM2 alone.
 """
 
 from pathlib import Path
