@@ -9,6 +9,7 @@ import json
 import struct
 import warnings
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ def gguf_config(path: str) -> Any:
     try:
         about = Path(path).stat()
         return copy.deepcopy(_read_config(path, about.st_size, about.st_mtime_ns))
+    except FileError:
+        raise
     except OSError as error:
         raise FileError(
             f"cannot read {path}: {error.strerror or error}. Give a GGUF file that you may read."
@@ -79,7 +82,13 @@ def _read_config(path: str, size: int, changed: int) -> Any:
 
 def _metadata(path: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What a file's head says, and the names of its tensors."""
-    from transformers.integrations.gguf import read_gguf_metadata
+    try:
+        from transformers.integrations.gguf import read_gguf_metadata
+    except ImportError as error:
+        raise FileError(
+            f"cannot read {path}: this transformers ({version('transformers')}) is too old to read GGUF files as stepsal does. "
+            "pip install 'transformers>=5.23,<5.24'"
+        ) from error
 
     with Path(path).open("rb") as file:
         begins = file.read(4)

@@ -158,7 +158,7 @@ def test_a_cut_file_is_noticed(keep, path, tmp_path):
     whole, cut = path.read_bytes(), tmp_path / "cut.gguf"
     cut.write_bytes(whole[: keep if isinstance(keep, int) else int(keep * len(whole))])
     for load in (load_model, load_tokenizer, lambda name: look_up(str(name), Path())):
-        with pytest.raises(FileError, match="cut.gguf is cut or damaged .*Fetch it again"):
+        with pytest.raises(FileError, match="^[^ ]*cut.gguf is cut or damaged .*Fetch it again"):
             load(cut)
 
 
@@ -167,7 +167,7 @@ def test_a_file_that_is_no_gguf_file_is_refused(content, tmp_path):
     other = tmp_path / "other.gguf"
     other.write_bytes(content)
     for load in (load_model, load_tokenizer):
-        with pytest.raises(FileError, match="other.gguf is no GGUF file"):
+        with pytest.raises(FileError, match="^[^ ]*other.gguf is no GGUF file"):
             load(other)
 
 
