@@ -73,8 +73,8 @@ def trace(model):
 # SmolLM2, up to 8e-5 of logits of 40 (allowed: 4e-5). In float64 they hold as they are.
 ROUNDED = ("chunks", "momentum", "decoding")
 BATCHES = pytest.mark.xfail(
-    reason="float32 rounds by more than is allowed: 13 of 5.8 million logits of SmolLM2 are off by up to 7e-5 (allowed: 4e-5); in "
-    "float64 TransformerLens 4.3 gives NaN in padded batches",
+    reason="float32 rounds by more than is allowed: 13 of 5.8 million logits of SmolLM2 are off by up to 7e-5 (allowed: 4e-5); "
+    "in float64 TransformerLens 4.3 gives NaN in padded batches",
     strict=False,
 )
 
