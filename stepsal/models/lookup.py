@@ -71,6 +71,8 @@ def look_up(name: str, folder: Path) -> ModelFacts:
         config = read_config(source)
         with torch.device("meta"):
             count = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
+    except FileError:
+        raise
     except (OSError, ValueError) as error:
         raise FileError(
             f"cannot read the model {name!r}: {error}. Give 'bundled', a Hugging Face model directory, a GGUF file or a hub id."
