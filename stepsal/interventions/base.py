@@ -41,7 +41,7 @@ INTERVENTIONS: dict[str, "type[Intervention]"] = {}
 RESERVED_NAMES = (
     *("none", "both", "both-controls", "layers", "heads", "help", "seed", "out", "model", "problems", "max-new-tokens"),
     *("batch-size", "temperature", "top-p", "samples", "format", "steps", "device", "device-map", "dtype", "plugin"),
-    *("chat", "grader"),
+    *("chat", "grader", "load-in-4bit", "load-in-8bit"),
 )
 """What configurations and the command line call something else."""
 RESERVED_OPTIONS = (

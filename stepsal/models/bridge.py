@@ -1,6 +1,7 @@
 """What TransformerLens calls the parts of a `TransformerBridge` (TransformerLens 4.3): the Hugging Face model with hooks."""
 
 import inspect
+import json
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 from stepsal.errors import UnsupportedModelError
 from stepsal.models.host import Function, Hook, Host, OwnScore, plain_json
 from stepsal.models.idle_components import without_idle_components
+from stepsal.models.quantization import own_quantization
 
 
 class BridgeHost(Host):
@@ -76,10 +78,27 @@ class BridgeHost(Host):
     def configuration(self) -> str:
         return plain_json(self.model.original_model.config.to_dict())
 
+    @property
+    def quantization(self) -> str:
+        own = own_quantization(self.model.original_model.config)
+        return json.dumps(own, sort_keys=True) if own else ""
+
     def unsupported(self) -> str:
         attentions = [getattr(block, "attn", None) for block in getattr(self.model, "blocks", ())]
         if any(type(attention).__name__ == "AttentionBridge" for attention in attentions):
             return "TransformerLens leaves its attention to transformers, so patterns can be seen afterwards but not replaced"
+        # What bitsandbytes does and a few tokens may not show: see `stepsal.models.quantization`.
+        for module in self.model.original_model.modules():
+            if getattr(getattr(module, "state", None), "threshold", 0) > 0:
+                return (
+                    "what LLM.int8 gives for a token depends on the tokens that are read beside it, where it keeps outliers "
+                    "apart: load it with quantization='8bit', or with llm_int8_threshold=0.0"
+                )
+            if getattr(module, "support_avx512bf16_for_cpu", False) and module.weight.device.type == "cpu":
+                return (
+                    "bitsandbytes' CPU kernel for 4-bit weights has no gradient: load it with stepsal.load_model, which "
+                    "switches the kernel off"
+                )
         return ""
 
     def own_score(self, layer: int) -> OwnScore:

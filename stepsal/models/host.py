@@ -155,17 +155,23 @@ class Host(ABC):
         return next(self.model.parameters()).dtype
 
     def describe(self) -> dict[str, str]:
-        """Name, type, precision and host of the model, for the record kept with each result."""
+        """Name, type, precision, host and quantization (if it has one) of the model, for the record kept with each result."""
         cfg = self.model.cfg
         name = str(cfg.model_name)
         architecture = getattr(cfg, "architecture", None) or getattr(cfg, "original_architecture", None)
-        return {
+        about = {
             "model": "stepsal/reasoner" if name == str(BUNDLED) else name,
             "architecture": str(architecture),
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
             "host": self.name,
         }
+        return about | ({"quantization": self.quantization} if self.quantization else {})
+
+    @property
+    def quantization(self) -> str:
+        """How the weights are quantised, as JSON; "" where they are not."""
+        return ""
 
     @abstractmethod
     def configuration(self) -> str:

@@ -238,9 +238,9 @@ def _cache_problem(host: Host, tokens: Tensor, logits: Tensor) -> str:
                 f"it does not read its cache (transformer-lens {version('transformer-lens')}, transformers "
                 f"{version('transformers')})"
             )
-        # In half precision a rounding can send a token to another expert. There the model must only run, and the test suite
-        # checks what it computes.
-        exact = logits.dtype in (torch.float32, torch.float64)
+        # In half precision a rounding can send a token to another expert, and where activations are rounded to 8 bits, to
+        # another step of theirs. There the model must only run, and the test suite checks what it computes.
+        exact = logits.dtype in (torch.float32, torch.float64) and not host.quantization
         if exact and not _near(logits[:, first:].float(), rest, logits.abs().max().float()):
             return "over a cache it does not continue as if it had read everything at once"
     return ""
