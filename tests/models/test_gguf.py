@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from conformance import relative_error
+from reference import influence_by_separate_passes
 from tiny_gguf import SIZES, write_tiny_gguf
 from tokenizers import Regex, pre_tokenizers
 
@@ -59,11 +61,9 @@ def test_a_gguf_file_gives_the_maps_of_the_same_weights_in_a_folder(model, path,
 
 
 def test_influence_of_a_gguf_model_is_that_of_separate_backward_passes(model):
-    from reference import influence_by_separate_passes
-
     trace = stepsal.Trace.from_text(model.tokenizer, "k = 37.", "So 62")
     expected = influence_by_separate_passes(model, trace.tokens)
-    torch.testing.assert_close(stepsal.token_influence(model, trace), expected, rtol=1e-5, atol=1e-8)
+    assert relative_error(stepsal.token_influence(model, trace), expected) <= 1e-5
 
 
 def test_two_loads_have_one_fingerprint_and_other_weights_another(model, path, tmp_path):
