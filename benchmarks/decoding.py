@@ -1,4 +1,5 @@
-"""What StepFlow costs while decoding: `python benchmarks/decoding.py` (`--quick` for a smoke run).
+"""What StepFlow costs while decoding: `python benchmarks/decoding.py` (`--quick` for a smoke run), or on a model of yours
+`python benchmarks/decoding.py --model PATH`.
 
 Compared: a cached loop, one token per forward pass, inside `stepsal.intervene(model, stepsal.stepflow())`, and the same loop
 over the same `TransformerBridge` and tokens without any hooks. The tokens are right solutions of the bundled reasoner's test
@@ -16,6 +17,17 @@ its own cache, so that a machine that is busy for a while hurts both alike. A ru
 the table has the median over runs, and the least and the largest.
 The second table has the same at two lengths of context: what the hooks do in a pass must not grow with it, but for sums over
 the keys, as in attention itself.
+
+With `--model` (a folder or a `.gguf` file that `load_model` takes), whole answers to the reasoner's problems are decoded,
+greedily and in float32, always with the same number of tokens, in five ways:
+
+- Hugging Face's `generate` with SDPA, and with eager attention;
+- `hf_generate` of the bridge as TransformerLens has it;
+- as `stepsal.generate` decodes, without interventions and with StepFlow. Thinking is open from the first token on, so that
+  StepFlow acts.
+
+All are in one process and take turns, so that a machine that is busy for a while hurts all alike, and what counts is the
+processor time of the process. `--json PATH` writes a line for each batch size.
 """
 
 import argparse
@@ -28,6 +40,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
@@ -167,8 +180,108 @@ def table(quick: bool, runs: int) -> str:
     return "\n".join([*lines, "", f"{THREADS} CPU thread(s); {runs} run(s) of {timed} tokens a row in each case."])
 
 
+def prompts(tokenizer: Any, batch: int) -> tuple[Any, Any]:
+    """Left-padded questions that open the thinking, and their mask."""
+    import torch
+
+    from stepsal.reasoner.problems import make_problems
+
+    texts = [problem.messages[-1]["content"] + "\n<think>\n" for problem in make_problems("test", batch, 6)]
+    rows = [tokenizer.encode(text) for text in texts]
+    width = max(map(len, rows))
+    tokens, mask = torch.zeros(2, batch, width, dtype=torch.long)
+    for index, row in enumerate(rows):
+        tokens[index, width - len(row) :], mask[index, width - len(row) :] = torch.tensor(row), 1
+    return tokens, mask
+
+
+def measure_own(path: str, batch: int, count: int, turns: int) -> dict[str, Any]:
+    """Seconds of processor time that each way of decoding takes in each turn, and how often StepFlow acted."""
+    import torch
+    from plain_models import plain_model, vocabulary
+    from transformers import GenerationConfig
+
+    import stepsal
+    from stepsal.models import host_of
+
+    torch.set_num_threads(THREADS)
+    model = stepsal.load_model(path, dtype="float32")
+    fused, eager = plain_model(path, "sdpa"), plain_model(path, "eager")
+    eager.load_state_dict(fused.state_dict(), assign=True)  # one copy of the weights
+    host, never = host_of(model), vocabulary(path) - 1
+    tokens, mask = prompts(model.tokenizer, batch)
+    options = {"max_new_tokens": count, "attention_mask": mask, "eos_token_id": never, "pad_token_id": never}
+    for plain in (fused, eager, model.original_model):
+        plain.generation_config = GenerationConfig()
+    acted = 0.0
+
+    def with_stepflow() -> Any:
+        nonlocal acted
+        with stepsal.intervene(model, stepsal.stepflow(), format="think") as live:
+            output = host.decode(tokens, mask, count, {never})
+        acted = float(live.report()["activations"].sum())
+        return output
+
+    ways = {
+        "sdpa": lambda: fused.generate(tokens, do_sample=False, **options),
+        "eager": lambda: eager.generate(tokens, do_sample=False, **options),
+        "bridge": lambda: model.hf_generate(tokens, do_sample=False, return_type="tokens", **options),
+        "stepsal": lambda: host.decode(tokens, mask, count, {never}),
+        "stepflow": with_stepflow,
+    }
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    with torch.no_grad(), host.frozen():
+        for turn in range(turns + 1):
+            for way in ways if turn % 2 else reversed(ways):
+                start = time.process_time()
+                output = ways[way]()
+                if turn:  # the first is a warm-up
+                    seconds[way].append(time.process_time() - start)
+                if output.shape[1] != tokens.shape[1] + count:
+                    raise SystemExit(f"{way} ended after {output.shape[1] - tokens.shape[1]} of {count} tokens")
+    return {"seconds": seconds, "activations": acted, "prompt": tokens.shape[1]}
+
+
+def own_table(path: str, batches: list[int], count: int, turns: int, out: str | None) -> str:
+    names = {
+        "sdpa": "Hugging Face, SDPA",
+        "eager": "Hugging Face, eager",
+        "bridge": "TransformerLens' `hf_generate`",
+        "stepsal": "stepsal without interventions",
+        "stepflow": "stepsal with StepFlow",
+    }
+    lines = [
+        "| batch | decoded with | tokens/s | time against SDPA (range of turns) | against stepsal without |",
+        "|---|---|---|---|---|",
+    ]
+    rows = []
+    for batch in batches:
+        command = [sys.executable, __file__, "--own", json.dumps([path, batch, count, turns])]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+        if done.returncode:
+            raise SystemExit(f"batch {batch} failed:\n{done.stderr}")
+        result = json.loads(done.stdout.splitlines()[-1])
+        seconds = result["seconds"]
+        rows.append({"model": Path(path).name, "batch": batch, "tokens": count, "threads": THREADS, **result})
+        for way, name in names.items():
+            ratios = [one / other for one, other in zip(seconds[way], seconds["sdpa"], strict=True)]
+            added = [one / other for one, other in zip(seconds[way], seconds["stepsal"], strict=True)]
+            rate = batch * count * THREADS / statistics.median(seconds[way])
+            lines.append(
+                f"| {batch} | {name} | {rate:.1f} | {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) "
+                f"| {statistics.median(added) - 1:+.1%} |"
+            )
+            print(lines[-1], file=sys.stderr)
+        if out:
+            Path(out).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    about = f"{Path(path).name}, float32, {THREADS} CPU thread(s), {count} new tokens, {turns} turn(s) each."
+    return "\n".join([*lines, "", f"{about} Tokens per second: of processor time, times the threads."])
+
+
 def main() -> None:
-    if "--case" in sys.argv:
+    if "--own" in sys.argv:
+        print(json.dumps(measure_own(*json.loads(sys.argv[2]))))
+    elif "--case" in sys.argv:
         print(json.dumps(measure(*json.loads(sys.argv[2]))))
     elif "--build" in sys.argv:
         build(sys.argv[2])
@@ -176,8 +289,14 @@ def main() -> None:
         parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
         parser.add_argument("--runs", type=int, default=9, help="runs in each case (default: %(default)s)")
+        parser.add_argument("--model", help="a folder or .gguf file: five ways of decoding with this model")
+        parser.add_argument("--batches", type=int, nargs="+", default=[1, 4], help="with --model: batch sizes")
+        parser.add_argument("--tokens", type=int, default=200, help="with --model: new tokens (default: %(default)s)")
+        parser.add_argument("--turns", type=int, default=3, help="with --model: turns of each (default: %(default)s)")
+        parser.add_argument("--json", help="with --model: a file for the numbers, one line for each batch size")
         given = parser.parse_args()
-        print(table(given.quick, given.runs))
+        sizes = ([2], 4, 1) if given.quick else (given.batches, given.tokens, given.turns)
+        print(own_table(given.model, *sizes, given.json) if given.model else table(given.quick, given.runs))
 
 
 if __name__ == "__main__":

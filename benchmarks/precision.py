@@ -1,4 +1,4 @@
-"""What half precision does to a step map: `python benchmarks/precision.py` (about two minutes on one CPU thread).
+"""What fewer bits do to a step map: `python benchmarks/precision.py` (about two minutes on one CPU thread).
 
 The bundled reasoner, solved test problems of 4 and of 10 facts. Of each trace and layer: the sum over heads and pairs of
 steps of |mass - float32's mass|, relative to the sum of float32's mass; then the mean over traces, and the worst trace.
@@ -10,16 +10,29 @@ Columns:
 
 The last line counts rows of the float16 maps (layer, query position) that lost all their influence to underflow, with and
 without a scale for each row (`stepsal.saliency.influence.row_scales`).
+
+`python benchmarks/precision.py --model real/SmolLM2-135M-Instruct.Q4_1.gguf` (`make real`; `pip install bitsandbytes
+reasoning-gym`): a trained model that reads GSM-Symbolic problems and their solutions, a line a step, in bfloat16 and with its
+weights in 8 and 4 bits. Against float32, for each quarter of the layers:
+
+- error: as above; the mean over traces and layers, and the worst trace.
+- shares: half the summed difference of a row's shares (of the head-averaged map): the part of a row that is elsewhere; the mean
+  over rows with two keys or more.
+- ranks: Spearman's correlation of the density maps' entries (head-averaged), the mean over traces and layers.
+
+A GGUF file is dequantised and written as a folder first, since only a folder is quantised anew.
 """
 
 import argparse
 import itertools
+import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 from unittest import mock
 
 import torch
+from scipy.stats import spearmanr
 
 import stepsal
 from stepsal import Step, StepMap, Trace, step_saliency
@@ -94,7 +107,79 @@ def table(problems: int) -> str:
     return "\n".join(lines)
 
 
+# --- a trained model -------------------------------------------------------------------------------------------------
+REAL = {
+    "bfloat16": {"dtype": "bfloat16"},
+    "8 bit (LLM.int8, no outliers)": {"quantization": "8bit"},
+    "4 bit (NF4)": {"quantization": "4bit"},
+    "4 bit (FP4)": {
+        "quantization": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_compute_dtype": "float32"}
+    },
+}
+
+
+def solutions(tokenizer: Any, count: int) -> list[Trace]:
+    """GSM-Symbolic problems with their reference solutions, a step a line."""
+    from reasoning_gym import create_dataset
+
+    data = create_dataset("gsm_symbolic", size=count, seed=0)
+    texts = [(each["question"], each["metadata"]["answer_cot"] + tokenizer.eos_token) for each in data]
+    return [
+        Trace.from_text(tokenizer, [{"role": "user", "content": question}], text, format="plain", steps="line")
+        for question, text in texts
+    ]
+
+
+def as_folder(model: str, folder: str) -> str:
+    """A GGUF file's model in float32, as a Hugging Face directory; any other name as it is."""
+    from stepsal.models.gguf_files import is_gguf, load_gguf
+
+    if not is_gguf(model):
+        return model
+    load_gguf(model, torch.float32, None).save_pretrained(folder)
+    stepsal.load_tokenizer(model).save_pretrained(folder)
+    return folder
+
+
+def differences(found: StepMap, expected: StepMap) -> torch.Tensor:
+    """`layer measure`: the error, the difference of shares, and the correlation of ranks."""
+    error = (found.mass - expected.mass).abs().sum((1, 2, 3)) / expected.mass.sum((1, 2, 3))
+    shares = (found.share().mean(1) - expected.share().mean(1)).abs().sum(-1)[:, 1:].nanmean(-1) / 2
+    causal = torch.ones_like(expected.pairs).tril().bool() & (expected.pairs > 0)
+    pairs = zip(found.density().mean(1), expected.density().mean(1), strict=True)
+    ranks = [spearmanr(a[causal], b[causal]).statistic for a, b in pairs]
+    return torch.stack([error, shares, torch.tensor(ranks, dtype=error.dtype)], 1)
+
+
+def real_table(model: str, count: int) -> str:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = as_folder(model, temporary)
+        traces = solutions(stepsal.load_tokenizer(folder), count)
+        expected = maps(stepsal.load_model(folder, dtype="float32"), traces)
+        layers = len(expected[0].layers)
+        lines = ["| weights | layers | error: mean | worst | shares | ranks |", "|---|---|---|---|---|---|"]
+        for name, options in REAL.items():
+            found = maps(stepsal.load_model(folder, **{"dtype": "float32"} | options), traces)
+            every = torch.stack(
+                [differences(*each) for each in zip(found, expected, strict=True)]
+            )  # trace layer measure
+            for part in torch.arange(layers).chunk(4):
+                error, shares, ranks = every[:, part].unbind(-1)
+                cells = [
+                    f"{100 * error.mean():.1f} %",
+                    f"{100 * error.mean(1).max():.1f} %",
+                    f"{100 * shares.mean():.2f} %",
+                ]
+                lines.append(f"| {name} | {part[0]} to {part[-1]} | {' | '.join(cells)} | {ranks.mean():.3f} |")
+    lengths = [len(trace.tokens) for trace in traces]
+    return "\n".join([*lines, "", f"{len(traces)} traces of {min(lengths)} to {max(lengths)} tokens."])
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", type=int, default=12, help="problems of each length (default: %(default)s)")
-    print(table(parser.parse_args().problems))
+    parser.add_argument(
+        "--model", help="a trained model: a GGUF file, a folder or a hub id (default: the bundled reasoner)"
+    )
+    given = parser.parse_args()
+    print(real_table(given.model, given.problems) if given.model else table(given.problems))

@@ -1,4 +1,5 @@
-"""What a step map costs, against named baselines: `python benchmarks/saliency.py` (`--quick` for a smoke run).
+"""What a step map costs, against named baselines: `python benchmarks/saliency.py` (`--quick` for a smoke run), or on a model of
+yours `python benchmarks/saliency.py --model PATH`.
 
 Cases, each in a process of its own, on a Qwen2-style model with random weights (8 layers, d_model 512, 8 query heads,
 2 key-value heads, vocabulary 8,192), one batch row, float32:
@@ -15,6 +16,11 @@ Cases, each in a process of its own, on a Qwen2-style model with random weights 
 - passes: one backward pass per token through one full graph: the definition of the per-token objective.
 
 Time is the median of the repetitions (after one warm-up); memory is the peak resident set over that before the first.
+
+With `--model` (a folder or a `.gguf` file that `load_model` takes), stepsal and the floor are measured on that model, in
+float32, with random tokens in steps of 32. Memory is that above the weights, and each of the two has a process of its own for
+it. For time they take turns in one process, so that a machine that is busy for a while hurts both alike, and what counts is
+the processor time of the process. `OMP_NUM_THREADS` says how many threads (2). `--json PATH` writes a line for each length.
 """
 
 import argparse
@@ -30,7 +36,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-THREADS = 2
+THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
+STEP = 32  # tokens of a step with `--model`
 
 
 def resident() -> int:
@@ -197,8 +204,104 @@ def table(quick: bool) -> str:
     return "\n".join(lines)
 
 
+def own_case(kind: str, path: str, length: int) -> Callable[[int], Any]:
+    """A function that runs stepsal or the floor on the first tokens of a random text."""
+    import torch
+    from plain_models import plain_model, vocabulary
+    from torch.nn import functional as F
+
+    import stepsal
+    from stepsal import Step, Trace
+
+    torch.set_num_threads(THREADS)
+    model = stepsal.load_model(path, dtype="float32") if kind == "stepsal" else plain_model(path, "sdpa")
+    torch.manual_seed(length)
+    tokens = torch.randint(vocabulary(path), (length,))
+
+    def stepsal_map(length: int) -> Any:
+        steps = tuple(
+            Step(index, "thinking" if index else "question", start, min(start + STEP, length), "")
+            for index, start in enumerate(range(0, length, STEP))
+        )
+        return stepsal.step_saliency(model, Trace(tokens[:length], steps, prompt=""))
+
+    def floor(length: int) -> None:
+        leaf = model.get_input_embeddings()(tokens[None, :length]).detach().requires_grad_(True)
+        logits = model(inputs_embeds=leaf, use_cache=False).logits
+        torch.autograd.grad(F.cross_entropy(logits[0, :-1], tokens[1:length]), leaf)
+
+    return stepsal_map if kind == "stepsal" else floor
+
+
+def own_memory(kind: str, path: str, length: int) -> dict[str, int]:
+    run = own_case(kind, path, length)
+    run(STEP)  # all weights are in memory now
+    before = resident()
+    run(length)
+    return {"bytes": max(1, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)}
+
+
+def own_times(path: str, length: int, turns: int) -> dict[str, list[float]]:
+    runs = {kind: own_case(kind, path, length) for kind in ("stepsal", "floor")}
+    seconds: dict[str, list[float]] = {kind: [] for kind in runs}
+    for run in runs.values():
+        run(STEP)
+    for turn in range(turns):
+        for kind in runs if turn % 2 else reversed(runs):
+            start = time.process_time()
+            runs[kind](length)
+            seconds[kind].append(time.process_time() - start)
+    return seconds
+
+
+def own(kind: str, *given: Any) -> Any:
+    """What `own_memory` or `own_times` gives, in a process of its own."""
+    command = [sys.executable, __file__, "--own", json.dumps([kind, *given])]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    if done.returncode:
+        raise SystemExit(f"{kind} {given} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def own_table(path: str, lengths: list[int], turns: int, out: str | None) -> str:
+    lines = [
+        "| tokens | floor: time | stepsal: time | ratio (range of turns) | floor: memory | stepsal: memory | ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    rows = []
+    for length in lengths:
+        seconds = own("times", path, length, turns)
+        size = {kind: own("memory", kind, path, length)["bytes"] for kind in ("floor", "stepsal")}
+        ratios = [mine / floor for mine, floor in zip(seconds["stepsal"], seconds["floor"], strict=True)]
+        row = {
+            "model": Path(path).name,
+            "tokens": length,
+            "threads": THREADS,
+            "floor_seconds": statistics.median(seconds["floor"]),
+            "stepsal_seconds": statistics.median(seconds["stepsal"]),
+            "time_ratios": ratios,
+            "time_ratio": statistics.median(ratios),
+            "floor_bytes": size["floor"],
+            "stepsal_bytes": size["stepsal"],
+            "memory_ratio": size["stepsal"] / size["floor"],
+        }
+        rows.append(row)
+        lines.append(
+            f"| {length:,} | {row['floor_seconds']:.2f} s | {row['stepsal_seconds']:.2f} s "
+            f"| {row['time_ratio']:.2f} ({min(ratios):.2f} to {max(ratios):.2f}) | {size['floor'] / 2**20:,.0f} MiB "
+            f"| {size['stepsal'] / 2**20:,.0f} MiB | {row['memory_ratio']:.2f} |"
+        )
+        print(lines[-1], file=sys.stderr)
+        if out:
+            Path(out).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return "\n".join([*lines, "", f"{Path(path).name}, float32, {THREADS} CPU thread(s), {turns} turn(s) each."])
+
+
 def main() -> None:
-    if "--case" in sys.argv:
+    if "--own" in sys.argv:
+        kind, *given = json.loads(sys.argv[2])
+        print(json.dumps((own_memory if kind == "memory" else own_times)(*given)))
+    elif "--case" in sys.argv:
         kind, length, folder, repetitions = sys.argv[2:]
         print(json.dumps(measure(kind, int(length), folder, int(repetitions))))
     elif "--build" in sys.argv:
@@ -206,7 +309,15 @@ def main() -> None:
     else:
         parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
-        print(table(parser.parse_args().quick))
+        parser.add_argument("--model", help="a folder or .gguf file: stepsal and the floor on this model")
+        parser.add_argument(
+            "--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096], help="with --model: tokens"
+        )
+        parser.add_argument("--turns", type=int, default=3, help="with --model: turns of each (default: %(default)s)")
+        parser.add_argument("--json", help="with --model: a file for the numbers, one line for each length")
+        given = parser.parse_args()
+        lengths, turns = ([2 * STEP], 1) if given.quick else (given.lengths, given.turns)
+        print(own_table(given.model, lengths, turns, given.json) if given.model else table(given.quick))
 
 
 if __name__ == "__main__":

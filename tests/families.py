@@ -16,6 +16,16 @@ WINDOW = 13
 LONGROPE = 128  # tokens from which LongRoPE turns by other angles; the traces are shorter
 SLIDES, FULL = "sliding_attention", "full_attention"
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
+RECURRENT = "linear_attention"
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 20, "mamba_d_state": 6, "mamba_n_groups": 1}
+# The delta rule computes in float32 whatever the model's precision, and the larger the weights, the more its two forms (for
+# many tokens and for one) round apart: by 5e-5 with the other families' weights.
+DELTA_NET = {
+    "initializer_range": 0.1,
+    "num_hidden_layers": 5, "layer_types": [FULL, RECURRENT] * 2 + [FULL], "head_dim": 12, "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4, "linear_key_head_dim": 32, "linear_value_head_dim": 10,
+}  # fmt: skip
+CONVOLUTION = {"num_hidden_layers": 5, "layer_types": [FULL, "conv"] * 2 + [FULL]}
 LATENT = {
     "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 12, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4,
     "v_head_dim": 14, "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "n_shared_experts": 1,
@@ -110,18 +120,43 @@ FAMILIES = (
            {"sliding_window": WINDOW, "layer_types": [SLIDES, FULL, SLIDES]}),
     Family("Cohere 2", "Command A Reasoning", "sliding windows, parallel blocks", "Cohere2",
            {"sliding_window": WINDOW, "layer_types": [SLIDES, FULL, SLIDES]}),
+    Family("Qwen3.5", "Qwen3.5 (text)", "linear attention in most layers, gated heads", "Qwen3_5", DELTA_NET),
+    Family("Qwen3-Next", "Qwen3-Next", "the same, with experts", "Qwen3Next",
+           DELTA_NET | {"num_experts": 4, "shared_expert_intermediate_size": 24, **EXPERTS}),
+    Family("LFM2", "LFM2", "convolutions in most layers", "Lfm2", CONVOLUTION | {"block_auto_adjust_ff_dim": False}),
+    Family("LFM2-MoE", "LFM2-MoE", "the same, with experts", "Lfm2Moe",
+           CONVOLUTION | {"num_dense_layers": 1, "num_experts": 4, **EXPERTS}),
+    Family("Granite 4, hybrid", "Granite 4 (H)", "Mamba 2 in most layers, experts", "GraniteMoeHybrid",
+           MAMBA | {"num_hidden_layers": 5, "layer_types": ["attention", "mamba"] * 2 + ["attention"],
+                    "position_embedding_type": "nope",
+                    "attention_multiplier": 0.3, "num_local_experts": 4, "num_experts_per_tok": 2,
+                    "shared_intermediate_size": 32}),
+    Family("Falcon-H1", "Falcon-H1", "Mamba 2 beside attention in every layer", "FalconH1",
+           MAMBA | {"mamba_d_ssm": 40, "mamba_d_head": 10, "head_dim": 12}),
+    Family("HunYuan", "HunYuan (dense)", "norms after the rotation", "HunYuanDenseV1", {"head_dim": 12}),
+    Family("BLOOM", "BLOOM", "position added to the scores", "Bloom", {"n_layer": 3, "n_head": 4}),
 )  # fmt: skip
 
 REFUSED = (
-    Family("Qwen3-Next", "Qwen3-Next, Qwen3.5", "linear attention in most layers", "Qwen3Next",
-           {"head_dim": 12, "num_experts": 4, "shared_expert_intermediate_size": 24, **EXPERTS}),
-    Family("Falcon-H1", "Falcon-H1", "a recurrence beside attention", "FalconH1",
-           {"mamba_d_ssm": 40, "mamba_n_heads": 4, "mamba_d_head": 10, "head_dim": 12}),
+    Family("Gemma 4", "Gemma 4 (text)", "layers that share keys and values, embeddings for each layer", "Gemma4",
+           {"head_dim": 12, "num_hidden_layers": 6, "layer_types": [SLIDES, FULL] * 3, "num_kv_shared_layers": 2,
+            "sliding_window": WINDOW, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 400}),
+    Family("Jamba", "Jamba", "Mamba in most layers", "Jamba",
+           {"num_hidden_layers": 6, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 1,
+            "use_mamba_kernels": False, "mamba_d_state": 6}),
+    Family("OLMo hybrid", "OLMo hybrid", "linear attention in most layers", "OlmoHybrid", DELTA_NET),
+    Family("Bamba", "Bamba", "Mamba 2 in most layers", "Bamba", MAMBA | {"attn_layer_indices": [1]}),
+    Family("Nemotron-H", "Nemotron-H, Nemotron 3", "Mamba 2 in most layers", "NemotronH",
+           {"layers_block_type": ["mamba", "attention", "mlp"], "head_dim": 12, "mamba_num_heads": 4, "mamba_head_dim": 20,
+            "ssm_state_size": 6, "n_groups": 1}),
+    Family("Zamba 2", "Zamba 2", "Mamba 2, attention shared by layers", "Zamba2",
+           {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2, "hybrid_layer_ids": [1, 3],
+            "mamba_d_state": 6, "mamba_ngroups": 1, "n_mamba_heads": 4, "mamba_headdim": 20}),
+    Family("RecurrentGemma", "RecurrentGemma", "a recurrence in most layers", "RecurrentGemma",
+           {"head_dim": 10, "block_types": ["recurrent", "attention"]}),
     Family("Mamba", "Mamba", "no attention", "Mamba"),
     Family("GLM-MoE-DSA", "GLM-5, DeepSeek-V3.2's attention", "a learned choice of keys", "GlmMoeDsa",
            LATENT | {"n_group": 1, "topk_group": 1, "index_topk": 8, "index_head_dim": 8, "index_n_heads": 2}),
-    Family("HunYuan", "HunYuan (dense)", "norms after the rotation", "HunYuanDenseV1", {"head_dim": 12}),
-    Family("BLOOM", "BLOOM", "position added to the scores", "Bloom", {"n_layer": 3, "n_head": 4}),
 )  # fmt: skip
 
 
@@ -136,7 +171,7 @@ def save_family(family: Family, folder: Path) -> Path:
         "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }  # fmt: skip
-    config = getattr(transformers, "Gemma3TextConfig" if family.kind == "Gemma3" else f"{family.kind}Config")
+    config = getattr(transformers, f"{family.kind}TextConfig", None) or getattr(transformers, f"{family.kind}Config")
     torch.manual_seed(0)
     getattr(transformers, f"{family.kind}ForCausalLM")(config(**sizes | family.changes)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -21,11 +21,15 @@ def patterns_and_logits(model, tokens):
     def keep(tensor, hook):
         kept[hook.layer()] = tensor
 
-    layers = range(model.cfg.n_layers)
+    layers = layers_with_attention(model)
     hooks = [("blocks.0.hook_resid_pre", leaf), *((f"blocks.{layer}.attn.hook_pattern", keep) for layer in layers)]
     with model.hooks(fwd_hooks=hooks):
         logits = model(tokens[None])
     return [kept[layer] for layer in layers], logits[0]
+
+
+def layers_with_attention(model):
+    return [layer for layer in range(model.cfg.n_layers) if hasattr(model.blocks[layer], "attn")]
 
 
 def apply_rule(pattern, gradient, rule):
@@ -305,7 +309,7 @@ def logits_with_interventions(model, trace, bridges=(), momenta=(), window=None)
         return result.reshape(output.shape)
 
     hooks = []
-    for layer in range(model.cfg.n_layers):
+    for layer in layers_with_attention(model):
         hooks += [(f"blocks.{layer}.attn.hook_pattern", bridge), (f"blocks.{layer}.attn.hook_v", keep)]
         hooks += [(f"blocks.{layer}.attn.hook_z", inject)]
     with torch.no_grad(), model.hooks(fwd_hooks=hooks):

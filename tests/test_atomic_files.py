@@ -235,12 +235,12 @@ def test_a_byte_in_the_middle_of_a_large_file_changes_the_fingerprint_of_a_model
     weights = tmp_path / "model.safetensors"
     content = bytearray(5 * 2**20)
     weights.write_bytes(content)
-    before = lookup._fingerprint(tmp_path)
+    before = lookup._fingerprint(tmp_path, "")
     times = weights.stat()
     content[5 * 2**19] = 1
     weights.write_bytes(content)
     os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert lookup._fingerprint(tmp_path) != before
+    assert lookup._fingerprint(tmp_path, "") != before
 
 
 def test_hashes_of_large_files_are_kept_and_a_damaged_or_stale_entry_is_not_believed(tmp_path, monkeypatch):

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from stepsal.models.host import BUNDLED
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
+REASONER = str(BUNDLED)
 
 
 @pytest.mark.parametrize(
@@ -19,6 +22,8 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
             2 + 2 + 2 + 1,
         ),  # a heading, two floors, the official way and its least, the definition
         ("decoding", ["--quick"], 2 + 2 + 2 + 2),  # two headings, two models, two lengths
+        ("saliency", ["--quick", "--model", REASONER], 2 + 1),  # a heading, one length
+        ("decoding", ["--quick", "--model", REASONER], 2 + 5),  # a heading, five ways
         ("sweep", ["--quick"], 2 + 4),  # a heading, the plain loop, three sweeps
         ("precision", ["--problems", "2"], 2 + 8),  # a heading, the layers
         ("gpu", ["--quick"], 2 + 1 + 2 + 1),  # two headings, one length, one batch

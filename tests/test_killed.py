@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TL3
+from hooked import TL3
 
 from stepsal import StepMap
 from stepsal.cli import main

@@ -20,6 +20,8 @@ How it runs:
 2. Rows before the end of the first source cannot change. They run once, alone, into a cache which each batch takes a copy of.
 3. A batch runs in chunks of queries over its cache, so memory does not grow with the square of the length.
 
+Where a recurrence stands beside attention, it still carries what a step said: attention alone is cut.
+
 Source: causal.md section 1; attention suppression of Thought Anchors (arXiv 2506.19143).
 """
 
@@ -37,12 +39,12 @@ from stepsal.causality.knockoutfile import read_knockout, write_knockout
 from stepsal.causality.removal import Mode, StepRemoval
 from stepsal.checks import checked
 from stepsal.checks import path as check_path
-from stepsal.errors import InputError
+from stepsal.errors import InputError, UnsupportedModelError
 from stepsal.models import host_of
 from stepsal.models.checks import a_model
 from stepsal.models.host import Host, Model
 from stepsal.models.memory import free_bytes, peak_bytes, spread
-from stepsal.models.support import check_supported
+from stepsal.models.support import check_supported, reads_in_chunks
 from stepsal.saliency.attention import in_float32
 from stepsal.saliency.gradients import check_logits
 from stepsal.saliency.influence import check_trace
@@ -122,7 +124,8 @@ def step_knockout(
     Raises:
         InputError: an option is unknown, a source has no later step, a token is not in the model's vocabulary, or the trace is
             longer than the model's context.
-        UnsupportedModelError: the result would not be exact with this model. It is raised before any work is done.
+        UnsupportedModelError: the result would not be exact with this model (`direct`: where tokens meet elsewhere than in
+            attention). It is raised before any work is done.
         NumericalError: a logit of the untouched run is NaN or infinite.
 
     >>> from stepsal import Trace, load_model, step_knockout
@@ -136,6 +139,11 @@ def step_knockout(
     chosen = check_knockout(trace.steps, mode, sources, answer)
     check_trace(model, trace)
     check_supported(model)
+    if mode == "direct" and not reads_in_chunks(model):
+        raise UnsupportedModelError(
+            f"mode='direct' is not exact with {host_of(model).describe()['model']}: its tokens meet elsewhere than in attention, or "
+            "its scores are of another kind than a query times a key. mode='total' is."
+        )
     started, span = time.monotonic(), answer or _summary(trace.steps)
     host, sums = host_of(model), _Sums(trace, span)
     with torch.no_grad(), host.frozen():

@@ -65,14 +65,14 @@ class StepRemoval:
         if self.mode == "total":
             return []
         hooks: list[Hook] = []
-        for layer in range(self.host.shape.layers):
+        for layer in self.host.attention_layers:
             hooks += [self.host.at_keys(layer, self._base_keys), self.host.at_values(layer, self._base_values)]
         return hooks
 
     def hooks(self) -> list[Hook]:
         """The other hooks. They come after all that are there."""
         hooks: list[Hook] = []
-        for layer in range(self.host.shape.layers):
+        for layer in self.host.attention_layers:
             if self.mode == "direct":
                 hooks.append(self.host.at_queries(layer, self._keep_query))
             hooks.append(self.host.at_scores(layer, self._scores(layer)))

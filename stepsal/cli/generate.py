@@ -41,7 +41,9 @@ def add(commands: "options.Commands") -> None:
         help="put prompts that are texts into the model's chat template, as what a user says",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="TRACES.jsonl")
-    parser.add_argument("--model", default=None, metavar="NAME_OR_DIR", help="default: the bundled reasoner")
+    parser.add_argument(
+        "--model", default=None, metavar="NAME", help=f"{options.MODELS} (default: the bundled reasoner)"
+    )
     parser.add_argument(
         "--max-new-tokens", type=options.positive, default=None, help="default: 512, or what the task needs"
     )
@@ -126,7 +128,6 @@ def run(given: argparse.Namespace) -> None:
     from stepsal.generation.generate import Decoding
     from stepsal.generation.grading import check_grader
     from stepsal.generation.questions import as_chat, tokens_needed
-    from stepsal.models.loading import load_model
     from stepsal.reasoner import DEFAULT_LENGTH
 
     # Everything that can be checked without the model is checked before minutes of loading weights.
@@ -143,9 +144,7 @@ def run(given: argparse.Namespace) -> None:
     decoding = Decoding(room, given.batch_size, given.temperature, given.top_p, given.samples, given.seed)
     if given.chat:
         questions = [as_chat(question) for question in questions]
-    model = load_model(
-        given.model, device=given.device, dtype=given.dtype, device_map=given.device_map, host=given.host
-    )
+    model = options.load_placed_model(given)
     if any(isinstance(question.prompt, str) for question in questions) and getattr(
         model.tokenizer, "chat_template", None
     ):

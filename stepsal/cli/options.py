@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from stepsal.interventions.base import Intervention
+    from stepsal.models.host import Model
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
     """What a command's `add` adds its parser to."""
 
+
+MODELS = "hub id, local Hugging Face directory, or GGUF file (on the hub: owner/repository/file.gguf)"
+"""What `--model` takes."""
 
 GOES_ON = "interrupted; what is finished is kept, and the same command goes on from there"
 """What a command says after Ctrl-C where it goes on from what an earlier run finished."""
@@ -61,7 +65,30 @@ def placement() -> argparse.ArgumentParser:
     group.add_argument(
         "--host", default="bridge", help="bridge, or hooked_transformer (TransformerLens 3.9; default: %(default)s)"
     )
+    few_bits = group.add_mutually_exclusive_group()
+    for bits, kind in ((4, "NF4"), (8, "LLM.int8")):
+        few_bits.add_argument(
+            f"--load-in-{bits}bit",
+            action="store_const",
+            const=f"{bits}bit",
+            dest="quantization",
+            help=f"quantise the weights to {bits} bits as they are loaded (bitsandbytes' {kind})",
+        )
     return parent
+
+
+def load_placed_model(given: argparse.Namespace) -> "Model":
+    """The model that `--model` names, as the options of `placement` say."""
+    from stepsal.models.loading import load_model
+
+    return load_model(
+        given.model,
+        device=given.device,
+        dtype=given.dtype,
+        device_map=given.device_map,
+        host=given.host,
+        quantization=given.quantization,
+    )
 
 
 def maps_folder() -> argparse.ArgumentParser:
@@ -110,10 +137,10 @@ def check_heads(interventions: "list[Intervention]", model: str | None) -> None:
 
 
 def check_placement(given: argparse.Namespace) -> None:
-    """Raise `InputError` for a device, a precision or a host that cannot be used here."""
+    """Raise `InputError` for a device, a precision, a host or a quantization that cannot be used here."""
     from stepsal.models.loading import check_placement
 
-    check_placement(given.device, given.dtype, given.device_map, given.host)
+    check_placement(given.device, given.dtype, given.device_map, given.host, given.quantization)
 
 
 def check_out(path: Path, *, folder: bool = False) -> None:

@@ -16,7 +16,7 @@ def add(commands: "options.Commands") -> None:
         description="Compute the step map of each trace. Run again after an interrupt: finished maps are kept.",
     )
     parser.add_argument("traces", type=Path, metavar="TRACES.jsonl", help="one trace a line (see docs/traces.md)")
-    parser.add_argument("--model", required=True, metavar="NAME_OR_DIR", help="hub id or local Hugging Face directory")
+    parser.add_argument("--model", required=True, metavar="NAME", help=options.MODELS)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the maps")
     parser.add_argument("--objective", default="token", choices=["token", "sequence"])
     parser.add_argument("--rule", default="abs", choices=["abs", "signed", "grad", "attention"])
@@ -32,7 +32,7 @@ def add(commands: "options.Commands") -> None:
 
 def run(given: argparse.Namespace) -> None:
     prepare_process()
-    from stepsal.models.loading import load_model, load_tokenizer
+    from stepsal.models.loading import load_tokenizer
     from stepsal.saliency.folder import save_step_maps
     from stepsal.saliency.influence import check_options
     from stepsal.traces.files import read_traces
@@ -48,9 +48,7 @@ def run(given: argparse.Namespace) -> None:
     traces = read_traces(given.traces, tokenizer, on_error="skip" if given.skip_broken else "raise", **chosen)
     if not traces:
         raise InputError(f"{given.traces} holds no trace. Give one JSON object a line, with 'prompt' and 'response'.")
-    model = load_model(
-        given.model, device=given.device, dtype=given.dtype, device_map=given.device_map, host=given.host
-    )
+    model = options.load_placed_model(given)
     paths = save_step_maps(
         model, traces, given.out, objective=given.objective, rule=given.rule, layers=given.layers, chunk=given.chunk
     )

@@ -20,9 +20,7 @@ def add(commands: "options.Commands") -> None:
     )
     parser.add_argument("files", nargs="+", metavar="IN.jsonl", help="a batch's requests and results: both files")
     parser.add_argument("--out", type=Path, required=True, metavar="TRACES.jsonl", help="replaced if it is there")
-    parser.add_argument(
-        "--model", required=True, metavar="NAME_OR_DIR", help="whose tokenizer and chat template to use"
-    )
+    parser.add_argument("--model", required=True, metavar="NAME", help="whose tokenizer and chat template to use")
     parser.set_defaults(run=convert, interrupted=options.STARTS_ANEW.format("the file of --out"))
 
 

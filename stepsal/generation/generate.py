@@ -312,7 +312,8 @@ def _decode(model: Model, requests: list[Request], decoding: Decoding) -> list[l
         numbers = torch.from_numpy(np.minimum(uniform, 1 - 2**-24)).to(torch.float32)  # rounding must not give 1
 
     def choose(so_far: Tensor, logits: Tensor) -> Tensor:
-        logits = logits.masked_fill(torch.arange(logits.shape[1], device=logits.device) >= known, -torch.inf)
+        if logits.shape[1] > known:
+            logits = logits.masked_fill(torch.arange(logits.shape[1], device=logits.device) >= known, -torch.inf)
         if numbers is None:
             return logits
         number = numbers[:, so_far.shape[1] - width].to(logits.device)

@@ -21,7 +21,7 @@ Parameters never change. What an intervention must remember while a model reads 
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -41,7 +41,7 @@ INTERVENTIONS: dict[str, "type[Intervention]"] = {}
 RESERVED_NAMES = (
     *("none", "both", "both-controls", "layers", "heads", "help", "seed", "out", "model", "problems", "max-new-tokens"),
     *("batch-size", "temperature", "top-p", "samples", "format", "steps", "device", "device-map", "dtype", "plugin"),
-    *("chat", "grader"),
+    *("chat", "grader", "load-in-4bit", "load-in-8bit"),
 )
 """What configurations and the command line call something else."""
 RESERVED_OPTIONS = (
@@ -267,9 +267,12 @@ class Intervention:
         own: Any = self
         return {"part": type(self).__name__, **asdict(own)}
 
-    def heads_by_layer(self, n_layers: int, n_heads: int) -> HeadsByLayer:
-        """The chosen layers of a model, ascending, each with its chosen heads. Raises `InputError` for what the model lacks."""
-        return resolve_heads(self.layers, self.heads, n_layers, n_heads)
+    def heads_by_layer(self, n_layers: int, n_heads: int, attention: Collection[int] | None = None) -> HeadsByLayer:
+        """The chosen layers of a model, ascending, each with its chosen heads. Raises `InputError` for what the model lacks.
+
+        `attention` names the layers that have attention, where not all of them have.
+        """
+        return resolve_heads(self.layers, self.heads, n_layers, n_heads, attention)
 
 
 def _same_definition(one: type[Intervention], other: type[Intervention]) -> bool:

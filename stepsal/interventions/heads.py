@@ -6,7 +6,7 @@ compared and hashed.
 """
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from stepsal.errors import InputError
@@ -21,15 +21,19 @@ HeadSpec = None | Sequence[int] | Mapping[int, Sequence[int]] | FrozenHeads
 chosen layers that it does not mention keep all their heads."""
 
 
-def resolve_heads(layers: LayerSpec, heads: HeadSpec, n_layers: int, n_heads: int) -> HeadsByLayer:
+def resolve_heads(
+    layers: LayerSpec, heads: HeadSpec, n_layers: int, n_heads: int, attention: Collection[int] | None = None
+) -> HeadsByLayer:
     """The chosen layers of a model, ascending, each with its chosen heads; negative indices count from the end.
+
+    `attention` names the layers that have attention, where not all of them have (see `resolve_layers`).
 
     Raises `InputError` for a layer or head out of range, one named twice, or heads of a layer that is not chosen.
 
     >>> resolve_heads([0, 2], {2: [-1]}, n_layers=8, n_heads=4)
     {0: (0, 1, 2, 3), 2: (3,)}
     """
-    chosen_layers = resolve_layers(layers, n_layers)
+    chosen_layers = resolve_layers(layers, n_layers, attention)
     frozen: Any = freeze_heads(heads)
     if not frozen or not isinstance(frozen[0], tuple):
         return dict.fromkeys(chosen_layers, _indices_of(frozen, n_heads))

@@ -104,10 +104,10 @@ class Interventions:
         if idle := [each for each in interventions if not any(overrides(each, method) for method in methods)]:
             raise InputError(f"{type(idle[0]).__name__} edits nothing: give it edit_pattern, edit_head_outputs or both")
         self._host = host_of(model)
-        size = self._host.shape
+        size, attention = self._host.shape, self._host.attention_layers or None
         self._n_heads = size.heads
         self.interventions, self.format, self.steps = interventions, format, steps
-        self._heads = [each.heads_by_layer(size.layers, size.heads) for each in interventions]
+        self._heads = [each.heads_by_layer(size.layers, size.heads, attention) for each in interventions]
         self._follower = Follower(model.tokenizer, format, steps, self._host.end_tokens())
         self._activities = {(index, layer): Activity() for index, each in enumerate(self._heads) for layer in each}
         self._running = RunningPass(self._refuse)

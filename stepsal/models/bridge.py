@@ -1,15 +1,21 @@
 """What TransformerLens calls the parts of a `TransformerBridge` (TransformerLens 4.3): the Hugging Face model with hooks."""
 
 import copy
+import inspect
+import json
 from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stepsal.errors import UnsupportedModelError
 from stepsal.models.host import Function, Hook, Host, OwnScore, plain_json
+from stepsal.models.idle_components import without_idle_components
+from stepsal.models.quantization import own_quantization
 
 
 class BridgeHost(Host):
@@ -36,6 +42,10 @@ class BridgeHost(Host):
             return None if result is None else result.reshape(outputs.shape)
 
         return name, regroup
+
+    def at_output_gate(self, layer: int, function: Function) -> Hook | None:
+        attention = self.model.blocks[layer].attn
+        return (f"blocks.{layer}.attn.hook_q_gate", function) if hasattr(attention, "hook_q_gate") else None
 
     def hooks(self, hooks: list[Hook]) -> AbstractContextManager[Any]:
         return self.model.hooks(fwd_hooks=hooks)
@@ -69,7 +79,27 @@ class BridgeHost(Host):
     def configuration(self) -> str:
         return plain_json(self.model.original_model.config.to_dict())
 
+    @property
+    def quantization(self) -> str:
+        own = own_quantization(self.model.original_model.config)
+        return json.dumps(own, sort_keys=True) if own else ""
+
     def unsupported(self) -> str:
+        attentions = [getattr(block, "attn", None) for block in getattr(self.model, "blocks", ())]
+        if any(type(attention).__name__ == "AttentionBridge" for attention in attentions):
+            return "TransformerLens leaves its attention to transformers, so patterns can be seen afterwards but not replaced"
+        # What bitsandbytes does and a few tokens may not show: see `stepsal.models.quantization`.
+        for module in self.model.original_model.modules():
+            if getattr(getattr(module, "state", None), "threshold", 0) > 0:
+                return (
+                    "what LLM.int8 gives for a token depends on the tokens that are read beside it, where it keeps outliers "
+                    "apart: load it with quantization='8bit', or with llm_int8_threshold=0.0"
+                )
+            if getattr(module, "support_avx512bf16_for_cpu", False) and module.weight.device.type == "cpu":
+                return (
+                    "bitsandbytes' CPU kernel for 4-bit weights has no gradient: load it with stepsal.load_model, which "
+                    "switches the kernel off"
+                )
         return ""
 
     def own_score(self, layer: int) -> OwnScore:
@@ -100,24 +130,52 @@ class BridgeHost(Host):
         return (self.model.tokenizer, settings)
 
     # --- running it --------------------------------------------------------------------------------------------------
+    def adapt(self) -> None:
+        # From transformers 5.24 on the cache is called `cache`. TransformerLens 4.3.0 gives it to the model under its old name,
+        # which works but warns, and looks for it in each layer under its old name, where it finds none: each token would see
+        # itself alone. So it is renamed on the way into the model, and into the bridge of each part of a layer; and back, where
+        # that bridge leaves the work to transformers' own part.
+        model = getattr(self.model, "original_model", None)
+        if model is None or not _takes_cache(model):
+            return
+        _rename(model, "past_key_values", "cache")
+        for block in getattr(self.model, "blocks", ()):
+            for name, part in block.named_children():
+                original = getattr(part, "original_component", None)
+                if original is not None and _takes_cache(original):
+                    old = "past_key_values" if name == "attn" else "cache_params"
+                    _rename(part, "cache", old)
+                    _rename(original, old, "cache")
+
     def new_cache(self) -> Any:
         from transformers import DynamicCache
 
-        return DynamicCache()
+        # Made from a configuration, a cache keeps of a sliding window no keys but the window's. Here all of them are needed.
+        cache = DynamicCache(config=self.model.original_model.config)
+        if not any(hasattr(layer, "recurrent_states") for layer in cache.layers):
+            return DynamicCache()
+        if any(cache.is_sliding):
+            raise UnsupportedModelError(
+                "beside a recurrence it has sliding windows, and its cache keeps their keys alone"
+            )
+        return cache
 
     def repeated_cache(self, cache: Any, times: int) -> Any:
         repeated = copy.deepcopy(cache)
-        repeated.batch_repeat_interleave(times)
+        repeated.reorder_cache(torch.zeros(times, dtype=torch.long, device=self.device))  # recurrent states, too
         return repeated
 
     def forward(
         self, tokens: Int[Tensor, "batch pos"], hooks: list[Hook], cache: Any = None
     ) -> Float[Tensor, "batch pos vocabulary"]:
-        with self.hooks(hooks):
-            if cache is None:
+        if cache is None:
+            with self.hooks(hooks):
                 return self.model(tokens, return_type="logits")
-            logits, _ = self.model(tokens, return_type="logits_and_cache", past_key_values=cache)
-            return logits
+        with self.hooks(hooks), _copying_states(cache):
+            logits = self.model(tokens, return_type="logits", past_key_values=cache)
+        for layer in cache.layers:
+            _detach(vars(layer))
+        return logits
 
     def check_decodes(self) -> None:
         """Every bridge decodes."""
@@ -136,14 +194,65 @@ class BridgeHost(Host):
         settings = owner.generation_config
         owner.generation_config = GenerationConfig()  # transformers (5.23.0) takes from it what a call does not name
         try:
-            return self.model.hf_generate(
-                tokens,
-                max_new_tokens=max_new_tokens,
-                eos_token_id=sorted(ends),
-                do_sample=False,
-                logits_processor=LogitsProcessorList([] if choose is None else [choose]),
-                attention_mask=mask,
-                return_type="tokens",
-            )
+            with without_idle_components(self.model):
+                return self.model.hf_generate(
+                    tokens,
+                    max_new_tokens=max_new_tokens,
+                    eos_token_id=sorted(ends),
+                    do_sample=False,
+                    logits_processor=LogitsProcessorList([] if choose is None else [choose]),
+                    attention_mask=mask,
+                    return_type="tokens",
+                )
         finally:
             owner.generation_config = settings
+
+
+def _detach(kept: dict[Any, Any]) -> None:
+    """Detach the tensors that a layer of a cache holds: keys, values, and the states of a recurrence by their number."""
+    for name, value in kept.items():
+        if isinstance(value, Tensor):
+            kept[name] = value.detach()
+        elif isinstance(value, dict):
+            _detach(value)
+
+
+def _copying_states(cache: Any) -> AbstractContextManager[Any]:
+    """A context in which autograd keeps copies of the states of recurrences in a cache, which are overwritten in place."""
+    kinds = [vars(layer).get(name, {}) for layer in cache.layers for name in ("conv_states", "recurrent_states")]
+    states = {state.untyped_storage().data_ptr() for kind in kinds for state in kind.values() if state is not None}
+    if not states:
+        return nullcontext()
+
+    def pack(tensor: Tensor) -> tuple[Tensor, int]:
+        kept = tensor.clone() if tensor.untyped_storage().data_ptr() in states else tensor
+        return kept, kept._version
+
+    def unpack(packed: tuple[Tensor, int]) -> Tensor:
+        if packed[0]._version != packed[1]:
+            raise RuntimeError("a tensor that the backward pass needs was overwritten")
+        return packed[0]
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
+
+
+def _takes_cache(module: torch.nn.Module) -> bool:
+    return "cache" in inspect.signature(module.forward).parameters
+
+
+@dataclass(frozen=True)
+class _Renamed:
+    """A hook that gives a module an argument under another name, where it has no such argument yet."""
+
+    old: str
+    new: str
+
+    def __call__(self, module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        if self.old not in kwargs or self.new in kwargs:
+            return None
+        return args, {self.new if name == self.old else name: value for name, value in kwargs.items()}
+
+
+def _rename(module: torch.nn.Module, old: str, new: str) -> None:
+    if _Renamed(old, new) not in module._forward_pre_hooks.values():
+        module.register_forward_pre_hook(_Renamed(old, new), with_kwargs=True)

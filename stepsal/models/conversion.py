@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from stepsal.errors import UnsupportedModelError
+from stepsal.models.gguf_files import is_gguf, load_gguf
 from stepsal.models.hooked_transformer import HookedTransformerHost
 from stepsal.models.host import Model
 
@@ -26,7 +27,7 @@ _BRIDGE = "Load it as a bridge: leave host out, or give host='bridge'."
 
 
 def load_hooked_transformer(source: str, name: str, device: torch.device, dtype: torch.dtype) -> Model:
-    """The `HookedTransformer` of a folder or hub id, on a device, without a tokenizer.
+    """The `HookedTransformer` of a folder, GGUF file or hub id, on a device, without a tokenizer.
 
     `name` is what a user calls the model: for some families TransformerLens has sizes by the official name only.
 
@@ -35,7 +36,11 @@ def load_hooked_transformer(source: str, name: str, device: torch.device, dtype:
     """
     from transformers import AutoModelForCausalLM
 
-    original: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="eager").eval()
+    original: Any = (
+        load_gguf(source, dtype, None)
+        if is_gguf(source)
+        else AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="eager")
+    ).eval()
     about = f"{name} ({type(original).__name__})"
     model = _convert(original, source, name, about)
     with torch.no_grad():

@@ -112,7 +112,11 @@ class Host(ABC):
 
     @abstractmethod
     def at_head_outputs(self, layer: int, function: Function) -> Hook:
-        """Head outputs before the output projection, `batch pos head d_head`."""
+        """Head outputs before the output projection, `batch pos head d_head`; where they are gated, after the gate."""
+
+    def at_output_gate(self, layer: int, function: Function) -> Hook | None:
+        """What the head outputs are multiplied by the sigmoid of, `batch pos (head d_head)`; None where they have no gate."""
+        return None
 
     def at_residual(self, layer: int, function: Function) -> Hook:
         """What leaves a layer, `batch pos d_model`."""
@@ -166,17 +170,23 @@ class Host(ABC):
         return next(self.model.parameters()).dtype
 
     def describe(self) -> dict[str, str]:
-        """Name, type, precision and host of the model, for the record kept with each result."""
+        """Name, type, precision, host and quantization (if it has one) of the model, for the record kept with each result."""
         cfg = self.model.cfg
         name = str(cfg.model_name)
         architecture = getattr(cfg, "architecture", None) or getattr(cfg, "original_architecture", None)
-        return {
+        about = {
             "model": "stepsal/reasoner" if name == str(BUNDLED) else name,
             "architecture": str(architecture),
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
             "host": self.name,
         }
+        return about | ({"quantization": self.quantization} if self.quantization else {})
+
+    @property
+    def quantization(self) -> str:
+        """How the weights are quantised, as JSON; "" where they are not."""
+        return ""
 
     @abstractmethod
     def configuration(self) -> str:
@@ -189,9 +199,10 @@ class Host(ABC):
         Only what such a pass does not show: see `stepsal.models.support`.
         """
 
-    def has_attention(self, layer: int) -> bool:
-        """Whether the layer has attention, and not, say, a recurrence in its place."""
-        return hasattr(self.model.blocks[layer], "attn")
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """The layers that have attention, and not, say, a recurrence in its place."""
+        return tuple(layer for layer in range(self.shape.layers) if hasattr(self.model.blocks[layer], "attn"))
 
     @abstractmethod
     def own_score(self, layer: int) -> OwnScore:
@@ -230,6 +241,11 @@ class Host(ABC):
         return cache + 3 * 4 * size.heads * prompt * prompt
 
     # --- running it --------------------------------------------------------------------------------------------------
+    def adapt(self) -> None:  # noqa: B027  # most models need nothing
+        """Make good, for all later passes, what keeps the model from reading its cache. `load_model` does it, and
+        `check_supported` to a model that was booted otherwise. It changes no number but those that were wrong.
+        """
+
     @abstractmethod
     def new_cache(self) -> Any:
         """An empty key-value cache for one sequence; `forward` appends to it in place."""
@@ -242,7 +258,10 @@ class Host(ABC):
     def forward(
         self, tokens: Int[Tensor, "batch pos"], hooks: list[Hook], cache: Any = None
     ) -> Float[Tensor, "batch pos vocabulary"]:
-        """Logits of `tokens`, read with these hooks; with a cache, the tokens follow those already in it."""
+        """Logits of `tokens`, read with these hooks; with a cache, the tokens follow those already in it.
+
+        No gradient goes back through the cache to the passes before.
+        """
 
     @abstractmethod
     def check_decodes(self) -> None:

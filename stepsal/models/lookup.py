@@ -1,15 +1,16 @@
 """What a model is: by its name, without loading its weights (`look_up`), and as it stands in memory (`model_fingerprint`).
 
-A fingerprint is a hash that any other weight, configuration or tokenizer changes. Of a folder it is made of the whole files,
-each of which is hashed once: the hashes of large files are kept in `stepsal/sha256` under the user's cache directory
-(`$XDG_CACHE_HOME`, or `~/.cache`), by path, size, times and inode. An entry says itself what it is of and that it is whole; one
-that does not is made again, and where nothing can be kept, nothing is.
+A fingerprint is a hash that any other weight, configuration or tokenizer changes. Of a folder or a GGUF file it is made of
+whole files, each of which is hashed once: the hashes of large files are kept in `stepsal/sha256` under the user's cache
+directory (`$XDG_CACHE_HOME`, or `~/.cache`), by path, size, times and inode. An entry says itself what it is of and that it is
+whole; one that does not is made again, and where nothing can be kept, nothing is.
 """
 
 import hashlib
 import json
 import os
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,8 +23,10 @@ from torch import Tensor
 
 from stepsal.errors import FileError
 from stepsal.files import atomic_path, sha256_of
-from stepsal.models.host import BUNDLED, Model
+from stepsal.models.gguf_files import is_gguf
+from stepsal.models.host import Model
 from stepsal.models.hosts import host_of
+from stepsal.models.sources import locate, read_config
 
 KEPT_FROM = 2**26
 """Hashes of files of so many bytes or more are kept in the cache; smaller ones are hashed in no time."""
@@ -33,7 +36,11 @@ _HASHED: "WeakKeyDictionary[Any, tuple[Any, str]]" = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """The facts of a model. `path` is the argument for `load_model`, and `bytes` is the size of the weights in float32."""
+    """The facts of a model.
+
+    path: the argument for `load_model`: the absolute path of what is on this machine, else the name. bytes: the size of the
+    weights in float32.
+    """
 
     path: str | None
     fingerprint: str
@@ -43,7 +50,8 @@ class ModelFacts:
 
 
 def look_up(name: str, folder: Path) -> ModelFacts:
-    """The facts of the model `"bundled"`, of a model directory (relative to `folder`, or absolute) or of a hub id.
+    """The facts of the model `"bundled"`, of a model directory or GGUF file (relative to `folder`, or absolute), or of one on
+    the hub.
 
     Raises `FileError` where there is no such model.
 
@@ -51,34 +59,42 @@ def look_up(name: str, folder: Path) -> ModelFacts:
     >>> facts.path, facts.layers, facts.heads
     (None, 8, 4)
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     path = None if name == "bundled" else name
-    if path is not None and (folder / path).is_dir():
+    if path is not None and (folder / path).exists():
         path = str((folder / path).resolve())
-    source = Path(BUNDLED if path is None else path)
+    source = locate(path, needed="")
+    if path is not None and not is_gguf(source):
+        path = source
     try:
-        config: Any = AutoConfig.from_pretrained(str(source) if source.is_dir() else name)
+        config = read_config(source)
         with torch.device("meta"):
             count = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
+    except FileError:
+        raise
     except (OSError, ValueError) as error:
         raise FileError(
-            f"cannot read the model {name!r}: {error}. Give 'bundled', a Hugging Face model directory or a hub id."
+            f"cannot read the model {name!r}: {error}. Give 'bundled', a Hugging Face model directory, a GGUF file or a hub id."
         ) from error
     text = config.get_text_config()
-    fingerprint = _fingerprint(source) if source.is_dir() else str(getattr(config, "_commit_hash", None) or name)
+    fingerprint = _fingerprint(Path(source), str(getattr(config, "_commit_hash", None) or name))
     return ModelFacts(path, fingerprint, 4 * count, int(text.num_hidden_layers), int(text.num_attention_heads))
 
 
-def _fingerprint(folder: Path) -> str:
-    """Of the names and the whole contents of a model directory's files."""
+def _fingerprint(source: Path, on_the_hub: str) -> str:
+    """Of the whole contents of a GGUF file, or of the names and the whole contents of a model directory's files."""
     kinds = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.safetensors", "*.bin")
-    paths = [path for kind in kinds for path in sorted(folder.glob(kind))]
+    paths = [path for kind in kinds for path in sorted(source.glob(kind))]
     try:
+        if is_gguf(source):
+            return "sha256:" + _file_hash(source)
+        if not source.is_dir():
+            return on_the_hub
         return "sha256:" + sha256_of(*(part for path in paths for part in (path.name, _file_hash(path))))
     except OSError as error:
         raise FileError(
-            f"cannot read {error.filename or folder}: {error.strerror}. Give a model that you may read."
+            f"cannot read {error.filename or source}: {error.strerror}. Give a model that you may read."
         ) from error
 
 
@@ -124,7 +140,7 @@ def model_fingerprint(model: Model) -> str:
     >>> model_fingerprint(load_model()) == model_fingerprint(load_model())
     True
     """
-    tensors = list(model.parameters())
+    tensors = _stored(model)
     state = [(each.data_ptr(), _version(each)) for each in tensors]
     known = _HASHED.get(model)
     if known is None or known[0] != state:
@@ -133,6 +149,27 @@ def model_fingerprint(model: Model) -> str:
         unseen = "+unseen" if any(each.is_meta for each in tensors) else ""
         _HASHED[model] = known = (state, sha256_of(host_of(model).configuration(), *parts) + unseen)
     return known[1]
+
+
+def _stored(model: Model) -> list[Tensor]:
+    """The weights as they are stored. A quantised weight is several tensors: codes, and scales beside them or inside."""
+    tensors: Iterable[Any] = model.parameters()
+    if host_of(model).quantization:
+        stored: dict[str, Any] = {}
+        for (
+            name,
+            module,
+        ) in model.original_model.named_modules():  # each once, unlike `state_dict`: a bridge names them twice
+            module._save_to_state_dict(stored, f"{name}.", keep_vars=True)
+        tensors = [each for each in stored.values() if isinstance(each, Tensor)]
+    return [part for tensor in tensors for part in _parts(tensor)]
+
+
+def _parts(tensor: Any) -> list[Tensor]:
+    """The plain tensors that a tensor of a class of its own wraps (torchao, quanto); else the tensor itself."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    return [part for name in tensor.__tensor_flatten__()[0] for part in _parts(getattr(tensor, name))]
 
 
 def _version(tensor: Tensor) -> int:

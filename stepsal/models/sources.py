@@ -1,24 +1,32 @@
-"""Where a model's name leads: to a folder, or to the hub, which is asked once, shortly.
+"""Where a model's name leads: to a folder, a GGUF file, or the hub, which is asked once, shortly; and its configuration.
 
-In: a hub id, a local directory, or nothing (the bundled reasoner). Out: what transformers takes: a folder, or a hub id that the
-hub knows. Where the hub cannot be reached, the folder that an earlier download left in the cache.
+In: a hub id, a local directory, a GGUF file (here or on the hub), or nothing (the bundled reasoner). Out: what transformers
+takes: a folder, the path of a GGUF file, or a hub id that the hub knows. Where the hub cannot be reached, what an earlier
+download left in the cache.
 
 Left to themselves, the libraries ask the hub for file after file, each several times over: minutes for a misspelt name.
 """
 
 from pathlib import Path
+from typing import Any
 
 from stepsal.checks import kind_of, shown
 from stepsal.errors import FileError, InputError
+from stepsal.models.gguf_files import gguf_config, is_gguf
 from stepsal.models.host import BUNDLED
 
 WAIT = 5.0
 """Seconds in which the hub must answer."""
-_GIVE = "Give a Hugging Face model directory, a hub id such as 'org/name' (that needs the network), or 'bundled'."
+_GIVE = (
+    "Give a Hugging Face model directory, a GGUF file, a hub id such as 'org/name' or a GGUF file there, 'org/name/file.gguf' "
+    "(those need the network), or 'bundled'."
+)
 
 
 def locate(name: str | Path | None, needed: str = "config.json") -> str:
-    """The folder or the hub id that a name stands for; None and `"bundled"` are the bundled reasoner.
+    """The folder, the GGUF file or the hub id that a name stands for; None and `"bundled"` are the bundled reasoner.
+
+    A GGUF file on the hub (`"owner/repository/file.gguf"`) is fetched, and stands in the hub's cache from then on.
 
     Args:
         name: what a user wrote.
@@ -26,8 +34,8 @@ def locate(name: str | Path | None, needed: str = "config.json") -> str:
 
     Raises:
         InputError: something that is no name.
-        FileError: a folder that holds no model, or a name that is neither a folder's nor known to the hub, or not to be known
-            because the hub cannot be reached.
+        FileError: a folder that holds no model, or a name that is neither a folder's, nor a GGUF file's, nor known to the hub,
+            or not to be known because the hub cannot be reached.
 
     >>> locate("bundled") == locate(None)
     True
@@ -41,14 +49,28 @@ def locate(name: str | Path | None, needed: str = "config.json") -> str:
             raise FileError(f"{source} is no model: there is no {needed} in it. Give a Hugging Face model directory.")
         return str(source)
     if source.exists():
+        if is_gguf(source):
+            return str(source)
         raise FileError(
             f"{source} is no model: it is a file. Expected a folder with config.json, weights and tokenizer. {_GIVE}"
         )
-    if source.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1:
+    slashes, here = str(name).count("/"), source.is_absolute() or str(name).startswith((".", "~"))
+    if is_gguf(source):
+        if here or slashes < 2 or source.parent.is_dir():
+            raise FileError(f"there is no file {source}. {_GIVE}")
+        return _gguf_on_the_hub(str(name))
+    if here or slashes > 1:
         raise FileError(
             f"there is no folder {source}. Give a Hugging Face model directory or a hub id such as 'org/name'."
         )
     return _on_the_hub(str(name))
+
+
+def read_config(source: str) -> Any:
+    """The configuration of what `locate` gave. Raises what transformers raises, and `FileError` for a GGUF file."""
+    from transformers import AutoConfig
+
+    return gguf_config(source) if is_gguf(source) else AutoConfig.from_pretrained(source)
 
 
 def a_name(name: str, value: object) -> None:
@@ -79,6 +101,27 @@ def _on_the_hub(name: str) -> str:
     except Exception as error:  # whatever the hub's client and its network libraries raise
         return _in_the_cache(name, error)
     return name
+
+
+def _gguf_on_the_hub(name: str) -> str:
+    """The path of a GGUF file in the hub's cache, fetched where it is not there yet."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    owner, repository, file = name.split("/", 2)
+    found = _on_the_hub(f"{owner}/{repository}")
+    if Path(found).is_dir():  # the hub cannot be reached
+        if (Path(found) / file).is_file():
+            return str(Path(found) / file)
+        raise FileError(f"{name!r}: no such file, and the hub cannot be reached. {_GIVE}")
+    try:
+        return hf_hub_download(found, file)
+    except EntryNotFoundError as error:
+        raise FileError(
+            f"there is no file {file!r} in {found!r} on the hub. Its page there lists the files."
+        ) from error
+    except Exception as error:  # whatever the hub's client and its network libraries raise
+        raise FileError(f"cannot fetch {name!r} from the hub ({error}). Run the same again: it goes on.") from error
 
 
 def _in_the_cache(name: str, cause: Exception) -> str:

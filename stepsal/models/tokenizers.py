@@ -1,7 +1,7 @@
 """Names and folders to tokenizers, the Rust tokenizer inside one, and what tells one from another.
 
-In: a hub id, a local directory, or nothing (the bundled reasoner). Out: a Hugging Face tokenizer that gives the token ids of
-`tokenizer.json`.
+In: a hub id, a local directory, a GGUF file, or nothing (the bundled reasoner). Out: a Hugging Face tokenizer that gives the
+token ids of `tokenizer.json`.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 from stepsal.checks import checked
 from stepsal.errors import FileError
+from stepsal.models.gguf_files import gguf_tokenizer, is_gguf
 from stepsal.models.sources import a_name, locate
 
 if TYPE_CHECKING:
@@ -22,9 +23,11 @@ else:  # imported only where it is used: it takes seconds
 
 @checked(name=a_name)
 def load_tokenizer(name: str | Path | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a hub id or local directory; `None` and `"bundled"` are the bundled reasoner's.
+    """The tokenizer of a hub id, local directory or GGUF file; `None` and `"bundled"` are the bundled reasoner's.
 
-    `tokenizer.json` is read as it is: for some model types the automatic class gives other token ids. Raises `FileError`
+    `tokenizer.json` is read as it is: for some model types the automatic class gives other token ids. Of a GGUF file, whose
+    rules for splitting text are no more than a name, transformers makes the tokenizer; where it does not know the name, this
+    warns. Raises `FileError`
     where there is no tokenizer, and within seconds where the hub cannot be reached; `InputError` for what is no name.
 
     >>> from stepsal import load_tokenizer
@@ -40,6 +43,8 @@ def read_tokenizer(source: str) -> PreTrainedTokenizerBase:
     # tokenizer.json: https://github.com/huggingface/transformers/issues/45920.
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    if is_gguf(source):
+        return gguf_tokenizer(source)
     try:
         if Path(source).is_dir() and not (Path(source) / "tokenizer.json").exists():
             return AutoTokenizer.from_pretrained(source)

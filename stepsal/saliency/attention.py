@@ -33,7 +33,7 @@ def in_float32(host: Host, hooks: list[Hook]) -> list[Hook]:
     def narrow(tensor: Tensor, hook: Any) -> Tensor:
         return tensor.to(precision)
 
-    layers, entries = range(host.shape.layers), (host.at_queries, host.at_keys, host.at_values)
+    layers, entries = host.attention_layers, (host.at_queries, host.at_keys, host.at_values)
     before = [at(layer, widen) for layer in layers for at in entries]
     return before + hooks + [host.at_head_outputs(layer, narrow) for layer in layers]
 

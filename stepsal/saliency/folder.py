@@ -108,7 +108,7 @@ def save_step_maps(
     check_options(0, objective, rule, chunk, None)
     _check_traces(model, traces)
     host = host_of(model)
-    indices = resolve_layers(layers, host.shape.layers)
+    indices = resolve_layers(layers, host.shape.layers, host.attention_layers or None)
     check_supported(model)
     about = host.describe()
     settings = {

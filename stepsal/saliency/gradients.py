@@ -41,9 +41,9 @@ class PatternReader:
         host = self.host
         if self.rule == "attention":
             return [host.at_pattern(layer, self._pattern(layer)) for layer in self.layers]
-        lowest, top = self.layers[0], host.shape.layers
+        lowest = self.layers[0]
         hooks: list[Hook] = [host.at_pattern(lowest, self._start)]
-        for layer in range(lowest + 1, top):
+        for layer in (layer for layer in host.attention_layers if layer > lowest):
             if self.cut:
                 hooks += [
                     host.at_values(layer, self._detach("value")),
@@ -56,10 +56,10 @@ class PatternReader:
                 hooks.append(host.at_head_outputs(layer, self._own_value))
         return hooks
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, logits: Tensor, gradient_of_logits: Tensor) -> None:
         assert self.leaf is not None
         # This computes no gradients of parameters. The layers above the leaf have tensor hooks.
-        (gradient,) = torch.autograd.grad(loss, self.leaf)
+        (gradient,) = torch.autograd.grad(logits, self.leaf, gradient_of_logits)
         self._take(0, self.leaf.detach()[0], gradient[0])
         if self.errors:
             raise self.errors[0]  # the error of the highest layer, since gradients flow down

@@ -15,6 +15,8 @@ Every row `t` has its own loss, so the definition asks for one backward pass per
 4. Since past keys and values are detached anyway, the trace runs through the model in chunks of queries over a growing
    key-value cache, with a forward and a backward pass for each chunk. Memory grows with `chunk * T`, not with
    `T^2 * layers * heads`.
+5. Where tokens also meet in a recurrence or a convolution, cutting keys and values is not enough. There a chunk is one token:
+   its own patterns reach its loss through its own position alone, and all else comes out of the cache, which is constant.
 
 Steps 1 and 2 and the hooks of step 3 are in `stepsal.saliency.gradients`. The last token has no target and nothing else reads
 it, so it never enters the model. Source: method.md section 2.
@@ -36,7 +38,7 @@ from stepsal.models.checks import a_model
 from stepsal.models.host import Host, Model
 from stepsal.models.layer_choice import LayerSpec, resolve_layers
 from stepsal.models.memory import free_bytes, peak_bytes, spread
-from stepsal.models.support import check_supported
+from stepsal.models.support import check_supported, reads_in_chunks
 from stepsal.saliency.attention import in_float32, keeping_repeats_once
 from stepsal.saliency.gradients import PatternReader, Receive, Rule, check_logits
 from stepsal.saliency.pooling import StepPool, count_pairs
@@ -46,8 +48,9 @@ from stepsal.traces.trace import Trace, check_made_with
 
 Objective = Literal["token", "sequence", "answer"]
 
-# Longer chunks were no faster on a CPU (benchmarks/saliency.py). The other two numbers are estimates (docs/precision.md).
-MAX_CHUNK = {"cpu": 256, "cuda": 512, "mps": 256}
+# Longer chunks were no faster on a CPU and took more than half of the floor's memory (benchmarks/saliency.py). The other two
+# numbers are estimates (docs/precision.md).
+MAX_CHUNK = {"cpu": 192, "cuda": 512, "mps": 256}
 # A chunk with this many pairs of a query and a key is long enough, so that the patterns of a chunk stop growing with the length
 # of the trace. With this limit 32k tokens of a 7B model should fit into 60 GB (docs/precision.md).
 ENOUGH_PAIRS = 3 * 2**20
@@ -96,8 +99,8 @@ def step_saliency(
     StepMap(8 layers, 4 heads, 3 steps)
     """
     check_options(len(trace.tokens), objective, rule, chunk, answer)
-    size = host_of(model).shape
-    indices = resolve_layers(layers, size.layers)
+    host = host_of(model)
+    size, indices = host.shape, resolve_layers(layers, host.shape.layers, host.attention_layers or None)
     pool = StepPool(trace.steps, len(indices), size.heads)
     meta = _run(model, trace, objective, rule, indices, chunk, answer, progress, pool)
     return StepMap(pool.mass, count_pairs(trace.steps), trace.steps, indices, meta)
@@ -124,8 +127,8 @@ def token_influence(
     True
     """
     check_options(len(trace.tokens), objective, rule, "auto", answer)
-    size = host_of(model).shape
-    indices = resolve_layers(layers, size.layers)
+    host = host_of(model)
+    size, indices = host.shape, resolve_layers(layers, host.shape.layers, host.attention_layers or None)
     length = len(trace.tokens)
     influence = torch.zeros(len(indices), size.heads, length, length)
 
@@ -162,6 +165,8 @@ def _run(
     with host.frozen():
         if rule == "attention" or objective == "token":
             size = _chunk_size(host, len(trace.tokens), chunk)
+            if rule != "attention" and not reads_in_chunks(model):
+                size = _one_at_a_time(host, chunk)
             _run_chunks(host, tokens, rule, layers, size, progress, receive)
         else:
             size = len(trace.tokens) - 1
@@ -223,17 +228,19 @@ def _run_chunk(
     def unscaled(index: int, start: int, block: Tensor) -> Tensor:
         return receive(index, start, block if scales is None else block / scales.to(block.device)[:, None])
 
-    reader = PatternReader(host, rule, layers, start, unscaled, cut=True)
+    cut = stop - start > 1  # a single token has nothing to cut: what the cache holds is constant
+    reader = PatternReader(host, rule, layers, start, unscaled, cut=cut)
     with torch.no_grad() if rule == "attention" else keeping_repeats_once(size.heads, size.kv_heads):
         logits = host.forward(tokens[:, start:stop], in_float32(host, reader.hooks()), cache)
     check_logits(host, logits, tokens[:, :stop], start)
     if rule == "attention":
         return
-    losses = _losses(logits[0], tokens[0, start + 1 : stop + 1])
+    targets = tokens[0, start + 1 : stop + 1]
+    gradient = _loss_gradient(logits[0].detach(), targets)
     if logits.dtype == torch.float16:
-        scales = row_scales(losses.detach())
-        losses = losses * scales
-    reader.backward(losses.sum())
+        scales = row_scales(F.cross_entropy(logits[0].detach().float(), targets.to(logits.device), reduction="none"))
+        gradient = gradient * scales[:, None]
+    reader.backward(logits, gradient.to(logits.dtype)[None])
 
 
 def _run_whole(
@@ -250,13 +257,22 @@ def _run_whole(
         logits = host.forward(tokens[:, :-1], in_float32(host, reader.hooks()))
     check_logits(host, logits, tokens[:, :-1], 0)
     start, stop = target
-    reader.backward(_losses(logits[0, start - 1 : stop - 1], tokens[0, start:stop]).sum())
+    scored = logits[:, start - 1 : stop - 1]
+    gradient = _loss_gradient(scored[0].detach(), tokens[0, start:stop])
+    reader.backward(scored, gradient.to(logits.dtype)[None])
 
 
-def _losses(logits: Float[Tensor, "pos vocabulary"], targets: Int[Tensor, " pos"]) -> Float[Tensor, " pos"]:
-    """The loss of each position, in float32 or better, on the device of the logits (a model may span several devices)."""
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    return F.cross_entropy(logits.to(wide), targets.to(logits.device), reduction="none")
+def _loss_gradient(
+    logits: Float[Tensor, "pos vocabulary"], targets: Int[Tensor, " pos"]
+) -> Float[Tensor, "pos vocabulary"]:
+    """The gradient of the summed loss of all positions by the logits, in float32 or better.
+
+    It is `p - 1` at each target and `p` elsewhere. Autograd would need three tensors as large as the logits for it.
+    """
+    gradient = torch.softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    rows = torch.arange(len(targets), device=logits.device)
+    gradient[rows, targets.to(logits.device)] -= 1  # a model may span several devices
+    return gradient
 
 
 def row_scales(losses: Float[Tensor, " pos"]) -> Float[Tensor, " pos"]:
@@ -320,6 +336,16 @@ def _chunk_size(host: Host, length: int, chunk: int | Literal["auto"]) -> int:
     fits = min(int((0.8 * free_bytes(device) / share - once) / per_query) for device, share in shares)
     enough = max(16, min(MAX_CHUNK[host.device.type], ENOUGH_PAIRS // length))
     return max(16, min(enough, fits, length - 1))
+
+
+def _one_at_a_time(host: Host, chunk: int | Literal["auto"]) -> int:
+    """The only exact chunk of such a model: one token. Raises `InputError` for another that was asked for."""
+    if chunk not in ("auto", 1):
+        raise InputError(
+            f"chunk={chunk}: for {host.describe()['architecture']} only a backward pass over one token is exact. Leave the "
+            "chunk out, or give chunk=1."
+        )
+    return 1
 
 
 def _bytes_kept(host: Host, length: int) -> tuple[int, int]:

@@ -19,7 +19,6 @@ from stepsal.generation.questions import Question, read_questions, task_question
 from stepsal.interventions.base import Intervention
 from stepsal.models.hosts import check_host
 from stepsal.models.lookup import look_up
-from stepsal.models.sources import locate
 from stepsal.models.versions import versions
 from stepsal.sweeps.config import SweepConfig
 from stepsal.sweeps.layers_and_heads import Size, chosen_bands
@@ -151,13 +150,11 @@ def make_plan(config: SweepConfig, device: str) -> Plan:
         lengths = [each.length for each in questions if each.length is not None]
         room = tokens_needed(lengths) if lengths else 512
     decoding = Decoding(room, given.batch_size, given.temperature, given.top_p, given.samples)
-    name = config.model.name
-    here = name == "bundled" or (config.folder / name).is_dir()
-    model = look_up(name if here else locate(name), config.folder)
+    model = look_up(config.model.name, config.folder)
     if model.fingerprint == model.path:
         warnings.warn(
-            f"nothing says which commit of {name!r} this is, neither a folder nor the hub: a sweep that goes on later cannot "
-            "see whether the weights are still the same. Download the model, and give its folder.",
+            f"nothing says which commit of {config.model.name!r} this is, neither a folder nor the hub: a sweep that goes on "
+            "later cannot see whether the weights are still the same. Download the model, and give its folder.",
             stacklevel=3,
         )
     size = Size(model.layers, model.heads)

@@ -7,6 +7,7 @@ from helpers import random_map, unchecked
 from stepsal import Comparison, InputError, compare, diagnose, lock_in, metric, plot
 from stepsal.diagnosis.diagnosis import summarise, write_diagnoses
 from stepsal.diagnosis.metrics import METRICS
+from stepsal.files import write_settings
 from stepsal.sweeps.config import GridConfig
 from stepsal.sweeps.layers_and_heads import Size, head_choices
 
@@ -116,6 +117,7 @@ def test_a_sweep_chooses_heads_by_ones_own_metric(own_metric, tmp_path):
     maps = [some_map(i) for i in range(3)]
     for index, stepmap in enumerate(maps):
         stepmap.save(tmp_path / "maps" / f"{index}.safetensors")
+    write_settings(tmp_path / "saliency.json", {"objective": "token"})
     grid = GridConfig(maps=str(tmp_path))
     ((chosen,),) = head_choices(f"top-2:{own_metric}", (tuple(range(8)),), Size(8, 3), grid, tmp_path)
     means = torch.stack([largest_share(stepmap) for stepmap in maps]).mean(0)

@@ -11,7 +11,7 @@ from stepsal import Comparison, FileError, InputError
 from stepsal.cli import main
 from stepsal.figures.maps import MAP_FIGURES, save_example
 from stepsal.figures.save import FIGURES, save_figure
-from stepsal.files import locked
+from stepsal.files import locked, write_settings
 from stepsal.saliency.folder import group_maps, load_step_maps, map_path
 
 
@@ -26,6 +26,7 @@ def make_folder(folder, graded: bool = True, traces: int = 30):
             "objective": "token",
         }
         replace(stepmap, meta=meta).save(map_path(folder, f"t-{i}"))
+    write_settings(folder / "saliency.json", {"model": "m", "rule": "abs", "objective": "token"})
     save_example(folder, torch.rand(55, 55).tril() ** 4, "t-1")
     return folder
 

@@ -227,7 +227,7 @@ def test_other_weights_and_another_tokenizer_change_the_fingerprint(folder, tmp_
 
 
 def test_a_model_that_is_not_there_is_not_looked_up(tmp_path):
-    with pytest.raises(FileError, match=r"(?s)cannot read the model 'nowhere'.* Give 'bundled', a Hugging Face"):
+    with pytest.raises(FileError, match=r"(?s)'nowhere': no such folder, .* Give a Hugging Face model directory"):
         look_up("nowhere", tmp_path)
 
 

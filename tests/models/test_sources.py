@@ -1,6 +1,7 @@
 import socket
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -37,17 +38,26 @@ def test_a_wrong_name_without_a_network_is_answered_at_once_and_in_one_line(load
 def test_a_hub_that_never_answers_is_given_up_after_seconds(monkeypatch):
     """A server that takes connections and says nothing, as behind a firewall."""
     monkeypatch.setattr("stepsal.models.sources.WAIT", 0.5)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    taken = []
+
+    def take():
+        with suppress(OSError):  # the server is closed
+            while True:
+                taken.append(server.accept())
+
     with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
-        monkeypatch.setattr("huggingface_hub.file_download.constants.ENDPOINT", "http://unused.invalid")
-        threading.Thread(target=lambda: [server.accept() for _ in range(1)], daemon=True).start()
-        monkeypatch.setattr(
-            "huggingface_hub.hf_hub_url", lambda name, file: f"http://127.0.0.1:{server.getsockname()[1]}/{name}/{file}"
-        )
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.hf_hub_url", lambda name, file: f"{url}/{name}/{file}")
+        threading.Thread(target=take, daemon=True).start()
         before = time.monotonic()
         with pytest.raises(FileError, match="the hub cannot be reached"):
             load_tokenizer("org/name")
         assert time.monotonic() - before < 10
+        server.shutdown(socket.SHUT_RDWR)  # ends `accept`
+    assert taken
+    for connection, _ in taken:
+        connection.close()
 
 
 def test_what_an_earlier_download_left_is_used_where_the_hub_cannot_be_reached(tmp_path, monkeypatch):

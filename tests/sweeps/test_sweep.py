@@ -26,6 +26,7 @@ from stepsal import Comparison, choose_layers, compare, diagnose
 from stepsal.ablation.results import Results
 from stepsal.cli import main
 from stepsal.errors import FileError, InputError, StepsalError
+from stepsal.files import write_settings
 from stepsal.generation.grading import final_answer
 from stepsal.interventions.base import from_record
 from stepsal.models.lookup import ModelFacts
@@ -173,6 +174,7 @@ def test_top_heads_are_those_with_the_highest_metric(tmp_path):
     maps = [random_map("qttts", [3, 4, 5, 4, 3], layers=8, heads=4, seed=seed, trace=f"t{seed}") for seed in range(3)]
     for each in maps:
         each.save(tmp_path / "maps" / f"{each.meta['trace']}.safetensors")
+    write_settings(tmp_path / "saliency.json", {"objective": "token"})
     found = settings(parts="oeb", layers="all", heads="top-3:lock_in", maps=str(tmp_path))[1].columns["heads"]
     means = torch.stack([METRICS["lock_in"](each) for each in maps]).nanmean(0)
     best = sorted(divmod(index, 4) for index in means.flatten().topk(3).indices.tolist())
@@ -189,6 +191,7 @@ def save_maps(folder, locked=(), decayed=()):
             each.mass[list(locked if not correct else ()), :, step, step] *= 4
         each.mass[list(decayed if not correct else ()), :, 7:, 1:7] *= 0.4
         each.save(map_path(folder, each.meta["trace"]))
+    write_settings(folder / "saliency.json", {"objective": "token"})
     return folder
 
 
@@ -940,7 +943,6 @@ def test_a_shard_whose_rows_lack_the_columns_of_later_versions_is_read(tmp_path,
 
 def test_a_model_of_which_only_the_name_is_known_is_warned_about(monkeypatch):
     facts = ModelFacts(path="org/name", fingerprint="org/name", bytes=1, layers=8, heads=4)
-    monkeypatch.setattr(plan, "locate", lambda name: name)
     monkeypatch.setattr(plan, "look_up", lambda name, folder: facts)
     config = read_config({"model": {"name": "org/name"}, "problems": {"count": 1}})
     with pytest.warns(UserWarning, match="nothing says which commit of 'org/name' this is"):

@@ -60,7 +60,11 @@ def test_steps_partition_any_text(tokenizer, format, prompt, parts):
     assert trace.prompt + trace.response == trace.text
     before = ""
     for step in trace.steps:  # each step begins where its first token does
-        assert before == decode(tokenizer, trace.tokens[: step.start].tolist()).rstrip("�")
+        # Bytes that are tokens decode together: where the last are half a character, others before them are unreadable, too.
+        decoded = decode(tokenizer, trace.tokens[: step.start].tolist())
+        readable = decoded.rstrip("\ufffd")
+        assert before.startswith(readable)
+        assert before == decoded or readable != decoded
         before += step.text
 
 
