@@ -35,7 +35,7 @@ from stepsal.interventions import OddsEqualBridge, StepMomentum
 from stepsal.interventions.intervene import intervene
 from stepsal.interventions.stepflow import stepflow
 from stepsal.models import host_of
-from stepsal.models.support import check_supported, reads_in_chunks, reads_in_chunks
+from stepsal.models.support import check_supported, reads_in_chunks
 
 QUESTION = [{"role": "user", "content": "Facts: m = k + 25. k = 37.\nStart at k. What is m?"}]
 TEXTS = (

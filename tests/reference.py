@@ -101,7 +101,7 @@ def forbid(rows, trace, source, keep_first):
 def total_knockout_by_loops(host, trace, source, keep_first=True):
     """The logits of the whole trace where no later step attends to the source."""
     rows = range(len(trace.tokens))
-    hooks = [host.at_scores(layer, forbid(rows, trace, source, keep_first)) for layer in range(host.shape.layers)]
+    hooks = [host.at_scores(layer, forbid(rows, trace, source, keep_first)) for layer in host.attention_layers]
     return host.forward(trace.tokens[None], hooks)[0]
 
 
@@ -110,7 +110,7 @@ def direct_knockout_by_loops(host, trace, source, keep_first=True, around=contex
 
     `around` makes a context, such as `intervene`, whose hooks come between those of the keys and values and the mask.
     """
-    base, layers = {}, range(host.shape.layers)
+    base, layers = {}, host.attention_layers
 
     def keep(name):
         def look(tensor, hook):

@@ -141,8 +141,8 @@ def step_knockout(
     check_supported(model)
     if mode == "direct" and not reads_in_chunks(model):
         raise UnsupportedModelError(
-            f"mode='direct' is not exact with {host_of(model).describe()['model']}: its tokens meet elsewhere than in attention, or "
-            "its scores are of another kind than a query times a key. mode='total' is."
+            f"mode='direct' is not exact with {host_of(model).describe()['model']}: its tokens meet elsewhere than in attention, "
+            "or its scores are of another kind than a query times a key. mode='total' is."
         )
     started, span = time.monotonic(), answer or _summary(trace.steps)
     host, sums = host_of(model), _Sums(trace, span)
