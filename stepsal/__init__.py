@@ -7,6 +7,7 @@ from stepsal import formats as formats
 from stepsal import plot
 from stepsal import reasoner as reasoner
 from stepsal._version import __version__ as __version__
+from stepsal.causality.faithfulness import Faithfulness, faithfulness
 from stepsal.causality.knockout import Knockout, step_knockout
 from stepsal.diagnosis.bands import Bands, choose_layers
 from stepsal.diagnosis.comparison import Comparison, compare
@@ -43,6 +44,7 @@ __all__ = [
     "Bands",
     "Comparison",
     "Diagnosis",
+    "Faithfulness",
     "FileError",
     "InputError",
     "Intervention",
@@ -64,6 +66,7 @@ __all__ = [
     "choose_layers",
     "compare",
     "diagnose",
+    "faithfulness",
     "generate",
     "grader",
     "intervene",
