@@ -8,6 +8,7 @@ from stepsal import plot
 from stepsal import reasoner as reasoner
 from stepsal._version import __version__ as __version__
 from stepsal.causality.faithfulness import Faithfulness, faithfulness
+from stepsal.causality.folder import save_knockouts
 from stepsal.causality.knockout import Knockout, step_knockout
 from stepsal.diagnosis.bands import Bands, choose_layers
 from stepsal.diagnosis.comparison import Comparison, compare
@@ -78,6 +79,7 @@ __all__ = [
     "plot",
     "read_traces",
     "report",
+    "save_knockouts",
     "save_step_maps",
     "step_knockout",
     "step_saliency",
