@@ -142,6 +142,14 @@ def direct_knockout_by_loops(host, trace, source, keep_first=True, around=contex
     return logits
 
 
+def answer_by_loops(host, trace, removed, span):
+    """The summed log-probability of the answer where no later step attends to any of the removed steps."""
+    rows, layers = range(len(trace.tokens)), range(host.shape.layers)
+    hooks = [host.at_scores(layer, forbid(rows, trace, source, True)) for source in removed for layer in layers]
+    logits = host.forward(trace.tokens[None], hooks)[0].double().log_softmax(-1)
+    return sum(float(logits[at - 1, trace.tokens[at]]) for at in range(*span))
+
+
 def pooled_knockout(base, other, trace, source):
     """For each later step the mean KL and the mean rise of the loss, by loops over its queries."""
     n, targets = len(trace.steps), trace.tokens[1:]

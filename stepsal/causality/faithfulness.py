@@ -6,6 +6,7 @@ In: step maps and knockouts. Out: a `Faithfulness`. The trace is the unit of sam
    apart by rule, objective and score.
 2. For each trace, every kind and every baseline (`stepsal.causality.baselines`) has its scores (`stepsal.causality.scores`) on
    the same pairs of steps: those for which the knockout and all kinds have a value. What is not defined is missing, never zero.
+   Where sets of steps were removed together, there are scores on the answer, too (`stepsal.causality.answers`).
 3. A score's mean over traces has an interval from a bootstrap over traces, and so has its difference to each baseline, and to
    each other kind, over the traces where both are defined; its p-value is that of a sign-flip test
    (`stepsal.statistics.same_traces`). P-values are not corrected for their number.
@@ -21,8 +22,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stepsal._version import __version__
-from stepsal.causality.baselines import BASELINES, SHUFFLED, Draws, baselines, generator, shuffled
+from stepsal.causality.answers import ANSWER_SCORES, MeasuredSets, answer_entries
+from stepsal.causality.baselines import SHUFFLED, Draws, baselines, generator, shuffled
 from stepsal.causality.knockout import Knockout
+from stepsal.causality.matching import has_question, match
 from stepsal.causality.scores import PAIRS, SCORES, PairsOfTrace, pairs_of_trace
 from stepsal.checks import checked, several, whole
 from stepsal.errors import InputError
@@ -38,9 +41,6 @@ else:  # pandas takes a while to import, so it is imported where it is used
 
 _KEYS = ["score", "pairs", "map"]
 
-Matched = dict[str, tuple[Knockout, dict[str, StepMap]]]
-"""By the trace's id: its knockout, and its maps by their kind."""
-
 
 @dataclass(frozen=True, eq=False)
 class Faithfulness:
@@ -52,6 +52,7 @@ class Faithfulness:
             each kind of map NAME, `over NAME` is the mean difference to it, with its interval from `over NAME low` to
             `over NAME high` and the p-value `over NAME p`, over the traces where both are defined. `over shuffled` compares a
             map with its own entries, permuted within each distance.
+            The scores `deletion` and `insertion` are better the lower they are; all others, the higher.
         per_trace: a row for each trace, score, selection of pairs and map: `value`, NaN where it is not defined.
         kinds: the names of the kinds of maps. All other maps of the tables are baselines.
         meta: the number of traces and of resamples, the seed, the version of stepsal, and how the knockouts were made.
@@ -139,98 +140,12 @@ def faithfulness(
     return Faithfulness(_table(per_trace, kinds, resamples, seed), per_trace, kinds, meta)
 
 
-def kind_of_map(stepmap: StepMap) -> str:
-    """The name of a map's kind: its rule, objective and score, as far as its `meta` says them and they are not the defaults.
-
-    Attention is not differentiated, so it has no objective and no score.
-    """
-    said = [stepmap.meta.get(name) for name in ("rule", "objective", "score")]
-    if said[0] == "attention":
-        return "attention"
-    shown = [text for text, usual in zip(said, ("", "token", "loss"), strict=True) if text and text != usual]
-    return " ".join(map(str, shown)) or "map"
-
-
-# --- matching ---------------------------------------------------------------------------------------------------------
-def match(stepmaps: Sequence[StepMap], knockouts: Sequence[Knockout]) -> Matched:
-    """Every trace's knockout and maps, in the order of ids. Raises `InputError` for what does not match."""
-    matched: Matched = {}
-    for knockout in knockouts:
-        name = knockout.meta.get("trace", "")
-        if name in matched:
-            raise InputError(f"two knockouts are of trace {name!r}: give one knockout of each trace")
-        matched[name] = (knockout, {})
-    for stepmap in stepmaps:
-        _add(matched, stepmap)
-    if not matched:
-        raise InputError("there are no step maps and no knockouts: give one of each for every trace")
-    kinds = list(dict.fromkeys(kind for _, of_kind in matched.values() for kind in of_kind))
-    for name, (knockout, of_kind) in matched.items():
-        if missing := [kind for kind in kinds if kind not in of_kind] or (["any"] if not kinds else []):
-            raise InputError(
-                f"trace {name!r} has a knockout but no map of the kind {missing[0]!r}: give that map, or leave the trace out"
-            )
-        _check_alike(*next(iter(matched.items())), name, (knockout, of_kind))
-    return {name: (matched[name][0], {kind: matched[name][1][kind] for kind in kinds}) for name in sorted(matched)}
-
-
-def _add(matched: Matched, stepmap: StepMap) -> None:
-    """Add a map to its trace."""
-    name, kind = stepmap.meta.get("trace", ""), kind_of_map(stepmap)
-    if name not in matched:
-        known = ", ".join(repr(each) for each in list(matched)[:5]) or "none"
-        raise InputError(f"the step map of trace {name!r} has no knockout: the knockouts are of {known}")
-    knockout, of_kind = matched[name]
-    if kind in (*BASELINES, SHUFFLED):
-        raise InputError(f"the step map of trace {name!r} says of itself the rule {kind!r}, but {kind!r} is a baseline")
-    if kind in of_kind:
-        raise InputError(
-            f"two step maps of trace {name!r} are of one kind, {kind!r}: kinds are told apart by rule, objective and score in "
-            "their meta. Give one map of each kind."
-        )
-    if stepmap.steps != knockout.steps:
-        at = next((a.index for a, b in zip(stepmap.steps, knockout.steps, strict=False) if a != b), None)
-        where = f"step {at} differs" if at is not None else f"{len(stepmap.steps)} and {len(knockout.steps)} steps"
-        raise InputError(
-            f"the step map and the knockout of trace {name!r} have other steps ({where}): make both from the same trace"
-        )
-    of_kind[kind] = stepmap
-
-
-def _check_alike(
-    first: str, one: tuple[Knockout, dict[str, StepMap]], second: str, other: tuple[Knockout, dict[str, StepMap]]
-) -> None:
-    """Raise `InputError` unless two traces' knockouts were made alike, and so were their maps."""
-    names = ("mode", "keep_first", "model")
-    said = [
-        {name: each.meta.get(name) for name in names} | {"the question knocked out": _has_question(each)}
-        for each in (one[0], other[0])
-    ]
-    for name, value in said[0].items():
-        if value != said[1][name]:
-            raise InputError(
-                f"the knockouts of traces {first!r} and {second!r} differ in {name}: {value!r} and {said[1][name]!r}. Give "
-                "knockouts that were made alike."
-            )
-    for kind, stepmap in one[1].items():
-        if kind in other[1] and stepmap.layers != (layers := other[1][kind].layers):
-            raise InputError(
-                f"the maps {kind!r} of traces {first!r} and {second!r} differ in layers: {stepmap.layers} and {layers}. Give "
-                "maps that were made alike."
-            )
-
-
-def _has_question(knockout: Knockout) -> bool:
-    return not bool(knockout.kl[:, 0].isnan().all())
-
-
-# --- scores and their statistics --------------------------------------------------------------------------------------
 def _scores(name: str, knockout: Knockout, of_kind: Mapping[str, StepMap], seed: int) -> list[tuple[Any, ...]]:
     """The rows of one trace: its id, the score, the selection of pairs, the map, and the value."""
     whole_trace = pairs_of_trace(knockout, dict(of_kind))
     rows: list[tuple[Any, ...]] = []
     for selection, choose in PAIRS.items():
-        if "no question" in selection and not _has_question(knockout):
+        if "no question" in selection and not has_question(knockout):
             continue
         pairs = whole_trace.only(choose(whole_trace))
         drawn = _all_maps(pairs, generator(seed, name))
@@ -239,6 +154,14 @@ def _scores(name: str, knockout: Knockout, of_kind: Mapping[str, StepMap], seed:
             for score, function in SCORES.items()
             for map_, draws in drawn.items()
         ]
+    if (sets := MeasuredSets.of(knockout)) is None:
+        return rows
+    row = {map_: draws[:, sets.steps] for map_, draws in answer_entries(knockout, of_kind, seed, name).items()}
+    rows += [
+        (name, score, "answer", map_, _mean([function(entries, sets) for entries in draws]))
+        for score, function in ANSWER_SCORES.items()
+        for map_, draws in row.items()
+    ]
     return rows
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stepsal.causality.knockout import Knockout, check_knockout, step_knockout
 from stepsal.causality.removal import Mode
-from stepsal.checks import checked
+from stepsal.checks import checked, whole
 from stepsal.checks import path as a_path
 from stepsal.models.checks import a_model
 from stepsal.models.host import Model
@@ -25,15 +25,23 @@ KNOCKOUTS = ResultKind(
 )
 
 
-@checked(model=a_model, traces=traces, out=a_path)
+@checked(model=a_model, traces=traces, out=a_path, subsets=whole(0), seed=whole(0))
 def save_knockouts(
-    model: Model, traces: Sequence[Trace], out: str | Path, *, mode: Mode = "total", progress: bool = True
+    model: Model,
+    traces: Sequence[Trace],
+    out: str | Path,
+    *,
+    mode: Mode = "total",
+    subsets: int = 0,
+    seed: int = 0,
+    progress: bool = True,
 ) -> list[Path]:
     """Compute the knockout of every trace that has none in `out` yet, and return the paths of all, in order.
 
-    Every step but the question is knocked out, as `step_knockout` does by default. An interrupted run goes on where it stopped.
-    Every trace, and every knockout that is there, is checked before the first one is computed. From then on these traces'
-    knockouts are the folder's: those of others stay where they are and are left out, with a warning.
+    Every step but the question is knocked out, as `step_knockout` does by default; `mode`, `subsets` and `seed` are its own.
+    An interrupted run goes on where it stopped. Every trace, and every knockout that is there, is checked before the first one
+    is computed. From then on these traces' knockouts are the folder's: those of others stay where they are and are left out,
+    with a warning.
 
     Raises:
         InputError: an unknown option, a trace that this model cannot take, or two traces with one id.
@@ -45,10 +53,10 @@ def save_knockouts(
     for trace in traces:
         check_knockout(trace.steps, mode, "all", None)
     check_supported(model)
-    settings = {"mode": mode} | model_settings(model)
+    settings = {"mode": mode, "subsets": subsets, "seed": seed} | model_settings(model)
 
     def compute(trace: Trace) -> Knockout:
-        return step_knockout(model, trace, mode=mode)
+        return step_knockout(model, trace, mode=mode, subsets=subsets, seed=seed)
 
     return save_results(KNOCKOUTS, traces, Path(out), settings, compute, progress)
 

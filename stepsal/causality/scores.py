@@ -17,7 +17,7 @@ Source: causal.md section 2.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,6 +28,7 @@ from jaxtyping import Bool, Float, Int
 from stepsal.causality.knockout import Knockout
 from stepsal.saliency.stepmap import StepMap
 from stepsal.statistics.ranks import rank_correlation
+from stepsal.traces.trace import Step
 
 Entries = Float[np.ndarray, " pair"]
 
@@ -68,13 +69,21 @@ PAIRS: dict[str, Callable[[PairsOfTrace], Bool[np.ndarray, " pair"]]] = {
 """Which pairs are scored. The last two differ from the first two only where the question was knocked out."""
 
 
+def queries_of(steps: Sequence[Step]) -> Float[torch.Tensor, " query_step"]:
+    """The number of queries of each step. The last token has no target, so it is none."""
+    last = steps[-1].stop - 1
+    return torch.tensor([max(0, min(step.stop, last) - step.start) for step in steps], dtype=torch.float64)
+
+
+def summed(stepmap: StepMap) -> Float[torch.Tensor, "query_step key_step"]:
+    """A map's influence, summed over layers and heads."""
+    return reduce(stepmap.mass.double(), "layer head query_step key_step -> query_step key_step", "sum").cpu()
+
+
 def entries_of(stepmap: StepMap) -> Float[torch.Tensor, "query_step key_step"]:
     """A map's influence for each query, summed over layers and heads; NaN for a reader without any query."""
-    mass = reduce(stepmap.mass.double(), "layer head query_step key_step -> query_step key_step", "sum").cpu()
-    last = stepmap.steps[-1].stop - 1  # the last token has no target, so it is no query
-    queries = [max(0, min(step.stop, last) - step.start) for step in stepmap.steps]
-    counts = torch.tensor(queries, dtype=torch.float64)[:, None]
-    return (mass / counts).masked_fill(counts == 0, torch.nan)
+    counts = queries_of(stepmap.steps)[:, None]
+    return (summed(stepmap) / counts).masked_fill(counts == 0, torch.nan)
 
 
 def pairs_of_trace(knockout: Knockout, stepmaps: dict[str, StepMap]) -> PairsOfTrace:

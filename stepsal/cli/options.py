@@ -169,6 +169,12 @@ def check_out(path: Path, *, folder: bool = False) -> None:
             raise FileError(f"cannot write {path}: {reason}. Give an --out {kind} where you may write.")
 
 
+def natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, at least 0")
+    return int(text)
+
+
 def positive(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, at least 1")

@@ -119,9 +119,11 @@ def folder(tmp_path_factory, reasoner):
 
 def test_the_commands_knock_out_and_score(folder, capsys):
     command = ["knockout", str(folder / "traces.jsonl"), "--model", "bundled", "--out", str(folder / "out")]
+    command += ["--subsets", "5"]
     assert main(command) == 0
     assert capsys.readouterr().out == f"2 knockouts in {folder}/out/knockouts (stepsal.Knockout.load)\n"
     assert json.loads((folder / "out" / "knockout.json").read_text())["mode"] == "total"
+    assert all(knockout.meta["subsets"] in (0, 5) for knockout in load_knockouts(folder / "out"))
     assert main(["faithfulness", str(folder / "out"), str(folder / "attention"), "--resamples", "99"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("2 traces; rank correlation with step knockout (total)")
