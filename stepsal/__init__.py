@@ -10,6 +10,7 @@ from stepsal._version import __version__ as __version__
 from stepsal.causality.faithfulness import Faithfulness, faithfulness
 from stepsal.causality.folder import save_knockouts
 from stepsal.causality.knockout import Knockout, step_knockout
+from stepsal.causality.thought_anchors import read_thought_anchors
 from stepsal.diagnosis.bands import Bands, choose_layers
 from stepsal.diagnosis.comparison import Comparison, compare
 from stepsal.diagnosis.diagnosis import Diagnosis, Verdict, diagnose
@@ -77,6 +78,7 @@ __all__ = [
     "metric",
     "paired",
     "plot",
+    "read_thought_anchors",
     "read_traces",
     "report",
     "save_knockouts",

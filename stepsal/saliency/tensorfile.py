@@ -60,6 +60,9 @@ def write_tensors(
 
     names = [name for name in (*kind.tensors, *kind.optional) if name in tensors or name not in kind.optional]
     held = {name: tensors[name].contiguous().cpu() for name in names}
+    for one, other in pairwise(sorted(held, key=lambda name: held[name].untyped_storage().data_ptr())):
+        if held[one].untyped_storage().data_ptr() == held[other].untyped_storage().data_ptr():
+            held[one] = held[one].clone()  # safetensors refuses tensors that share their memory
     try:
         texts = {name: json.dumps(value, ensure_ascii=False) for name, value in said.items()}
         texts["steps"] = json.dumps([asdict(step) for step in steps], ensure_ascii=False)

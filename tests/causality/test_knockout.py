@@ -157,6 +157,15 @@ def test_a_saved_knockout_is_read_back_whole(model, trace, tmp_path):
         stepsal.StepMap.load(tmp_path / "one.safetensors")
 
 
+def test_a_knockout_whose_tensors_share_their_memory_is_saved_like_any_other(model, trace, tmp_path):
+    found = stepsal.step_knockout(model, trace, sources=[1])
+    shared = Knockout(found.kl, found.kl, found.kl[-1], found.steps, found.meta)
+    shared.save(tmp_path / "one.safetensors")
+    read = Knockout.load(tmp_path / "one.safetensors")
+    for name, expected in (("kl", found.kl), ("loss", found.kl), ("answer", found.kl[-1])):
+        assert torch.equal(getattr(read, name).nan_to_num(-1), expected.nan_to_num(-1))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
