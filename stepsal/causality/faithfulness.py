@@ -17,6 +17,7 @@ Source: causal.md section 2.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,7 +65,7 @@ class Faithfulness:
     meta: dict[str, Any]
 
     def __repr__(self) -> str:
-        return f"Faithfulness({', '.join(self.kinds)}; {self.meta['traces']} traces)"
+        return f"Faithfulness(kinds {', '.join(self.kinds)}; traces {self.meta['traces']})"
 
     def summary(self) -> str:
         """Two Markdown tables: the scores of every map and baseline, and the differences of the score per reader."""
@@ -80,8 +81,9 @@ class Faithfulness:
             for name in over
             if name != kind and (row := rows.get(("per reader", "all", kind))) is not None
         ]
+        traces = f"{self.meta['traces']} trace{'s' * (self.meta['traces'] != 1)}"
         return (
-            f"{self.meta['traces']} traces; rank correlation with step knockout ({self.meta['mode']}), mean (95 % interval)\n\n"
+            f"{traces}; rank correlation with step knockout ({self.meta['mode']}), mean (95 % interval)\n\n"
             f"{markdown_table(header, lines)}\n\nPer reader, all pairs: differences\n\n"
             f"{markdown_table(['map', 'over', 'difference (95 %)', 'p'], differences)}"
         )
@@ -89,7 +91,7 @@ class Faithfulness:
     def _repr_html_(self) -> str:
         shown = self.table[[*_KEYS, "mean", "low", "high", "n"]]
         table = shown.to_html(float_format="{:.3f}".format, na_rep="", index=False, max_rows=60)
-        return f"<b>{self.meta['traces']} traces</b>{table}"
+        return f"<b>{escape(repr(self))}</b>{table}"
 
 
 _knockouts = several(

@@ -29,6 +29,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from stepsal._version import __version__
 from stepsal.causality.knockoutfile import read_knockout, write_knockout
 from stepsal.causality.removal import Mode
 from stepsal.causality.runs import run_without
@@ -134,11 +135,23 @@ def step_knockout(
     >>> step_knockout(model, trace)
     Knockout(total, 2 of 4 steps knocked out)
     """
-    from stepsal._version import __version__
-
     chosen = check_knockout(trace.steps, mode, sources, answer)
     check_trace(model, trace)
     check_supported(model)
+    return _knock_out(model, trace, mode, chosen, answer, keep_first, subsets, seed, progress)
+
+
+def _knock_out(
+    model: Model,
+    trace: Trace,
+    mode: Mode,
+    chosen: tuple[int, ...],
+    answer: tuple[int, int] | None,
+    keep_first: bool,
+    subsets: int,
+    seed: int,
+    progress: bool,
+) -> Knockout:
     started, span = time.monotonic(), answer_span(trace.steps, answer)
     host, sums = host_of(model), _Sums(trace, span, chosen)
     removed = torch.zeros(len(chosen), len(trace.steps), dtype=torch.bool)

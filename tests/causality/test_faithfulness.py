@@ -1,7 +1,9 @@
 """Faithfulness: what each score must be where the answer is known, what does not matter to it, and what is refused."""
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -312,6 +314,16 @@ def test_intervals_of_means_cover_the_mean_and_leave_missing_values_out():
     one = means_with_intervals(np.array([[1.0, np.nan]]), 99, 0)
     assert one[0][0] == 1
     assert np.isnan(one[1]).all()
+
+
+def test_the_python_of_the_page_runs_as_pasted(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "causality.md").read_text(encoding="utf-8")
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "docs/causality.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "1 trace; rank correlation with step knockout (total)" in printed
+    assert "deletion" in printed
 
 
 def test_the_bundled_reasoners_maps_are_scored(reasoner):
