@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hooked
 import torch
 from families import FAMILIES, REFUSED, WINDOW, Family, save_family
 from reference import (
@@ -63,7 +64,7 @@ class Subject:
 
 def make_subject(family: Family, folder: Path) -> Subject:
     traces = [Trace.from_text(stepsal.load_tokenizer(), QUESTION, text) for text in TEXTS]
-    return Subject(stepsal.load_model(save_family(family, folder)), traces)
+    return Subject(stepsal.load_model(save_family(family, folder), host=hooked.HOST), traces)
 
 
 # --- saliency --------------------------------------------------------------------------------------------------------
@@ -100,7 +101,8 @@ def influence_is_exact_under_intervention(subject: Subject) -> None:
     host = host_of(subject.model)
     layers = range(host.shape.layers)
     with host.frozen(), intervene(subject.model, BOTH):
-        hooks = [("embed.hook_out", leaf), *(host.at_pattern(layer, keep) for layer in layers)]
+        embedding = "hook_embed" if hooked.TL3 else "embed.hook_out"
+        hooks = [(embedding, leaf), *(host.at_pattern(layer, keep) for layer in layers)]
         with subject.model.hooks(fwd_hooks=hooks):
             logits = subject.model(trace.tokens[None])[0]
         used = [kept[layer] for layer in layers]
@@ -163,6 +165,8 @@ def in_chunks(
     model: Any, tokens: torch.Tensor, size: int, cache: Any, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Logits by a hand-written loop over a cache."""
+    if hooked.TL3:
+        return hooked.in_chunks(model, tokens, size, mask)
     logits = []
     for start in range(0, tokens.shape[1], size):
         stop = min(start + size, tokens.shape[1])
@@ -268,7 +272,7 @@ def cached_decoding_equals_a_whole_pass(subject: Subject) -> None:
     with torch.no_grad(), intervene(model, BOTH):
         whole = model(tokens)
         close(in_chunks(model, tokens, 7, host_of(model).new_cache()), whole)
-        windows_alone = DynamicCache(config=model.original_model.config)
+        windows_alone = None if hooked.TL3 else DynamicCache(config=model.original_model.config)
         close(in_chunks(model, tokens, 1, windows_alone), whole)
 
 

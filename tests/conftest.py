@@ -10,7 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
-from hooked import TL3, load_hooked
+from hooked import HOST
 from hypothesis import settings
 
 import stepsal
@@ -53,7 +53,9 @@ def save_tiny(family: str, folder: Path, **changes: object) -> Path:
     return folder
 
 
-load = load_hooked if TL3 else stepsal.load_model
+def load(name: str | Path) -> object:
+    """A model of the kind that the installed TransformerLens is tested for."""
+    return stepsal.load_model(name, host=HOST)
 
 
 @pytest.fixture(scope="session", params=FAMILIES)
@@ -91,7 +93,7 @@ def reasoner_traces(reasoner):
     """Real traces: the bundled model's own answers to test problems."""
     from stepsal.generation.task import answer_problems
 
-    return answer_problems(stepsal.load_model() if TL3 else reasoner, 12, length=3, progress=False)
+    return answer_problems(reasoner, 12, length=3, progress=False)
 
 
 @pytest.fixture(scope="session")

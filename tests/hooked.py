@@ -8,10 +8,14 @@ import torch
 import stepsal
 
 TL3 = version("transformer-lens").startswith("3.")
+HOST = "hooked_transformer" if TL3 else "bridge"  # what the tests that hold of both kinds of models are run on
+
+CONVERTED = ("Qwen2", "Llama", "Qwen3", "GPT-OSS", "Mistral", "Mistral, windows", "Phi-3", "OLMo 3", "Mixtral")
+"""The families of `tests/families.py` that are exact as a HookedTransformer of TransformerLens 3.9; the others are refused."""
 
 
 def load_hooked(folder, dtype=torch.float32, **processing):
-    """A frozen `HookedTransformer` with a folder's weights; TransformerLens takes a family's name in the path for the family.
+    """A frozen `HookedTransformer` as a user may load it; TransformerLens takes a family's name in the path for the family.
 
     processing: what TransformerLens does to the weights, such as `fold_ln=True`; nothing by default.
     """

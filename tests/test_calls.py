@@ -7,16 +7,19 @@ import torch
 
 import stepsal
 from stepsal import InputError, Trace, diagnose, load_tokenizer, plot, step_saliency, stepflow, token_influence
+from stepsal.models.host import BUNDLED
 
 
 @pytest.fixture(scope="module")
 def things(reasoner, tmp_path_factory):
     """What is mistaken for something else."""
+    from transformers import AutoModelForCausalLM
+
     trace = Trace.from_text(reasoner.tokenizer, "Facts: k = 37.<think>", "First k = 37.</think>So 37.")
     stepmap = step_saliency(reasoner, trace, layers=[0])
     return {
         "model": reasoner,
-        "raw": reasoner.original_model,
+        "raw": AutoModelForCausalLM.from_pretrained(BUNDLED),
         "trace": trace,
         "stepmap": stepmap,
         "diagnosis": diagnose(stepmap),

@@ -96,16 +96,21 @@ class Results:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        from stepsal.sweeps.store import schema
+        from stepsal.sweeps.store import check_results, schema
 
         path = Path(folder) / "results.parquet"
         if not path.exists():
             begun = (Path(folder) / "config.json").exists()
             fix = "it is not finished: run the same command again" if begun else "make it with `stepsal sweep`"
             raise FileError(f"there is no {path}: {fix}")
+        check_results(path)
         try:
             there = pq.read_schema(path).names  # rows of an older version lack cpu_seconds
-            table = pq.read_table(path, columns=[name for name in schema().names if name != "trace" and name in there])
+            table = pq.read_table(
+                path,
+                page_checksum_verification=True,
+                columns=[name for name in schema().names if name != "trace" and name in there],
+            )
         except (OSError, pa.ArrowException) as error:
             raise FileError(f"{path} is damaged ({error}): move it away, and `stepsal sweep` makes it again") from error
         try:

@@ -1,13 +1,18 @@
 """`stepsal generate`."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from stepsal.cli import options
 from stepsal.cli.interventions import chosen_interventions, intervention_options
 from stepsal.cli.process import prepare_process
 from stepsal.errors import InputError
+
+if TYPE_CHECKING:
+    from stepsal.generation.questions import Question
 
 
 def add(commands: "options.Commands") -> None:
@@ -15,6 +20,7 @@ def add(commands: "options.Commands") -> None:
         "generate",
         parents=[
             options.seed(),
+            _task_options(),
             intervention_options(),
             options.segmentation(),
             options.placement(),
@@ -25,6 +31,7 @@ def add(commands: "options.Commands") -> None:
     )
     parser.add_argument(
         "problems",
+        nargs="?",
         metavar="PROBLEMS",
         help='a JSONL file of {"prompt" or "messages", "answer"?, "id"?}, or how many test problems of the bundled task',
     )
@@ -46,9 +53,71 @@ def add(commands: "options.Commands") -> None:
         "--grader",
         default=None,
         metavar="NAME",
-        help="math, exact, or one of your own (default: math; the bundled task has its own rule)",
+        help="math, exact, or one of your own (default: math; a task has its own)",
     )
     parser.set_defaults(run=run, interrupted=options.GOES_ON)
+
+
+def _task_options() -> argparse.ArgumentParser:
+    parent = argparse.ArgumentParser(add_help=False)
+    group = parent.add_argument_group("problems of a task of reasoning-gym (`pip install 'stepsal[tasks]'`)")
+    group.add_argument("--task", metavar="NAME", help="such as gsm_symbolic, in the place of PROBLEMS")
+    group.add_argument("--size", type=options.positive, metavar="N", help="how many problems (default: 100)")
+    group.add_argument(
+        "--task-seed", type=int, metavar="SEED", help="of the problems (default: 0); --seed is of the answers"
+    )
+    group.add_argument(
+        "--task-option",
+        type=_name_and_value,
+        action="append",
+        metavar="NAME=VALUE",
+        help="of the task itself, the value as in JSON; may be repeated",
+    )
+    group.add_argument(
+        "--instruction",
+        metavar="TEXT",
+        help="what stands after each problem; '' for nothing (default: reason step by step in paragraphs, box the answer)",
+    )
+    return parent
+
+
+def _name_and_value(text: str) -> tuple[str, Any]:
+    """A task's option: the value is read as JSON, and is a text where it is none."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, such as min_terms=3")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _questions(given: argparse.Namespace) -> "list[Question]":
+    """The problems that the arguments name. Raises `InputError` where they name none, or two kinds at once."""
+    from stepsal.generation.gym import INSTRUCTION, SIZE, gym_questions
+    from stepsal.generation.questions import read_questions, task_questions
+    from stepsal.reasoner import DEFAULT_LENGTH
+
+    if (given.problems is None) == (given.task is None):
+        what = "no problems" if given.task is None else f"both PROBLEMS {given.problems!r} and --task {given.task}"
+        raise InputError(f"{what}: give a JSONL file, how many problems of the bundled task, or --task NAME")
+    if given.task is not None:
+        return gym_questions(
+            given.task,
+            given.size or SIZE,
+            given.task_seed or 0,
+            dict(given.task_option or ()),
+            instruction=INSTRUCTION if given.instruction is None else given.instruction,
+            own_grader=given.grader in (None, "task"),
+        )
+    for name in ("size", "task_seed", "task_option", "instruction"):
+        if getattr(given, name) is not None:
+            raise InputError(f"--{name.replace('_', '-')} does nothing without --task: leave it out, or name a task")
+    if not given.problems.isdecimal():
+        return read_questions(Path(given.problems), graded=False)
+    if int(given.problems) == 0:
+        raise InputError("0 problems: give how many, at least 1, or a JSONL file")
+    return task_questions("test", [DEFAULT_LENGTH], int(given.problems))
 
 
 def run(given: argparse.Namespace) -> None:
@@ -56,32 +125,27 @@ def run(given: argparse.Namespace) -> None:
     from stepsal.generation.files import generate_file, refuse_existing
     from stepsal.generation.generate import Decoding
     from stepsal.generation.grading import check_grader
-    from stepsal.generation.questions import as_chat, read_questions, task_questions, tokens_needed
+    from stepsal.generation.questions import as_chat, tokens_needed
     from stepsal.models.loading import load_model
     from stepsal.reasoner import DEFAULT_LENGTH
 
     # Everything that can be checked without the model is checked before minutes of loading weights.
     interventions = chosen_interventions(given)
     options.check_segmentation(given.format, given.steps)
-    check_grader(given.grader, bundled=given.problems.isdecimal())
+    bundled = given.problems is not None and given.problems.isdecimal()
+    check_grader(given.grader, bundled, own=bundled or given.task is not None)
     options.check_placement(given)
-    max_new_tokens = given.max_new_tokens
-    if given.problems.isdecimal():
-        if int(given.problems) == 0:
-            raise InputError("0 problems: give how many, at least 1, or a JSONL file")
-        questions = task_questions("test", [DEFAULT_LENGTH], int(given.problems))
-        max_new_tokens = max_new_tokens or tokens_needed([DEFAULT_LENGTH])
-    else:
-        questions = read_questions(Path(given.problems), graded=False)
     options.check_heads(interventions, given.model)
     refuse_existing(given.out)
     options.check_out(given.out)
-    decoding = Decoding(
-        max_new_tokens or 512, given.batch_size, given.temperature, given.top_p, given.samples, given.seed
-    )
+    questions = _questions(given)
+    room = given.max_new_tokens or (tokens_needed([DEFAULT_LENGTH]) if bundled else 512)
+    decoding = Decoding(room, given.batch_size, given.temperature, given.top_p, given.samples, given.seed)
     if given.chat:
         questions = [as_chat(question) for question in questions]
-    model = load_model(given.model, device=given.device, dtype=given.dtype, device_map=given.device_map)
+    model = load_model(
+        given.model, device=given.device, dtype=given.dtype, device_map=given.device_map, host=given.host
+    )
     if any(isinstance(question.prompt, str) for question in questions) and getattr(
         model.tokenizer, "chat_template", None
     ):

@@ -51,7 +51,7 @@ def segmentation(default: str | None = "auto") -> argparse.ArgumentParser:
 
 
 def placement() -> argparse.ArgumentParser:
-    """Where the model runs, and in which precision."""
+    """Where the model runs, in which precision, and as which of TransformerLens' models."""
     parent, group = _titled("where the model runs")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0, mps, ... (default: %(default)s)")
     group.add_argument(
@@ -60,6 +60,9 @@ def placement() -> argparse.ArgumentParser:
         help="for a model larger than one GPU: 'auto' or 'balanced', in the place of --device",
     )
     group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
+    group.add_argument(
+        "--host", default="bridge", help="bridge, or hooked_transformer (TransformerLens 3.9; default: %(default)s)"
+    )
     return parent
 
 
@@ -113,7 +116,9 @@ def read_traces(given: argparse.Namespace) -> "list[Trace]":
 def load_model(given: argparse.Namespace) -> "Model":
     from stepsal.models import loading
 
-    return loading.load_model(given.model, device=given.device, dtype=given.dtype, device_map=given.device_map)
+    return loading.load_model(
+        given.model, device=given.device, dtype=given.dtype, device_map=given.device_map, host=given.host
+    )
 
 
 # --- what can be checked before anything is loaded --------------------------------------------------------------------
@@ -145,10 +150,10 @@ def check_heads(interventions: "list[Intervention]", model: str | None) -> None:
 
 
 def check_placement(given: argparse.Namespace) -> None:
-    """Raise `InputError` for a device or a precision that cannot be used here."""
+    """Raise `InputError` for a device, a precision or a host that cannot be used here."""
     from stepsal.models.loading import check_placement
 
-    check_placement(given.device, given.dtype, given.device_map)
+    check_placement(given.device, given.dtype, given.device_map, given.host)
 
 
 def check_out(path: Path, *, folder: bool = False) -> None:

@@ -23,14 +23,14 @@ from stepsal.errors import FileError, InputError
 from stepsal.files import agree_on_settings, cannot_write, locked, sha256_of
 from stepsal.generation.generate import Decoding, stream
 from stepsal.generation.grading import TASK, choose_grader, grade_trace
-from stepsal.generation.questions import Question
+from stepsal.generation.questions import Question, task_record
 from stepsal.interventions.base import Intervention
 from stepsal.models import host_of
 from stepsal.models.host import Model
 from stepsal.models.lookup import model_fingerprint, tokenizer_fingerprint
 from stepsal.traces.files import read_traces, rule_name, trace_line, write_traces
 from stepsal.traces.formats import FormatSpec, StepsSpec
-from stepsal.traces.prompt import encode_prompt
+from stepsal.traces.prompt import encode_prompt, template_time
 from stepsal.traces.trace import Trace
 
 
@@ -116,7 +116,8 @@ def _settings(
         "decoding": {name: value for name, value in asdict(decoding).items() if name != "batch_size"},
         "interventions": [each.record for each in interventions],
         "segmentation": {"format": format, "steps": rule_name(steps, "these traces are to be")},
-        "questions": hashlib.sha256(json.dumps([asdict(question) for question in questions]).encode()).hexdigest(),
+        **task_record(questions),
+        "questions": hashlib.sha256(json.dumps([question.record for question in questions]).encode()).hexdigest(),
     }
 
 
@@ -143,6 +144,9 @@ def _name(question: Question, sample: int, decoding: Decoding) -> str:
 def _grade(model: Model, trace: Trace, question: Question, name: str, grader: str) -> Trace:
     graded = grade_trace(model.tokenizer, question, trace, grader)
     known = {"length": question.length, "error": graded.error} | graded.record
+    known |= {"task": asdict(question.gym)} if question.gym else {}
+    time = template_time(model.tokenizer, question.prompt)
+    known |= {"template_time": time.isoformat()} if time else {}
     meta = trace.meta | {key: value for key, value in known.items() if value is not None}
     return replace(trace, id=name, answer=question.answer, correct=graded.correct, meta=meta)
 
@@ -150,6 +154,8 @@ def _grade(model: Model, trace: Trace, question: Question, name: str, grader: st
 def _begin(partial: Path, about: Path, settings: dict[str, Any], model: Model) -> list[Trace]:
     """The traces that are done, if these settings are those that the file was begun with; a half line at its end is cut off."""
     fix = f"Give another --out, or move {partial} and {about} away to begin anew."
+    # Before there was a choice of graders, and before the host was written down, which the weights' hash tells as well.
+    older = {"grader": TASK if settings["grader"] == TASK else "exact", "model": {"host": settings["model"]["host"]}}
     unseen = {name: settings[name] for name in ("model_sha256", "tokenizer_sha256", "prompts_sha256", "stop_tokens")}
     try:
         text = partial.read_bytes() if partial.exists() else b""
@@ -161,7 +167,7 @@ def _begin(partial: Path, about: Path, settings: dict[str, Any], model: Model) -
             refusal=f"{partial} was begun with other settings",
             unknown=f"cannot go on from {partial}",
             fix=fix,
-            defaults=unseen | {"grader": TASK if settings["grader"] == TASK else "exact"},  # before there was a choice
+            defaults=unseen | older,
         )
         if begun and not unseen.keys() <= json.loads(about.read_text(encoding="utf-8")).keys():
             warnings.warn(

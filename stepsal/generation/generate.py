@@ -1,7 +1,7 @@
 """Let a model answer prompts, greedily or by sampling, in batches, with interventions.
 
-In: prompts. Out: a `Trace` for each sample, made from the tokens that the model really produced. The decoding loop is Hugging
-Face's.
+In: prompts. Out: a `Trace` for each sample, made from the tokens that the model really produced. The decoding loop is that of
+the model's host (`Host.decode`): Hugging Face's for a bridge.
 
 1. Prompts of like length are decoded together, left-padded; as many at a time as memory allows.
 2. A sampled token is drawn with one uniform number (`stepsal.generation.sampling`). The numbers come from the seed, the
@@ -55,7 +55,7 @@ def generate(
     """Let the model answer each prompt; the answers are traces, in the order of the prompts, the samples of a prompt together.
 
     Args:
-        model: a `TransformerBridge`, from `load_model` or booted by you.
+        model: a `TransformerBridge`, from `load_model` or booted by you, or a `HookedTransformer` of TransformerLens 3.9.
         prompts: texts as the model sees them, or lists of chat messages for the tokenizer's template.
         interventions: what acts while decoding, such as `stepsal.stepflow()`; or, for its `report()`, what
             `stepsal.intervene` gave, inside its context.
@@ -74,7 +74,7 @@ def generate(
 
     Raises:
         NumericalError: logits that are not finite while sampling.
-        UnsupportedModelError: a `HookedTransformer`, which has no such loop.
+        UnsupportedModelError: a `HookedTransformer` with which decoding would not be exact.
         InputError: no room for `max_new_tokens` in the model's context, an empty prompt, numbers out of range, or no token that
             ends a sequence.
 

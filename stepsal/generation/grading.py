@@ -3,13 +3,15 @@
 In: a question and the trace of an answer to it. Out: a `Graded`, which says who graded it.
 
 1. The token that ended the answer is no part of it; neither is the thinking.
-2. A problem of the bundled task is graded by its rule (`task`), which also names the kind of error.
+2. A problem of the bundled task is graded by its rule (`task`), which also names the kind of error. One of a task of
+   reasoning-gym is by default scored by that task (`task` too); a score of 1 is right.
 3. Another problem is graded by mathematics (`math`: `stepsal.generation.mathematics`), by exact text (`exact`), or by a grader
    of a user's own: a function under the decorator `grader`.
 
 A built-in grader takes the last complete box of the summary for the final answer (`stepsal.generation.answers`).
 """
 
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +19,8 @@ from typing import Any, TypeVar
 
 from stepsal.checks import checked, shown
 from stepsal.errors import InputError
-from stepsal.generation.answers import final_answer, last_box
+from stepsal.generation.answers import final_answer, last_box, plain, spelling
+from stepsal.generation.gym import score
 from stepsal.generation.mathematics import compare_math
 from stepsal.generation.questions import Question
 from stepsal.reasoner.problems import grade, make_problem
@@ -25,7 +28,6 @@ from stepsal.traces.segment import Tokenizer
 from stepsal.traces.trace import Trace
 
 TASK, DEFAULT = "task", "math"
-_BUILT_IN = (DEFAULT, "exact", TASK)
 
 Function = Callable[[Question, str], Any]
 _Function = TypeVar("_Function", bound=Function)
@@ -41,8 +43,9 @@ class Graded:
             is a deviation; a right answer may have one on the way.
         answer: the final answer that was given.
         grader: the name of the grader; None where nothing was graded.
-        answer_from: where the final answer stood: `box`, `summary` (all of it), or `extracted` (math-verify took it out of a
-            summary without a box).
+        answer_from: where the final answer stood: `box`, `summary` (all of it), `extracted` (math-verify took it out of a
+            summary without a box), `tag` (`<answer>`), or `none` (there is none that a task's grader could be given).
+        score: from 0 to 1, where the grader gives one: the tasks of reasoning-gym do.
     """
 
     correct: bool | None
@@ -50,11 +53,15 @@ class Graded:
     answer: str
     grader: str | None = None
     answer_from: str | None = None
+    score: float | None = None
 
     @property
-    def record(self) -> dict[str, str]:
+    def record(self) -> dict[str, Any]:
         """Who graded, and what: for a trace's meta. Empty where nothing was graded."""
-        return {"grader": self.grader, "answer_from": str(self.answer_from)} if self.grader else {}
+        if not self.grader:
+            return {}
+        record = {"grader": self.grader, "answer_from": str(self.answer_from)}
+        return record if self.score is None else record | {"score": self.score}
 
 
 GRADERS: dict[str, Function] = {}
@@ -132,16 +139,18 @@ def choose_grader(questions: Sequence[Question], name: str | None) -> str:
     Raises `InputError` for a grader that is not known, or that is not for these questions.
     """
     bundled = any(question.source is not None for question in questions)
-    check_grader(name, bundled)
-    return name or (TASK if bundled else DEFAULT)
+    own = any(question.has_own_grader for question in questions)
+    check_grader(name, bundled, own)
+    return name or (TASK if own else DEFAULT)
 
 
-def check_grader(name: str | None, bundled: bool) -> None:
-    """Raise `InputError` unless a grader of this name grades the bundled task's problems, or those of a file."""
-    if name is None or (name == TASK and bundled):
+def check_grader(name: str | None, bundled: bool, own: bool) -> None:
+    """Raise `InputError` unless a grader of this name grades problems of the bundled task, or of another that has its `own`
+    grader, or of a file."""
+    if name is None or (name == TASK and own):
         return
     if name == TASK:
-        raise InputError(f"grader={name!r} is for problems of the bundled task: give {' or '.join(map(repr, GRADERS))}")
+        raise InputError(f"grader={name!r} is for problems of a task: give {' or '.join(map(repr, GRADERS))}")
     if name not in GRADERS:
         raise InputError(
             f"unknown grader {name!r}: expected one of {', '.join(map(repr, GRADERS))}, or one of your own, from a module that "
@@ -149,7 +158,7 @@ def check_grader(name: str | None, bundled: bool) -> None:
         )
     if bundled:
         raise InputError(
-            f"grader={name!r} is for a file of problems: the bundled task is graded by its own rule; leave the grader out"
+            f"grader={name!r} is for other problems: the bundled task is graded by its own rule; leave the grader out"
         )
 
 
@@ -171,7 +180,7 @@ def grade_answer(question: Question, response: str, summary: str, grader: str | 
     """Grade a response, given as text; `summary` is its part after the thinking. `grader`: by default as `choose_grader` says.
 
     >>> grade_answer(Question("sum", "1+1?", "2"), "Add.</think>2", "2", "exact")
-    Graded(correct=True, error=None, answer='2', grader='exact', answer_from='summary')
+    Graded(correct=True, error=None, answer='2', grader='exact', answer_from='summary', score=None)
     """
     name = choose_grader([question], grader)
     answer, found_in = final_answer(summary), "summary" if last_box(summary) is None else "box"
@@ -179,12 +188,37 @@ def grade_answer(question: Question, response: str, summary: str, grader: str | 
         split, index, length = question.source
         result = grade(make_problem(split, index, length), response)
         return Graded(result.correct, result.error, answer, TASK, found_in)
+    if name == TASK:
+        return _scored(question, summary)
     if question.answer is None:
         return Graded(None, None, answer, None, found_in)
     said = _ask(name, question, summary)
     if isinstance(said, Graded):
         return Graded(said.correct, said.error, said.answer, name, said.answer_from)
     return Graded(said, None, answer, name, found_in)
+
+
+def _scored(question: Question, summary: str) -> Graded:
+    """As the task of reasoning-gym scores the answer in the last box, or else in the last `<answer>`, its own way to ask.
+
+    The answer with or without its typesetting, whichever scores more. Of a summary without a box there is none: graders of
+    tasks take what they find first in a longer text, such as the 1 of "1. First".
+    """
+    box, tags = last_box(summary), re.findall(r"<answer>(.*?)</answer>", summary, re.DOTALL)
+    given = tags[-1].strip() if box is None and tags else box
+    if given is None:
+        return Graded(False, None, "", TASK, "none", score(question, [None])[0])
+    answer, found_in = given, "tag" if box is None else "box"
+    bare = spelling(answer).value
+    number = bare.replace(",", "") if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", bare) else bare
+    found, failure = score(question, list(dict.fromkeys((answer, plain(answer), bare, number))))
+    if failure is not None:
+        warnings.warn(
+            f"the task's grader could not read the answer to problem {question.id!r} ({failure}), which counts as wrong: "
+            f"{answer[:60]!r}",
+            stacklevel=3,
+        )
+    return Graded(found == 1, None, answer, TASK, found_in, found)
 
 
 def _ask(name: str, question: Question, summary: str) -> bool | Graded:

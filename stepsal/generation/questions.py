@@ -1,6 +1,7 @@
 """The problems that a sweep or `stepsal generate` asks a model.
 
-They are problems of the bundled task, or they come from a JSONL file with one object on each line:
+They are problems of the bundled task, of a task of reasoning-gym (`stepsal.generation.gym`), or they come from a JSONL file
+with one object on each line:
 
     {"prompt": "What is 2 + 2?", "answer": "4", "id": "sum"}
 
@@ -9,8 +10,9 @@ of a chat request beside it, goes through the model's chat template. `id` may be
 need not be graded (`stepsal.generation.grading`).
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,24 @@ from stepsal.errors import FileError, InputError
 from stepsal.jsonl import parse_line, read_lines
 from stepsal.reasoner.problems import make_problems
 from stepsal.traces.prompt import REQUEST_FIELDS, Prompt, shown
+
+
+@dataclass(frozen=True)
+class GymProblem:
+    """What makes a problem of a task of reasoning-gym again.
+
+    Attributes:
+        task, options: the task's name and its options as JSON, seed and size among them.
+        index: the number of the problem.
+        version: of reasoning-gym.
+        sha256: of the problem with all that its grader needs.
+    """
+
+    task: str
+    options: str
+    index: int
+    version: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -30,6 +50,7 @@ class Question:
         answer: the expected final answer, None where it is not known.
         length: the steps that a right answer takes, for a problem of the bundled task.
         source: the split, index and length that make the problem again, for a problem of the bundled task.
+        gym: likewise for a problem of a task of reasoning-gym.
     """
 
     id: str
@@ -37,6 +58,7 @@ class Question:
     answer: str | None
     length: int | None = None
     source: tuple[str, int, int] | None = None
+    gym: GymProblem | None = None
 
     def __post_init__(self) -> None:
         for name in ("id", "prompt", "answer"):
@@ -45,6 +67,16 @@ class Question:
                     f"the {name} of the problem {self.id!r} has half a surrogate pair, {half!r}, which is no character and "
                     "cannot be written to a file: read the file it comes from as UTF-8"
                 )
+
+    @property
+    def has_own_grader(self) -> bool:
+        """Whether it is of a task that grades answers itself."""
+        return self.source is not None or self.gym is not None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The question as plain data, for a hash: what there is of it."""
+        return {name: value for name, value in asdict(self).items() if name != "gym" or value is not None}
 
 
 def as_chat(question: Question) -> Question:
@@ -90,6 +122,19 @@ def task_questions(split: str, lengths: Sequence[int], count: int, start: int = 
     except ValueError as error:
         raise InputError(f"problems of the bundled task: {error}") from error
     return questions
+
+
+def task_record(questions: Iterable[Question]) -> dict[str, Any]:
+    """Of which task of reasoning-gym questions are, and of which version; nothing where they are of none.
+
+    >>> task_record([Question("a", "2+2?", "4", gym=GymProblem("sums", "{}", 0, "0.1.25", "ab"))])
+    {'task': {'name': 'sums', 'options': {}, 'reasoning-gym': '0.1.25'}}
+    """
+    problem = next((question.gym for question in questions if question.gym is not None), None)
+    if problem is None:
+        return {}
+    options = json.loads(problem.options)
+    return {"task": {"name": problem.task, "options": options, "reasoning-gym": problem.version}}
 
 
 def tokens_needed(lengths: Iterable[int]) -> int:

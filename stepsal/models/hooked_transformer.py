@@ -7,6 +7,7 @@ Its hook points have the names and layouts of the bridge's. The differences are:
 2. The cache holds keys as they are before the rotation, so the rotary hooks see the keys of all tokens so far, not those of
    this pass alone.
 3. The scores are masked with minus infinity, and padding and caches have keywords of their own.
+4. `generate` samples in a way of its own, and takes tokens for padding by their id: `decode` has a loop of its own.
 
 All of this holds for TransformerLens 3.9.0, the last version with this model.
 """
@@ -14,7 +15,7 @@ All of this holds for TransformerLens 3.9.0, the last version with this model.
 import copy
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +27,8 @@ from stepsal.models.host import TOKENS, Function, Hook, Host, OwnScore, plain_js
 
 class HookedTransformerHost(Host):
     """The host of a `HookedTransformer` of TransformerLens 3.9."""
+
+    name: ClassVar[str] = "hooked_transformer"
 
     # --- hooks -------------------------------------------------------------------------------------------------------
     def at_queries(self, layer: int, function: Function) -> Hook:
@@ -89,11 +92,18 @@ class HookedTransformerHost(Host):
     def attention_kind(self, layer: int) -> str:
         return "full_attention" if self.model.blocks[layer].attn.attn_type == "global" else "sliding_attention"
 
+    def _names_special_tokens(self) -> tuple[Any, ...]:
+        # `load_model` keeps Hugging Face's settings here; TransformerLens itself forgets them.
+        return (self.model.tokenizer, getattr(self.model, "generation_config", None))
+
     # --- running it --------------------------------------------------------------------------------------------------
     def new_cache(self) -> Any:
+        return self._new_cache(1)
+
+    def _new_cache(self, batch: int) -> Any:
         from transformer_lens import TransformerLensKeyValueCache
 
-        return TransformerLensKeyValueCache.init_cache(self.model.cfg, self.device)
+        return TransformerLensKeyValueCache.init_cache(self.model.cfg, self.device, batch)
 
     def repeated_cache(self, cache: Any, times: int) -> Any:
         repeated = copy.deepcopy(cache)
@@ -115,11 +125,10 @@ class HookedTransformerHost(Host):
             entry.past_keys, entry.past_values = entry.past_keys.detach(), entry.past_values.detach()
         return logits
 
-    def check_decodes(self) -> NoReturn:
-        raise UnsupportedModelError(
-            "stepsal decodes with a TransformerBridge, and this is a HookedTransformer. Load the model with "
-            "stepsal.load_model (TransformerLens 4), or call model.generate(...) inside `with stepsal.intervene(model, parts):`"
-        )
+    def check_decodes(self) -> None:
+        if reason := self.unsupported():
+            about = self.describe()
+            raise UnsupportedModelError(f"{about['model']} ({about['architecture']}) cannot decode here: {reason}")
 
     def decode(
         self,
@@ -128,5 +137,19 @@ class HookedTransformerHost(Host):
         max_new_tokens: int,
         ends: Collection[int],
         choose: Callable[[Tensor, Tensor], Tensor] | None = None,
-    ) -> NoReturn:
-        self.check_decodes()
+    ) -> Int[Tensor, "batch longer_pos"]:
+        cache, end = self._new_cache(len(tokens)), torch.tensor(sorted(ends), device=tokens.device)
+        ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+        if tokens.shape[1] > 1:  # read apart from the last token, these need no logits, which may be large
+            self.model(tokens[:, :-1], return_type=None, attention_mask=mask[:, :-1], past_kv_cache=cache)
+        last = mask[:, -1:]
+        for _ in range(max_new_tokens):
+            logits = self.model(tokens[:, -1:], return_type="logits", attention_mask=last, past_kv_cache=cache)
+            logits = logits[:, -1].float()
+            chosen = (logits if choose is None else choose(tokens, logits)).argmax(-1)
+            tokens = torch.cat([tokens, torch.where(ended, end[0], chosen)[:, None]], 1)
+            ended = ended | torch.isin(chosen, end)
+            if ended.all():
+                break
+            last = torch.ones_like(last)
+        return tokens

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -73,9 +73,13 @@ class OwnScore:
 
 @dataclass(frozen=True)
 class Host(ABC):
-    """A model, and what stepsal asks of it. It holds nothing but the model, so making one costs next to nothing."""
+    """A model, and what stepsal asks of it. It holds nothing but the model, so making one costs next to nothing.
+
+    name: which kind of model it is, as `load_model(host=...)` and `--host` call it.
+    """
 
     model: Model
+    name: ClassVar[str] = "bridge"
 
     # --- hooks -------------------------------------------------------------------------------------------------------
     # Each method takes a function of a tensor, whose layout the method's docstring names whatever the model's own is.
@@ -162,7 +166,7 @@ class Host(ABC):
         return next(self.model.parameters()).dtype
 
     def describe(self) -> dict[str, str]:
-        """Name, type and precision of the model, for the record kept with each result."""
+        """Name, type, precision and host of the model, for the record kept with each result."""
         cfg = self.model.cfg
         name = str(cfg.model_name)
         architecture = getattr(cfg, "architecture", None) or getattr(cfg, "original_architecture", None)
@@ -171,6 +175,7 @@ class Host(ABC):
             "architecture": str(architecture),
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
+            "host": self.name,
         }
 
     @abstractmethod

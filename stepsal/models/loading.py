@@ -1,7 +1,7 @@
 """Names and folders to models: the only file that loads weights.
 
-In: a hub id, a local Hugging Face directory, or nothing (the bundled reasoner). Out: a TransformerLens `TransformerBridge`,
-frozen, in evaluation mode, with the tokenizer of the directory's own `tokenizer.json`.
+In: a hub id, a local Hugging Face directory, or nothing (the bundled reasoner). Out: a TransformerLens `TransformerBridge`, or
+on request a `HookedTransformer`; frozen, in evaluation mode, with the tokenizer of the directory's own `tokenizer.json`.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ import torch
 from stepsal.checks import checked
 from stepsal.errors import FileError, InputError
 from stepsal.models.host import Model
+from stepsal.models.hosts import HOSTS, check_host
 from stepsal.models.sources import a_name, locate
 from stepsal.models.tokenizers import load_tokenizer as load_tokenizer
 from stepsal.models.tokenizers import read_tokenizer
@@ -25,6 +26,7 @@ def load_model(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     device_map: str | Mapping[str, str | int] | None = None,
+    host: str = HOSTS[0],
 ) -> Model:
     """Load a model as a TransformerLens `TransformerBridge`, weights frozen, in evaluation mode.
 
@@ -34,31 +36,42 @@ def load_model(
         dtype: `"auto"` keeps the checkpoint's precision on an accelerator and takes float32 on the CPU.
         device_map: takes the place of `device` for a model larger than one GPU, as in transformers: `"auto"`,
             `"balanced"`, or a mapping from names of modules to devices (or `"cpu"`, `"disk"`).
+        host: `"bridge"`, or `"hooked_transformer"` for a `HookedTransformer` with the weights as they are, which needs
+            TransformerLens 3.9 (docs/hooked_transformer.md).
 
     Raises:
         FileError: a local folder that holds no model, a name that can be neither found nor fetched (within seconds where the
             hub cannot be reached), or an unknown map.
-        InputError: something that is no name, an unknown device or precision; a device beside a map.
+        InputError: something that is no name, an unknown device or precision; a device beside a map; a host that is unknown, or
+            not to be had with the TransformerLens that is installed.
+        UnsupportedModelError: a model that TransformerLens 3.9 has no `HookedTransformer` of, or one that computes otherwise.
 
     >>> from stepsal import load_model
     >>> load_model().cfg.n_layers
     8
     """
-    where, precision = check_placement(device, dtype, device_map)
+    where, precision = check_placement(device, dtype, device_map, host)
 
     from safetensors import SafetensorError
-    from transformer_lens.model_bridge import TransformerBridge
 
     path_or_id = locate(name)
     tokenizer, for_booting = read_tokenizer(path_or_id), read_tokenizer(path_or_id)
     try:
-        model = TransformerBridge.boot_transformers(
-            path_or_id,
-            device=where if device_map is None else None,
-            device_map=dict(device_map) if isinstance(device_map, Mapping) else device_map,
-            dtype=precision or _own_dtype(path_or_id, where),
-            tokenizer=for_booting,
-        )
+        precision = precision or _own_dtype(path_or_id, where)
+        if host == "bridge":
+            from transformer_lens.model_bridge import TransformerBridge
+
+            model = TransformerBridge.boot_transformers(
+                path_or_id,
+                device=where if device_map is None else None,
+                device_map=dict(device_map) if isinstance(device_map, Mapping) else device_map,
+                dtype=precision,
+                tokenizer=for_booting,
+            )
+        else:
+            from stepsal.models.conversion import load_hooked_transformer
+
+            model = load_hooked_transformer(path_or_id, str(name or "bundled"), where, precision)
     except (OSError, ValueError, SafetensorError) as error:
         raise FileError(
             f"cannot load a model from {path_or_id!r}: {error}. Give a Hugging Face model directory, or a hub id "
@@ -67,7 +80,7 @@ def load_model(
     # In TransformerLens 4.3.0 booting puts the automatic class in the place of a tokenizer, which for some model types (Qwen2)
     # gives other token ids (see `load_tokenizer`). So does the setter of `model.tokenizer`, which then takes the vocabulary's
     # size from it: https://github.com/TransformerLensOrg/TransformerLens/pull/1569.
-    model._tokenizer = tokenizer
+    setattr(model, "_tokenizer" if host == "bridge" else "tokenizer", tokenizer)
     model.cfg.tokenizer_prepends_bos = tokenizer.encode("a")[:1] == [tokenizer.bos_token_id]
     if name not in (None, "bundled") and path_or_id != str(Path(str(name)).expanduser()):
         model.cfg.model_name = str(name)  # and not the folder of the hub's cache
@@ -76,9 +89,17 @@ def load_model(
 
 
 def check_placement(
-    device: str | torch.device, dtype: str | torch.dtype, device_map: str | Mapping[str, str | int] | None
+    device: str | torch.device,
+    dtype: str | torch.dtype,
+    device_map: str | Mapping[str, str | int] | None,
+    host: str = HOSTS[0],
 ) -> tuple[torch.device, torch.dtype | None]:
     """The device, and the precision (None: the checkpoint's). Raises `InputError` as `load_model` does."""
+    check_host(host)
+    if device_map is not None and host != "bridge":
+        raise InputError(
+            f"device_map={device_map!r} is for a bridge: a HookedTransformer is on one device. Give device in its place"
+        )
     if device_map is not None and device != "auto":
         raise InputError(
             f"device={str(device)!r} and device_map={device_map!r} exclude each other: leave out one of them"

@@ -161,6 +161,7 @@ def model_settings(model: Model) -> dict[str, str]:
     return {
         "model": about["model"],
         "dtype": about["dtype"],
+        "host": about["host"],
         "stepsal": __version__,
         "model_sha256": model_fingerprint(model),
     }
@@ -215,7 +216,7 @@ def _begin(kind: ResultKind, out: Path, traces: Sequence[Trace], settings: Mappi
         refusal=refusal,
         unknown=unknown,
         fix=_FIX,
-        defaults={"model_sha256": settings["model_sha256"]},
+        defaults={name: settings[name] for name in ("model_sha256", "host")},
         beside=("traces",),
         indent=2,
     )
@@ -338,6 +339,12 @@ def load_results(kind: ResultKind, out: Path, progress: bool, verify: bool) -> l
     path = out / kind.settings
     settings = read_settings(path, kind.unknown(out), "Make them again.") if path.exists() else {}
     listed = _listed(kind, out, settings)
+    if files and not settings:
+        warnings.warn(
+            f"{out} holds {kind.name}s, but no {kind.settings} says of which traces and with which settings: all are read. "
+            f"Run `{kind.command}` with the same traces and --out again: it writes that file anew and keeps the {kind.short}s.",
+            stacklevel=3,
+        )
     if listed is not None:
         files = _belonging(kind, out, files, listed)
     if not files:
@@ -352,7 +359,7 @@ def load_results(kind: ResultKind, out: Path, progress: bool, verify: bool) -> l
                 f"{file} is no {kind.short} of this folder: {', '.join(different)}. Put the folder's own {kind.short} back, or "
                 f"move this one away and make the folder's again with `{kind.command}`."
             )
-    _check_one_model(kind, files, maps)
+    _check_made_alike(kind, files, maps)
     return maps
 
 
@@ -410,15 +417,15 @@ def _of_others(kind: ResultKind, out: Path, others: Sequence[Path]) -> str:
     )
 
 
-def _check_one_model(kind: ResultKind, files: Sequence[Path], maps: Sequence[Any]) -> None:
-    """Raise `FileError` where results say that they were made with other weights than their neighbours."""
-    said = [(file, each.meta.get("made_of", {}).get("model_sha256")) for file, each in zip(files, maps, strict=True)]
-    said = [(file, found) for file, found in said if found is not None]
-    for file, found in said:
-        if found != said[0][1]:
+def _check_made_alike(kind: ResultKind, files: Sequence[Path], maps: Sequence[Any]) -> None:
+    """Raise `FileError` where results say that they were made with other weights or settings than their neighbours."""
+    said = [(file, each) for file, each in zip(files, maps, strict=True) if "made_of" in each.meta]
+    for file, result in said:
+        of_the_first = {name: value for name, value in said[0][1].meta["made_of"].items() if name != "tokens_sha256"}
+        if different := _differences(kind, result, of_the_first, None):
             raise FileError(
-                f"{file} was made with other weights, or another configuration of the model, than {said[0][0]}: keep "
-                f"{kind.short}s of each in a folder of their own"
+                f"{file} was not made as {said[0][0]} was: {', '.join(different)}. Keep {kind.short}s of each in a folder of "
+                "their own."
             )
 
 

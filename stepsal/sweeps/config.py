@@ -17,11 +17,15 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from stepsal.errors import FileError, InputError
 from stepsal.generation.grading import DEFAULT, GRADERS, TASK
+from stepsal.generation.gym import INSTRUCTION, SIZE
 from stepsal.interventions.base import Intervention
+from stepsal.models.hosts import HOSTS
 from stepsal.reasoner.problems import DEFAULT_LENGTH, SPLITS
 from stepsal.sweeps.settings import kind_classes, options_by_key
 from stepsal.traces.formats import FORMATS, STEP_RULES
 
+OF_A_TASK = ("task", "size", "seed", "options", "instruction")
+"""The keys of `[problems]` for a task of reasoning-gym."""
 SHAPES = ("product", "one-at-a-time", "forward-selection")
 
 
@@ -84,18 +88,21 @@ class _Table(BaseModel):
 
 
 class ModelConfig(_Table):
-    """`name`: `bundled`, a hub id or a folder. `threads`: of torch on the CPU, for each worker."""
+    """`name`: `bundled`, a hub id or a folder. `threads`: of torch on the CPU, for each worker. `host`: as in `load_model`."""
 
     name: Text = "bundled"
     device: Text = "auto"
     dtype: Text = "auto"
+    host: Annotated[str, _one_of(lambda: HOSTS)] = HOSTS[0]
     threads: Positive = 1
 
 
 class ProblemsConfig(_Table):
-    """Problems of the bundled task, `count` of each length from index `start` on; or those of a JSONL `file`.
+    """Problems of the bundled task, `count` of each length from index `start` on; or those of a JSONL `file`; or `size` of a
+    `task` of reasoning-gym, from a `seed`, with its own `options` and an `instruction` after each.
 
-    The split is `test` unless written down, for forward selection `validation`. `grader`: of a `file`, by default `math`.
+    The split is `test` unless written down, for forward selection `validation`. `grader`: of a `file`, by default `math`; of a
+    `task`, by default its own.
     """
 
     split: Annotated[str, _one_of(lambda: SPLITS)] | None = None
@@ -103,17 +110,27 @@ class ProblemsConfig(_Table):
     count: Positive | None = None
     start: Natural = 0
     file: Text | None = None
-    grader: Annotated[str, _one_of(lambda: tuple(GRADERS))] | None = None
+    task: Text | None = None
+    size: Positive = SIZE
+    seed: Natural = 0
+    options: dict[str, Any] = Field(default_factory=dict)
+    instruction: str = INSTRUCTION
+    grader: Annotated[str, _one_of(lambda: (*GRADERS, TASK))] | None = None
 
     @property
     def graded_by(self) -> str:
         """The name of the grader (`stepsal.generation.grading`)."""
-        return TASK if self.file is None else self.grader or DEFAULT
+        return self.grader or (TASK if self.file is None else DEFAULT)
 
     @property
     def graded_before(self) -> str:
         """Who graded where nothing says so: in sweeps of versions without `grader`."""
         return TASK if self.file is None else "exact"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The table as plain data, without the keys of a task of reasoning-gym where there is none."""
+        return self.model_dump(exclude=None if self.task else set(OF_A_TASK)) | {"grader": self.graded_by}
 
 
 class DecodingConfig(_Table):
@@ -269,8 +286,8 @@ class SweepConfig(_Table):
 
     def record(self) -> dict[str, Any]:
         """The configuration as plain data, without the folder and without which keys were written down."""
-        tables: dict[str, Any] = {name: getattr(self, name).model_dump() for name in ("model", "problems", "decoding")}
-        tables["problems"]["grader"] = self.problems.graded_by
+        tables: dict[str, Any] = {name: getattr(self, name).model_dump() for name in ("model", "decoding")}
+        tables["problems"] = self.problems.record
         tables["grid"] = self.grid.record()
         if self.settings:
             tables["settings"] = [each.model_dump() for each in self.settings]
@@ -312,19 +329,11 @@ _TABLES = ("model", "problems", "decoding", "grid", "settings")
 def _contradictions(config: SweepConfig) -> list[tuple[str, bool]]:
     """Contradictions between keys: pairs of the message and whether this configuration has the fault."""
     problems, decoding, grid = config.problems, config.decoding, config.grid
-    task = [key for key in ("split", "length", "start") if key in problems.model_fields_set]
     forward = grid.shape == "forward-selection"
     layers = [*grid.layers, grid.centre.get("layers")]
     heads = [*grid.heads, grid.centre.get("heads")]
     return [
-        (
-            f"[problems] has file={problems.file!r} and {task[0] if task else ''!r}, of the bundled task: drop one of them",
-            problems.file is not None and bool(task),
-        ),
-        (
-            f"[problems] grader={problems.grader!r} is for a file of problems: the bundled task has its own rule; drop it",
-            problems.grader is not None and problems.file is None,
-        ),
+        *_of_problems(problems),
         (
             f"[decoding] seeds={list(decoding.seeds)} at temperature=0 would all be alike: give a temperature, such as 0.6",
             decoding.temperature == 0 and len(decoding.seeds) > 1,
@@ -357,6 +366,41 @@ def _contradictions(config: SweepConfig) -> list[tuple[str, bool]]:
         (
             "[[settings]] with forward selection: run the settings in a sweep of their own",
             forward and bool(config.settings),
+        ),
+    ]
+
+
+def _of_problems(problems: ProblemsConfig) -> list[tuple[str, bool]]:
+    """Contradictions between the keys of `[problems]` alone."""
+    written = problems.model_fields_set
+    bundled = [key for key in ("split", "length", "start", "count") if key in written]
+    of_bundled = [key for key in bundled if key != "count"]
+    of_task = [key for key in OF_A_TASK if key in written]
+    return [
+        (
+            f"[problems] has file={problems.file!r} and {''.join(of_bundled[:1])!r}, of the bundled task: drop one of them",
+            problems.file is not None and bool(of_bundled),
+        ),
+        (
+            f"[problems] has file={problems.file!r} and {''.join(of_task[:1])!r}, of a task: drop one of them",
+            problems.file is not None and bool(of_task),
+        ),
+        (
+            f"[problems] has task={problems.task!r} and {''.join(bundled[:1])!r}, of the bundled task: drop one of them (a "
+            "task's number of problems is its 'size')",
+            problems.task is not None and bool(bundled),
+        ),
+        (
+            f"[problems] {''.join(of_task[:1])!r} does nothing without a 'task': name one, such as 'gsm_symbolic'",
+            problems.task is None and problems.file is None and bool(of_task),
+        ),
+        (
+            f"[problems] grader={problems.grader!r} is for other problems: the bundled task has its own rule; drop it",
+            problems.grader is not None and problems.file is None and problems.task is None,
+        ),
+        (
+            f"[problems] grader={TASK!r} is for problems of a task: drop it",
+            problems.grader == TASK and problems.file is not None,
         ),
     ]
 

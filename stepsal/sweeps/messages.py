@@ -42,6 +42,7 @@ class ModelToLoad(Message):
     path: str | None
     device: str
     dtype: str
+    host: str
     threads: int
     size: tuple[int, int]
 

@@ -7,14 +7,17 @@ the same batch.
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from stepsal.generation.generate import Decoding
-from stepsal.generation.grading import GRADERS
-from stepsal.generation.questions import Question, read_questions, task_questions, tokens_needed
+from stepsal.generation.grading import GRADERS, TASK
+from stepsal.generation.gym import gym_questions
+from stepsal.generation.questions import Question, read_questions, task_questions, task_record, tokens_needed
 from stepsal.interventions.base import Intervention
+from stepsal.models.hosts import check_host
 from stepsal.models.lookup import look_up
 from stepsal.models.sources import locate
 from stepsal.models.versions import versions
@@ -51,6 +54,7 @@ class Plan:
             path=self.path,
             device=self.device,
             dtype=written.dtype,
+            host=written.host,
             threads=written.threads,
             size=(self.size.layers, self.size.heads),
         )
@@ -66,9 +70,10 @@ class Plan:
 
     def record(self, settings: Sequence[Setting]) -> dict[str, Any]:
         """The identity of the sweep: two with the same record have the same rows."""
-        said = json.dumps([asdict(each) for each in self.questions], sort_keys=True)
+        said = json.dumps([each.record for each in self.questions], sort_keys=True)
         facts = {"fingerprint": self.fingerprint, "device": self.device, "size": asdict(self.size)}
         problems = {"number": len(self.questions), "sha256": hashlib.sha256(said.encode()).hexdigest()}
+        problems |= task_record(self.questions)
         record = {
             "format": FORMAT,
             "versions": versions(),
@@ -138,6 +143,7 @@ def make_plan(config: SweepConfig, device: str) -> Plan:
     >>> plan.size, [item.stop for item in plan.items(Setting())]
     (Size(layers=8, heads=4), [2, 4, 5])
     """
+    check_host(config.model.host)
     questions = tuple(load_questions(config))
     given = config.decoding
     room = given.max_new_tokens
@@ -148,6 +154,12 @@ def make_plan(config: SweepConfig, device: str) -> Plan:
     name = config.model.name
     here = name == "bundled" or (config.folder / name).is_dir()
     model = look_up(name if here else locate(name), config.folder)
+    if model.fingerprint == model.path:
+        warnings.warn(
+            f"nothing says which commit of {name!r} this is, neither a folder nor the hub: a sweep that goes on later cannot "
+            "see whether the weights are still the same. Download the model, and give its folder.",
+            stacklevel=3,
+        )
     size = Size(model.layers, model.heads)
     return Plan(config, model.path, model.fingerprint, model.bytes, size, device, questions, decoding)
 
@@ -157,6 +169,11 @@ def load_questions(config: SweepConfig) -> list[Question]:
     given = config.problems
     if given.file is not None:
         found = read_questions(config.folder / given.file, given.count, graded=True)
+    elif given.task is not None:
+        own = given.graded_by == TASK
+        found = gym_questions(
+            given.task, given.size, given.seed, given.options, instruction=given.instruction, own_grader=own
+        )
     else:
         split = given.split or ("validation" if config.grid.shape == "forward-selection" else "test")
         found = task_questions(split, given.length, given.count or 100, given.start)

@@ -20,7 +20,8 @@ class Row:
     The columns from `max_new_tokens` to `samples` say how the answer was decoded.
     A worker fills in the others. `error`: the kind of error, known for problems of the bundled task. `trace`: the tokens of
     prompt and answer. `seconds`, `cpu_seconds`: the answer's share of its batch. `grader`, `answer_from`: who graded the
-    answer, and where it stood (`stepsal.generation.grading`). Rows of older versions lack these two and `cpu_seconds`.
+    answer, and where it stood (`stepsal.generation.grading`). `score`: from 0 to 1, where the grader gives one. Rows of older
+    versions lack these three and `cpu_seconds`. `expected`: None where the task has no one answer.
     `notes`: warnings. `model`, `versions`: JSON.
     """
 
@@ -48,7 +49,7 @@ class Row:
     correct: bool
     error: str | None
     answer: str
-    expected: str
+    expected: str | None
     tokens: int
     truncated: bool
     seconds: float
@@ -60,6 +61,7 @@ class Row:
     cpu_seconds: float | None = None
     grader: str | None = None
     answer_from: str | None = None
+    score: float | None = None
 
 
 def schema() -> Any:

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepsal.checks import checked, instance, path, whole
+from stepsal.models.hosts import HOSTS
 from stepsal.sweeps.config import GridConfig, SweepConfig, read_config
 from stepsal.sweeps.grid import next_round
 from stepsal.sweeps.plan import Plan, make_plan
 from stepsal.sweeps.progress import COLUMNS, Progress, Scores
 from stepsal.sweeps.row import Row
 from stepsal.sweeps.settings import Setting
-from stepsal.sweeps.store import SweepFolder
+from stepsal.sweeps.store import SweepFolder, check_results
 from stepsal.sweeps.workforce import Workforce, default_workers
 
 if TYPE_CHECKING:
@@ -79,7 +80,9 @@ def sweep(
     import pandas as pd
 
     run_sweep(config, out, engine, resume, workers, address, progress)
-    return pd.read_parquet(Path(out) / "results.parquet")
+    results = Path(out) / "results.parquet"
+    check_results(results)
+    return pd.read_parquet(results)
 
 
 def run_sweep(
@@ -102,7 +105,11 @@ def run_sweep(
         keys: dict[Setting, list[str]] = {}
         while settings := next_round(given.grid, plan.size, given.folder, scores.right, rounds, given.settings):
             if not rounds:
-                before = {"grid": GridConfig().record(), "problems": {"grader": given.problems.graded_before}}
+                before = {
+                    "model": {"host": HOSTS[0]},
+                    "grid": GridConfig().record(),
+                    "problems": {"grader": given.problems.graded_before},
+                }
                 folder.begin(plan.record(settings), resume, defaults={"config": before})
             keys |= run_round(plan, settings, workforce, folder, scores, shown)
             rounds.append(settings)

@@ -3,11 +3,13 @@
 OUT/config.json       what the sweep is: another one into the same folder is refused
 OUT/rows/KEY.parquet  a finished work item: one shard, put in place whole and synced to disk, or not there
 OUT/results.parquet   all rows in order, once everything is done
+OUT/results.parquet.sha256   its checksum, as `sha256sum --check` reads it
 
-What has no shard is not done; nothing else says what is. A shard holds a checksum of its rows, which is compared when it
-is read; the results have those of Parquet.
+What has no shard is not done; nothing else says what is. A shard holds a checksum of its rows. Both checksums are compared when
+rows are read.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -33,7 +35,7 @@ class SweepFolder:
     def lock(self) -> AbstractContextManager[None]:
         """Keep a second sweep out while this one is at work; the lock of a killed one is free."""
         at_work = f"another sweep is at work in {self.path}: wait for it, or use another --out"
-        return locked(self._config, at_work, also=["results.parquet", "rows/*"])
+        return locked(self._config, at_work, also=["results.parquet*", "rows/*"])
 
     def begin(self, record: Mapping[str, Any], resume: bool, defaults: Mapping[str, Any] | None = None) -> None:
         """Write down what the sweep is, or compare it with what was begun here.
@@ -109,9 +111,13 @@ class SweepFolder:
 
         path = self.shard(key)
         try:
-            table, written = pq.read_table(path, schema=schema()), (pq.read_schema(path).metadata or {}).get(b"sha256")
+            there, columns_of_rows = pq.read_schema(path), schema()
+            as_written = pa.schema([field for field in columns_of_rows if field.name in there.names])
+            table, written = pq.read_table(path, schema=as_written), (there.metadata or {}).get(b"sha256")
             if written is not None and written.decode() != _checksum(table):
                 raise pa.ArrowException("its checksum differs")
+            # an older version's rows lack columns
+            table = pa.concat_tables([columns_of_rows.empty_table(), table], promote_options="default")
             return table if columns is None else table.select(list(columns))
         except PermissionError as error:
             raise FileError(f"cannot read {path}: {error.strerror or error}") from error
@@ -126,12 +132,16 @@ class SweepFolder:
         import pyarrow.parquet as pq
 
         path = self.path / "results.parquet"
+        checksum = _checksum_path(path)
         with (
             self._synced(path) as file,
             pq.ParquetWriter(file, schema(), compression="zstd", write_page_checksum=True) as writer,
         ):
+            checksum.unlink(missing_ok=True)  # a checksum beside other rows than its own would be worse than none
             for keys in groups:
                 writer.write_table(pa.concat_tables([self.read(key) for key in keys]))
+        with self._synced(checksum) as file:
+            file.write(f"{_sha256_of_file(path)}  {path.name}\n".encode())
         return path
 
     @contextmanager
@@ -152,6 +162,32 @@ class SweepFolder:
                 f"cannot write to {self.path}: {cause.strerror or cause}. What is finished is kept: make room, and the same "
                 "command goes on from there."
             ) from error
+
+
+def check_results(path: Path) -> None:
+    """Raise `FileError` where results.parquet is not what was written, by the checksum beside it, if there is one."""
+    beside = _checksum_path(path)
+    try:
+        if beside.exists() and beside.read_text(encoding="utf-8", errors="replace").split()[:1] != [
+            _sha256_of_file(path)
+        ]:
+            raise FileError(
+                f"{path} is damaged: it is not what `stepsal sweep` wrote, by the checksum in {beside.name}. Run the same "
+                f"sweep again, which makes both anew; or, where the rows were changed on purpose, remove {beside.name}."
+            )
+    except OSError as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError(f"cannot read {error.filename or path}: {error.strerror or error}") from error
+
+
+def _checksum_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _sha256_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _checksum(table: Any) -> str:

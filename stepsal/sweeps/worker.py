@@ -48,7 +48,7 @@ class Worker:
     @cached_property
     def _model(self) -> Any:
         expected = self._job.model
-        model = load_model(expected.path, device=expected.device, dtype=expected.dtype)
+        model = load_model(expected.path, device=expected.device, dtype=expected.dtype, host=expected.host)
         size = host_of(model).shape
         if (size.layers, size.heads) != expected.size:
             raise UnsupportedModelError(

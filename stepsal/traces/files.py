@@ -4,7 +4,8 @@ Read: `{"id", "prompt", "response", "tokens"?, "answer"?, "correct"?, "meta"?}`,
 other shapes of `stepsal.traces.shapes`: chats, what servers and harnesses log, batches, token ids.
 
 Written: the first, with the tokens and, under `segmentation`, what the steps were found with, so that reading gives the
-same trace. `meta` and `answer` come back as JSON has them (a tuple as a list).
+same trace. `meta` and `answer` come back as JSON has them (a tuple as a list). `stepsal_sha256` is a checksum of all that a
+line says beside it, however that is laid out; it is compared where a line has one.
 """
 
 import json
@@ -18,7 +19,7 @@ from stepsal.checks import checked
 from stepsal.checks import path as check_path
 from stepsal.checks import tokenizer as check_tokenizer
 from stepsal.errors import FileError, InputError
-from stepsal.files import atomic_path
+from stepsal.files import atomic_path, sha256_of
 from stepsal.jsonl import parse_line
 from stepsal.jsonl import read_lines as lines_of
 from stepsal.traces.checks import traces as check_traces
@@ -29,6 +30,7 @@ from stepsal.traces.segment import Tokenizer
 from stepsal.traces.shapes import answers, is_request
 from stepsal.traces.trace import Trace
 
+_CHECKSUM = "stepsal_sha256"
 LineResult = tuple[str | Path, int, Trace | FileError | InputError]
 """A trace, or why there is none, with the file and the number of its line."""
 
@@ -41,12 +43,14 @@ def read_traces(
     format: FormatSpec = "auto",
     steps: StepsSpec = "auto",
     on_error: str = "raise",
+    verify: bool = True,
 ) -> list[Trace]:
     """The traces of a JSONL file, in order.
 
     `format` and `steps` other than `auto` take precedence over those in the file. `tokens` in the file are used as they are. A
     trace without an id is called `line-N`. Raises `FileError` or `InputError` with the line's number; `on_error="skip"`
-    leaves such lines out and warns once, with their numbers and what is wrong with each.
+    leaves such lines out and warns once, with their numbers and what is wrong with each. `verify=False` does not compare
+    checksums.
 
     >>> import tempfile
     >>> from stepsal import load_tokenizer
@@ -59,7 +63,7 @@ def read_traces(
         raise InputError(f"on_error={on_error!r} is not known. Choose 'raise' or 'skip'.")
     traces: list[Trace] = []
     left_out: list[str] = []
-    for _, number, found in read_lines([path], tokenizer, format, steps):
+    for _, number, found in read_lines([path], tokenizer, format, steps, verify):
         if isinstance(found, Trace):
             traces.append(found)
         elif on_error == "raise":
@@ -73,7 +77,11 @@ def read_traces(
 
 
 def read_lines(
-    paths: Sequence[str | Path], tokenizer: Tokenizer, format: FormatSpec = "auto", steps: StepsSpec = "auto"
+    paths: Sequence[str | Path],
+    tokenizer: Tokenizer,
+    format: FormatSpec = "auto",
+    steps: StepsSpec = "auto",
+    verify: bool = True,
 ) -> Iterator[LineResult]:
     """Everything in JSONL files, in order: traces, and errors that say what is wrong with the other lines.
 
@@ -88,7 +96,7 @@ def read_lines(
     for path in paths:
         prefix = f"{Path(path).stem}-" if len(paths) > 1 else ""
         for number, line in lines_of(path, "traces"):
-            for found in _read_line(line, tokenizer, format, steps, f"{prefix}line-{number}", requests):
+            for found in _read_line(line, tokenizer, format, steps, f"{prefix}line-{number}", requests, verify):
                 if not isinstance(found, Trace) or found.id not in places:
                     yield path, number, found
                 else:
@@ -99,11 +107,17 @@ def read_lines(
 
 
 def _read_line(
-    line: bytes, tokenizer: Tokenizer, format: FormatSpec, steps: StepsSpec, id: str, requests: dict[str, Any]
+    line: bytes,
+    tokenizer: Tokenizer,
+    format: FormatSpec,
+    steps: StepsSpec,
+    id: str,
+    requests: dict[str, Any],
+    verify: bool,
 ) -> Iterator[Trace | FileError | InputError]:
     """The traces of a line, and in the place of each that cannot be made the error that says why."""
     try:
-        records = answers(_parse(line), id, requests)
+        records = answers(_parse(line, verify), id, requests)
     except (FileError, InputError) as error:
         yield error
         return
@@ -123,7 +137,7 @@ def _answered_requests(paths: Sequence[str | Path]) -> dict[str, dict[str, Any]]
             record = {}
             if b'"custom_id"' in line:
                 with suppress(FileError, InputError):  # said when its turn comes
-                    record = _parse(line)
+                    record = _parse(line, verify=False)
             id = record.get("custom_id")
             if not isinstance(id, str):
                 continue
@@ -159,7 +173,9 @@ def write_traces(path: str | Path, traces: Iterable[Trace]) -> None:
 def trace_line(trace: Trace) -> bytes:
     """A trace as one line of a file. Raises `InputError` for what JSON cannot hold."""
     try:
-        return json.dumps(_to_record(trace), ensure_ascii=False, allow_nan=False).encode()
+        line = json.dumps(_to_record(trace), ensure_ascii=False, allow_nan=False)
+        checksum = json.dumps({_CHECKSUM: _checksum(json.loads(line))})
+        return f"{line[:-1]}, {checksum[1:]}".encode()
     except (TypeError, ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
@@ -193,18 +209,39 @@ def _to_record(trace: Trace) -> dict[str, Any]:
     }
 
 
-def _parse(line: bytes) -> dict[str, Any]:
+def _checksum(record: dict[str, Any]) -> str:
+    """Of what a record says, beside its checksum: the same for every layout of the JSON and every order of the fields."""
+    said = {name: value for name, value in record.items() if name != _CHECKSUM}
+    return sha256_of(json.dumps(said, sort_keys=True))
+
+
+def _verify(record: dict[str, Any]) -> None:
+    """Raise `FileError` where a record has a checksum, and another one than that of what it says."""
+    if record.get(_CHECKSUM, expected := _checksum(record)) != expected:
+        raise FileError(
+            "it does not say what was written to it: its checksum differs, as where a bit flipped. Take the file again from "
+            "where it came. If it was changed on purpose, take the checksum out of it: "
+            f"`jq -c 'del(.{_CHECKSUM})' OLD > NEW` (or read it in Python with verify=False)"
+        )
+
+
+def _parse(line: bytes, verify: bool) -> dict[str, Any]:
     record = parse_line(line)
     if not isinstance(record, dict):
         cure = ": `jq -c '.[]'` makes lines of a list" if isinstance(record, list) else ""
         raise InputError(f"expected an object with 'prompt' and 'response', found {shown(record)}{cure}")
+    if _CHECKSUM in record:
+        if verify:
+            _verify(record)
+        del record[_CHECKSUM]
     return record
 
 
 def read_grades(path: str | Path) -> dict[str, bool]:
     """The value of `correct` by `id`, for the lines of a JSONL file that have both. Other fields are not read.
 
-    Raises `FileError` for a file that cannot be read and `InputError`, with its number, for a line that is not JSON.
+    Raises `FileError` for a file that cannot be read, and for a line whose checksum differs; `InputError`, with its number, for
+    a line that is not JSON.
     """
     grades: dict[str, bool] = {}
     for number, line in lines_of(path, "traces"):
@@ -212,6 +249,11 @@ def read_grades(path: str | Path) -> dict[str, bool]:
             record = parse_line(line)
         except FileError as error:
             raise InputError(f"line {number} of {path} is not JSON ({error})") from error
+        if isinstance(record, dict) and _CHECKSUM in record:
+            try:
+                _verify(record)
+            except FileError as error:
+                raise FileError(f"{path}, line {number}: {error}") from error
         if isinstance(record, dict) and isinstance(record.get("correct"), bool) and "id" in record:
             grades[str(record["id"])] = record["correct"]
     return grades

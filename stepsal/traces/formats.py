@@ -132,9 +132,11 @@ def last_marker(marker: str, text: str) -> tuple[int, int] | None:
 
 
 def may_become(marker: str, text: str) -> bool:
-    """Whether the text is a beginning of the marker.
+    """Whether the text is a beginning of the marker. U+FFFD at its end stands for the first bytes of a character.
 
     >>> may_become("</think>", "</th"), may_become("</think>", "</them>")
+    (True, False)
+    >>> may_become("◁/think▷", "\ufffd"), may_become("</think>", "\ufffd")
     (True, False)
     """
     for index, piece in enumerate(marker.split(HEADER)):
@@ -143,9 +145,15 @@ def may_become(marker: str, text: str) -> bool:
             if len(text) < 13 and "<|constrain|>".startswith(text.lstrip(" \t")):
                 return True
         if not text.startswith(piece):
-            return piece.startswith(text)
+            whole = text.rstrip("\ufffd")  # half a surrogate pair in a marker is a token, of which no bytes are
+            return piece.startswith(whole) and (whole == text or _has_bytes(piece[len(whole)]))
         text = text.removeprefix(piece)
     return not text
+
+
+def _has_bytes(character: str) -> bool:
+    """Whether a character takes several bytes, each of which may be a token."""
+    return character > "\x7f" and not "\ud800" <= character <= "\udfff"
 
 
 def usual(marker: str) -> str:

@@ -13,6 +13,7 @@ from stepsal.cli import main
 from stepsal.generation.files import generate_file
 from stepsal.generation.generate import Decoding
 from stepsal.generation.questions import Question, read_questions, task_questions
+from stepsal.traces.prompt import DEFAULT_TIME
 
 SHORT = Decoding(max_new_tokens=12, batch_size=2)
 QUESTIONS = task_questions("validation", [2], 5)
@@ -249,6 +250,18 @@ def test_a_chat_template_that_was_replaced_in_place_is_refused(tmp_path, monkeyp
     template.write_text("Hello. " + template.read_text())
     with pytest.raises(FileError, match=r"\(prompts: what is in it differs, by its hash, tokenizer: "):
         generate_file(stepsal.load_model(folder), questions, tmp_path / "a.jsonl", SHORT, progress=False)
+
+
+def test_a_template_that_asks_for_the_time_is_told_one_that_the_trace_records(tmp_path, monkeypatch):
+    model = stepsal.load_model()
+    model.tokenizer.chat_template = "{{ strftime_now('%Y') }}" + model.tokenizer.chat_template
+    decoding, question = Decoding(max_new_tokens=2), Question("a", [{"role": "user", "content": "2+2?"}], "4")
+    (trace,) = generate_file(model, [question], tmp_path / "t.jsonl", decoding, progress=False)
+    assert trace.meta["template_time"] == DEFAULT_TIME.isoformat()
+    assert trace.prompt.startswith(f"{DEFAULT_TIME.year}")
+    assert read_traces(tmp_path / "t.jsonl", model.tokenizer)[0].meta == trace.meta
+    (plain,) = generate_file(stepsal.load_model(), [question], tmp_path / "p.jsonl", decoding, progress=False)
+    assert "template_time" not in plain.meta
 
 
 def test_a_file_that_stepsal_0_1_began_is_gone_on_with_after_a_warning(reasoner, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from stepsal.generation.answers import choice, final_answer, last_box, pairs_to_
 from stepsal.generation.files import generate_file
 from stepsal.generation.generate import Decoding
 from stepsal.generation.grading import GRADERS, Graded, grade_answer, grade_trace
+from stepsal.generation.limited import SCRIPT, LimitedProcess
 from stepsal.generation.mathematics import compare_math
 from stepsal.generation.questions import Question, task_questions, tokens_needed
 from stepsal.generation.task import answer_problems
@@ -209,9 +210,8 @@ def test_units_that_differ_are_compared_with_their_numbers_only_as_they_stand():
 @pytest.fixture
 def little_time(monkeypatch):
     """A process of its own for math-verify, which has two seconds by the clock."""
-    process = mathematics.MathProcess()
+    process = LimitedProcess("math_process.py", "", wait=2.0)
     monkeypatch.setattr(mathematics, "_process_of", lambda pid: process)
-    monkeypatch.setattr(mathematics, "WAIT", 2.0)
     yield process
     process.close()
 
@@ -231,10 +231,11 @@ def test_a_hostile_expression_ends_in_seconds_and_is_wrong_with_a_warning(little
 def test_the_processor_time_of_an_expression_is_limited_by_the_system(tmp_path):
     """Whoever asks may be gone: the process ends by itself."""
     script = tmp_path / "short.py"
-    text = mathematics._SCRIPT.read_text().replace("SECONDS = 5.0", "SECONDS = 0.5")
-    script.write_text(text)
+    script.write_text(SCRIPT.read_text().replace("SECONDS = 5.0", "SECONDS = 0.5"))
+    library = SCRIPT.with_name("math_process.py")
     question = json.dumps({"compare": [["5", "9^{9^{9^9}}"]]}) + "\n"
-    done = subprocess.run([sys.executable, "-P", script], input=question, capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-P", script, library]
+    done = subprocess.run(command, input=question, capture_output=True, text=True, timeout=60)
     assert done.returncode < 0
     assert done.stdout == "{}\n"
 
@@ -287,9 +288,7 @@ def test_the_bundled_task_takes_no_other_grader(name):
         grade_answer(task_questions("test", [3], 1)[0], "", "", name)
 
 
-@pytest.mark.parametrize(
-    ("name", "said"), [("task", "is for problems of the bundled task"), ("maths", "'exact', 'math'")]
-)
+@pytest.mark.parametrize(("name", "said"), [("task", "is for problems of a task"), ("maths", "'exact', 'math'")])
 def test_a_file_of_problems_takes_only_graders_that_are_there(name, said):
     with pytest.raises(InputError, match=said):
         grade_answer(Question("a", "?", "1"), "", "1", name)
@@ -381,7 +380,7 @@ def test_the_rows_of_a_sweep_say_who_graded(problems, tmp_path, my_grader):
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ({"grader": "math"}, "grader='math' is for a file of problems"),
+        ({"grader": "math"}, "grader='math' is for other problems"),
         ({"file": "p.jsonl", "grader": "maths"}, "Did you mean 'math'?"),
         ({"file": "p.jsonl", "grader": 3}, "must be a text in quotes"),
     ],

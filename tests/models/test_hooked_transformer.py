@@ -295,11 +295,6 @@ def test_a_model_without_a_tokenizer_is_refused(qwen2, monkeypatch):
         pytest.fail("entered")
 
 
-def test_stepsals_own_decoding_is_refused_with_what_to_do(qwen2):
-    with pytest.raises(UnsupportedModelError, match="stepsal.load_model .* or call model.generate"):
-        stepsal.generate(qwen2, ["2+2?"], progress=False)
-
-
 # --- the user's own hooks --------------------------------------------------------------------------------------------
 def test_hooks_of_run_with_hooks_and_permanent_ones_keep_their_place(qwen2, traces):
     tokens, order = traces[0].tokens[None], []

@@ -95,6 +95,7 @@ HALF_ON_DISK = dict.fromkeys(("model.embed_tokens", "model.rotary_emb", "model.n
 }
 
 
+@pytest.mark.bridge
 @pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}, HALF_ON_DISK], ids=["auto", "cpu", "half on disk"])
 def test_a_model_that_is_spread_out_gives_the_same_maps_and_answers(solved, exact, reasoner, device_map):
     model = load_model(device_map=device_map)

@@ -143,6 +143,7 @@ def test_any_text_can_be_graded(text):
 
 
 # --- the bundled model -----------------------------------------------------------------------------------------------
+@pytest.mark.bridge
 def test_the_bundled_model_is_what_its_readme_says(reasoner):
     config = reasoner.original_model.config
     assert config.architectures == ["Qwen2ForCausalLM"]

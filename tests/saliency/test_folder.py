@@ -318,6 +318,32 @@ def test_foreign_maps_are_left_out_or_refused(qwen2, tmp_path):
         load_step_maps(tmp_path / "a")
 
 
+def test_a_folder_whose_saliency_json_is_lost_is_read_with_a_warning_that_has_the_cure(qwen2, tmp_path, computed):
+    save(qwen2, some_traces(2), tmp_path)
+    (tmp_path / "saliency.json").unlink()
+    with pytest.warns(UserWarning, match="no saliency.json says .* Run `stepsal saliency` with the same traces"):
+        assert trace_ids(tmp_path) == ["t0", "t1"]
+    computed.clear()
+    with pytest.warns(UserWarning, match="no saliency.json says of what"):
+        save(qwen2, some_traces(2), tmp_path)
+    assert computed == []
+    assert trace_ids(tmp_path) == ["t0", "t1"]
+
+
+def test_maps_made_with_other_settings_than_their_neighbours_are_refused_where_nothing_says_which_are_right(
+    qwen2, tmp_path
+):
+    save(qwen2, some_traces(1), tmp_path / "a")
+    (foreign,) = save(qwen2, some_traces(2)[1:], tmp_path / "b", rule="grad")
+    (tmp_path / "a" / "maps" / foreign.name).write_bytes(foreign.read_bytes())
+    (tmp_path / "a" / "saliency.json").unlink()
+    with (
+        pytest.warns(UserWarning, match="no saliency.json says"),
+        pytest.raises(FileError, match="was not made as .* was: rule 'grad' in the place of 'abs'"),
+    ):
+        load_step_maps(tmp_path / "a")
+
+
 @pytest.mark.bridge
 def test_maps_of_two_models_in_a_folder_that_says_nothing_are_refused(tmp_path):
     paths = []
@@ -326,7 +352,10 @@ def test_maps_of_two_models_in_a_folder_that_says_nothing_are_refused(tmp_path):
         paths += save(model, some_traces(seed + 1)[-1:], tmp_path / f"out-{name}")
     (tmp_path / "out-a" / "saliency.json").unlink()
     (tmp_path / "out-a" / "maps" / "other.safetensors").write_bytes(paths[1].read_bytes())
-    with pytest.raises(FileError, match="was made with other weights, or another configuration of the model, than"):
+    with (
+        pytest.warns(UserWarning, match="no saliency.json says"),
+        pytest.raises(FileError, match="the model's weights or configuration differ"),
+    ):
         load_step_maps(tmp_path / "out-a")
 
 

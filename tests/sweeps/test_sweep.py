@@ -11,10 +11,12 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import psutil
+import pyarrow.parquet as pq
 import pytest
 from conftest import save_tiny
 from helpers import random_map
@@ -26,10 +28,11 @@ from stepsal.cli import main
 from stepsal.errors import FileError, InputError, StepsalError
 from stepsal.generation.grading import final_answer
 from stepsal.interventions.base import from_record
+from stepsal.models.lookup import ModelFacts
 from stepsal.reasoner.problems import make_problem
 from stepsal.saliency.folder import group_maps, load_step_maps, map_path
 from stepsal.statistics.paired import paired
-from stepsal.sweeps import local
+from stepsal.sweeps import local, plan, store
 from stepsal.sweeps.config import read_config
 from stepsal.sweeps.grid import next_round
 from stepsal.sweeps.layers_and_heads import Size
@@ -331,7 +334,7 @@ parts: string, problem: string, length: int64, sample: int64, seed: int64, max_n
 batch_size: int64, temperature: double, top_p: double, samples: int64, correct: bool, error: string, answer: string,
 expected: string, tokens: int64, truncated: bool, seconds: double,
 prompt_tokens: int64, trace: list<item: int32>, notes: string, model: string, versions: string, cpu_seconds: double,
-grader: string, answer_from: string
+grader: string, answer_from: string, score: double
 """
 
 
@@ -728,6 +731,7 @@ RAY = """
 import sys, threading, time
 from pathlib import Path
 import psutil
+import pyarrow.parquet as pq
 from stepsal.sweeps.run import run_sweep
 
 def kill():
@@ -896,6 +900,53 @@ def test_every_byte_of_a_shard_that_changes_is_noticed_or_changes_nothing(tmp_pa
             noticed.append(str(error))
     assert len(noticed) > len(whole) / 20
     assert all("is damaged" in said and "move it away" in said for said in noticed)
+
+
+def test_every_flipped_bit_of_the_results_is_noticed(tmp_path, monkeypatch):
+    plant(monkeypatch, lambda setting, problem: True)
+    config = SMALL | {"problems": {"length": 2, "count": 1}, "grid": {"parts": "none"}}
+    run_sweep(config, tmp_path, progress=False)
+    path, at = tmp_path / "results.parquet", random.Random(0)
+    whole = path.read_bytes()
+    for _ in range(300):
+        content = bytearray(whole)
+        content[at.randrange(len(whole))] ^= 1 << at.randrange(8)
+        path.write_bytes(content)
+        with pytest.raises(FileError, match="results.parquet is damaged"):
+            Results.read(tmp_path)
+    run_sweep(config, tmp_path, progress=False)  # makes it anew
+    Results.read(tmp_path)
+
+
+def test_results_that_were_changed_on_purpose_are_read_once_their_checksum_is_gone(tmp_path, monkeypatch):
+    plant(monkeypatch, lambda setting, problem: True)
+    run_sweep(SMALL | {"grid": {"parts": "none"}}, tmp_path, progress=False)
+    path = tmp_path / "results.parquet"
+    pd.read_parquet(path).assign(correct=False).to_parquet(path)
+    with pytest.raises(FileError, match="changed on purpose, remove results.parquet.sha256"):
+        Results.read(tmp_path)
+    (tmp_path / "results.parquet.sha256").unlink()
+    Results.read(tmp_path)
+
+
+def test_a_shard_whose_rows_lack_the_columns_of_later_versions_is_read(tmp_path, monkeypatch):
+    plant(monkeypatch, lambda setting, problem: True)
+    run_sweep(SMALL | {"grid": {"parts": "none"}}, tmp_path, progress=False)
+    folder, path = SweepFolder(tmp_path), next((tmp_path / "rows").iterdir())
+    rows = folder.read(path.stem).drop_columns(["score"])
+    pq.write_table(rows.replace_schema_metadata({"sha256": store._checksum(rows)}), path)
+    assert folder.read(path.stem).drop_columns(["score"]).to_pylist() == rows.to_pylist()
+
+
+def test_a_model_of_which_only_the_name_is_known_is_warned_about(monkeypatch):
+    facts = ModelFacts(path="org/name", fingerprint="org/name", bytes=1, layers=8, heads=4)
+    monkeypatch.setattr(plan, "locate", lambda name: name)
+    monkeypatch.setattr(plan, "look_up", lambda name, folder: facts)
+    config = read_config({"model": {"name": "org/name"}, "problems": {"count": 1}})
+    with pytest.warns(UserWarning, match="nothing says which commit of 'org/name' this is"):
+        make_plan(config, "cpu")
+    monkeypatch.setattr(plan, "look_up", lambda name, folder: replace(facts, fingerprint="0f3a"))
+    make_plan(config, "cpu")
 
 
 def test_a_sweep_whose_weights_were_replaced_in_place_is_refused_also_in_the_middle_of_a_file(tmp_path, monkeypatch):

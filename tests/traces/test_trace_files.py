@@ -1,4 +1,5 @@
 import json
+import random
 import warnings
 
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_tokenizers import byte_fallback, byte_level, characters
 
-from stepsal import FileError, InputError, Trace, read_traces, write_traces
+from stepsal import FileError, InputError, StepsalError, Trace, read_traces, write_traces
 from stepsal.traces.files import read_grades
 from stepsal.traces.formats import STEP_RULES
 
@@ -35,6 +36,60 @@ def lines(tmp_path):
 def same(a, b):
     keys = ("steps", "prompt", "prompt_tokens", "id", "answer", "correct", "meta", "format", "step_rule")
     return a.tokens.tolist() == b.tokens.tolist() and all(getattr(a, key) == getattr(b, key) for key in keys)
+
+
+# --- checksums --------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def three(tmp_path):
+    """A file of three traces, and what it holds."""
+    path = tmp_path / "three.jsonl"
+    traces = [
+        Trace.from_text(BYTES, MESSAGES, f"Two and two. 数\n\nSo {n}.</think>{n}", id=f"t{n}", correct=n == 4)
+        for n in (3, 4, 5)
+    ]
+    write_traces(path, traces)
+    return path, traces
+
+
+def test_every_flipped_bit_of_a_file_of_traces_is_noticed_or_changes_nothing(three):
+    path, traces = three
+    whole, at, noticed = path.read_bytes(), random.Random(0), 0
+    for _ in range(1500):
+        content = bytearray(whole)
+        content[at.randrange(len(whole))] ^= 1 << at.randrange(8)
+        path.write_bytes(content)
+        try:
+            read = read_traces(path, BYTES)
+        except StepsalError:
+            noticed += 1
+        else:
+            assert all(map(same, read, traces))
+            assert len(read) == len(traces)
+    assert noticed > 1000
+
+
+def test_a_changed_line_is_an_error_that_says_how_to_go_on(three):
+    path, _ = three
+    path.write_bytes(path.read_bytes().replace(b'"correct": true', b'"correct": false'))
+    with pytest.raises(FileError, match=r"line 2: .* its checksum differs.*jq -c 'del\(.stepsal_sha256\)'"):
+        read_traces(path, BYTES)
+    with pytest.raises(FileError, match="line 2: .* its checksum differs"):
+        read_grades(path)
+    with pytest.warns(UserWarning, match="1 line left out. line 2: it does not say what was written"):
+        assert len(read_traces(path, BYTES, on_error="skip")) == 2
+    assert not any(trace.correct for trace in read_traces(path, BYTES, verify=False))
+
+
+def test_a_line_without_its_checksum_and_one_that_is_laid_out_otherwise_are_read(three):
+    path, traces = three
+    records = [json.loads(line) for line in path.read_bytes().splitlines()]
+    path.write_text("".join(json.dumps(record, sort_keys=True, separators=(",", ":")) + "\n" for record in records))
+    assert all(map(same, read_traces(path, BYTES), traces))
+    for record in records:
+        del record["stepsal_sha256"]
+        record["correct"] = None
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert [trace.correct for trace in read_traces(path, BYTES)] == [None] * 3
 
 
 # --- there and back --------------------------------------------------------------------------------------------------
