@@ -41,6 +41,7 @@ else:  # pandas takes a while to import, so it is imported where it is used
     DataFrame = Any
 
 _KEYS = ["score", "pairs", "map"]
+_TITLES = {"answer": "Several steps removed, and the answer (of deletion and insertion, lower is better)"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,25 +69,29 @@ class Faithfulness:
         return f"Faithfulness(kinds {', '.join(self.kinds)}; traces {self.meta['traces']})"
 
     def summary(self) -> str:
-        """Two Markdown tables: the scores of every map and baseline, and the differences of the score per reader."""
-        selections = list(dict.fromkeys(zip(self.table["score"], self.table["pairs"], strict=True)))
+        """Markdown tables: the scores of every map and baseline, for each selection of pairs; and differences per reader."""
         rows = {tuple(row[key] for key in _KEYS): row for _, row in self.table.iterrows()}
-        names = list(dict.fromkeys(self.table["map"]))
-        header = ["map", *(score if pairs == "all" else f"{score}, {pairs}" for score, pairs in selections)]
-        lines = [[name, *(_interval(rows.get((*chosen, name))) for chosen in selections)] for name in names]
-        over = [name for name in (*names, SHUFFLED) if f"over {name}" in self.table]
+        names = [name for name in (*dict.fromkeys(self.table["map"]), SHUFFLED) if f"over {name}" in self.table]
         differences = [
             [kind, name, _interval(row, f"over {name}", sign="+"), _p(row[f"over {name} p"])]
             for kind in self.kinds
-            for name in over
+            for name in names
             if name != kind and (row := rows.get(("per reader", "all", kind))) is not None
         ]
         traces = f"{self.meta['traces']} trace{'s' * (self.meta['traces'] != 1)}"
-        return (
-            f"{traces}; rank correlation with step knockout ({self.meta['mode']}), mean (95 % interval)\n\n"
-            f"{markdown_table(header, lines)}\n\nPer reader, all pairs: differences\n\n"
-            f"{markdown_table(['map', 'over', 'difference (95 %)', 'p'], differences)}"
-        )
+        parts = [f"{traces}; rank correlation with step knockout ({self.meta['mode']}), mean (95 % interval)"]
+        for pairs, of_pairs in self.table.groupby("pairs", sort=False):
+            scores = list(dict.fromkeys(of_pairs["score"]))
+            lines = [
+                [name, *(_interval(rows.get((score, pairs, name))) for score in scores)]
+                for name in dict.fromkeys(of_pairs["map"])
+            ]
+            parts += [_TITLES.get(str(pairs), f"Pairs: {pairs}"), markdown_table(["map", *scores], lines)]
+        parts += [
+            "Per reader, all pairs: differences",
+            markdown_table(["map", "over", "difference (95 %)", "p"], differences),
+        ]
+        return "\n\n".join(parts)
 
     def _repr_html_(self) -> str:
         shown = self.table[[*_KEYS, "mean", "low", "high", "n"]]

@@ -41,9 +41,11 @@ def match(stepmaps: Sequence[StepMap], knockouts: Sequence[Knockout]) -> Matched
         raise InputError("there are no step maps and no knockouts: give one of each for every trace")
     kinds = list(dict.fromkeys(kind for _, of_kind in matched.values() for kind in of_kind))
     for name, (knockout, of_kind) in matched.items():
-        if missing := [kind for kind in kinds if kind not in of_kind] or (["any"] if not kinds else []):
+        missing = [kind for kind in kinds if kind not in of_kind]
+        if missing or not kinds:
+            of_which = f" of the kind {missing[0]!r}" if missing else ""
             raise InputError(
-                f"trace {name!r} has a knockout but no map of the kind {missing[0]!r}: give that map, or leave the trace out"
+                f"trace {name!r} has a knockout but no step map{of_which}: give that map, or leave the trace out"
             )
         _check_alike(*next(iter(matched.items())), name, (knockout, of_kind))
     return {name: (matched[name][0], {kind: matched[name][1][kind] for kind in kinds}) for name in sorted(matched)}

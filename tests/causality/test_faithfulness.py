@@ -225,12 +225,12 @@ def test_under_shuffled_knockouts_a_map_seldom_beats_a_baseline():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m, k: (m[:-1], k), "trace 't2' has a knockout but no map of the kind 'abs'"),
+        (lambda m, k: (m[:-1], k), "trace 't2' has a knockout but no step map of the kind 'abs'"),
         (lambda m, k: (m, k[1:]), "the step map of trace 't0' has no knockout: the knockouts are of 't1', 't2'"),
         (lambda m, k: ([*m, m[0]], k), "two step maps of trace 't0' are of one kind, 'abs'"),
         (lambda m, k: (m, [*k, k[1]]), "two knockouts are of trace 't1'"),
         (lambda m, k: ([], []), "there are no step maps and no knockouts"),
-        (lambda m, k: ([], k), "trace 't0' has a knockout but no map of the kind 'any'"),
+        (lambda m, k: ([], k), "trace 't0' has a knockout but no step map: give"),
         (
             lambda m, k: (m, [replace(k[0], meta=k[0].meta | {"mode": "direct"}), *k[1:]]),
             "differ in mode: 'direct' and",
