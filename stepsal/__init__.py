@@ -7,7 +7,10 @@ from stepsal import formats as formats
 from stepsal import plot
 from stepsal import reasoner as reasoner
 from stepsal._version import __version__ as __version__
+from stepsal.causality.faithfulness import Faithfulness, faithfulness
+from stepsal.causality.folder import save_knockouts
 from stepsal.causality.knockout import Knockout, step_knockout
+from stepsal.causality.thought_anchors import read_thought_anchors
 from stepsal.diagnosis.bands import Bands, choose_layers
 from stepsal.diagnosis.comparison import Comparison, compare
 from stepsal.diagnosis.diagnosis import Diagnosis, Verdict, diagnose
@@ -43,6 +46,7 @@ __all__ = [
     "Bands",
     "Comparison",
     "Diagnosis",
+    "Faithfulness",
     "FileError",
     "InputError",
     "Intervention",
@@ -64,6 +68,7 @@ __all__ = [
     "choose_layers",
     "compare",
     "diagnose",
+    "faithfulness",
     "generate",
     "grader",
     "intervene",
@@ -73,8 +78,10 @@ __all__ = [
     "metric",
     "paired",
     "plot",
+    "read_thought_anchors",
     "read_traces",
     "report",
+    "save_knockouts",
     "save_step_maps",
     "step_knockout",
     "step_saliency",

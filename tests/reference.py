@@ -4,7 +4,9 @@ import contextlib
 import itertools
 import math
 
+import numpy as np
 import torch
+from scipy.stats import rankdata, spearmanr
 from torch.nn.functional import cross_entropy
 
 from stepsal.traces.rules import FED, STEP_RULES, StepText
@@ -144,6 +146,14 @@ def direct_knockout_by_loops(host, trace, source, keep_first=True, around=contex
     return logits
 
 
+def answer_by_loops(host, trace, removed, span):
+    """The summed log-probability of the answer where no later step attends to any of the removed steps."""
+    rows, layers = range(len(trace.tokens)), range(host.shape.layers)
+    hooks = [host.at_scores(layer, forbid(rows, trace, source, True)) for source in removed for layer in layers]
+    logits = host.forward(trace.tokens[None], hooks)[0].double().log_softmax(-1)
+    return sum(float(logits[at - 1, trace.tokens[at]]) for at in range(*span))
+
+
 def pooled_knockout(base, other, trace, source):
     """For each later step the mean KL and the mean rise of the loss, by loops over its queries."""
     n, targets = len(trace.steps), trace.tokens[1:]
@@ -155,6 +165,40 @@ def pooled_knockout(base, other, trace, source):
             kl[step.index] = sum(float((p[t].exp() * (p[t] - q[t])).sum()) for t in queries) / len(queries)
             loss[step.index] = sum(float(p[t, targets[t]] - q[t, targets[t]]) for t in queries) / len(queries)
     return kl, loss
+
+
+# --- faithfulness: pair by pair, with scipy's correlation -------------------------------------------------------------
+def partial_spearman_by_regression(x, y, given):
+    """The correlation of what a regression on the other variables' ranks leaves of the ranks of both; NaN if of one nothing."""
+    ranks = [rankdata(each) for each in (x, y, *given)]
+    others = np.column_stack([np.ones(len(x)), *ranks[2:]])
+    left = [each - others @ (np.linalg.pinv(others) @ each) for each in ranks[:2]]
+    if len(x) < 4 + len(given) or min(np.abs(each).max() for each in left) < 1e-7:
+        return math.nan
+    return float(np.corrcoef(*left)[0, 1])
+
+
+def faithfulness_by_loops(effect, entries, sizes):
+    """Each score on each selection of pairs. The source 0 is the question."""
+    n, found = len(sizes), {}
+    known = [(i, j) for i in range(n) for j in range(i) if not (effect[i, j].isnan() or entries[i, j].isnan())]
+    selections = {"all": known, "no neighbours": [(i, j) for i, j in known if j < i - 1]}
+    if any(j == 0 for _, j in known):
+        selections["no question"] = [(i, j) for i, j in known if j > 0]
+        selections["no neighbours, no question"] = [(i, j) for i, j in known if 0 < j < i - 1]
+    for name, pairs in selections.items():
+        of_readers = []
+        for reader in range(n):
+            own = [(i, j) for i, j in pairs if i == reader]
+            if len(own) >= 4:
+                rho = spearmanr([float(entries[at]) for at in own], [float(effect[at]) for at in own]).statistic
+                of_readers.append(rho)
+        x, y = ([float(matrix[at]) for at in pairs] for matrix in (entries, effect))
+        found["per reader", name] = float(np.mean(of_readers))
+        found["overall", name] = float(spearmanr(x, y).statistic)
+        given = [[math.log(i - j) for i, j in pairs], [sizes[j] for _, j in pairs]]
+        found["partial", name] = partial_spearman_by_regression(x, y, given)
+    return found
 
 
 # --- segmentation: one character a token, rereading the whole text each time -----------------------------------------

@@ -67,6 +67,22 @@ CALLS = {
         lambda t: stepsal.write_traces(t["folder"] / "a", ["2+2?"]),
         r"traces\[0\]='2\+2\?' is a str",
     ),
+    "step_knockout raw": (lambda t: stepsal.step_knockout(t["raw"], t["trace"]), HOOKS),
+    "step_knockout list": (
+        lambda t: stepsal.step_knockout(t["model"], [t["trace"]]),
+        f"a list of Trace: expected {ONE_TRACE}",
+    ),
+    "save_knockouts raw": (lambda t: stepsal.save_knockouts(t["raw"], [t["trace"]], t["folder"]), HOOKS),
+    "save_knockouts trace": (
+        lambda t: stepsal.save_knockouts(t["model"], t["trace"], t["folder"]),
+        r"make a list, \[trace\]",
+    ),
+    "read_thought_anchors name": (
+        lambda t: stepsal.read_thought_anchors(t["folder"], "org/name"),
+        "is a name, and no tokenizer",
+    ),
+    "faithfulness map": (lambda t: stepsal.faithfulness(t["stepmap"], []), r"make a list, \[stepmap\]"),
+    "faithfulness maps": (lambda t: stepsal.faithfulness([], [t["stepmap"]]), "expected a list of knockouts"),
     # a path for a map, and one map for several
     "diagnose path": (lambda t: stepsal.diagnose("a.safetensors"), r"stepsal.StepMap.load\(path\)"),
     "diagnose list": (lambda t: stepsal.diagnose([t["stepmap"]]), ONE_MAP),

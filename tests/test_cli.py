@@ -217,7 +217,10 @@ def test_the_same_command_goes_on_after_an_interrupt(run, tmp_path, monkeypatch)
     assert first.stat().st_mtime_ns == written
 
 
-COMMANDS = ("demo", "generate", "traces convert", "saliency", "diagnose", "compare", "sweep", "figure", "report")
+COMMANDS = (
+    *("demo", "generate", "traces convert", "saliency", "knockout", "diagnose", "compare", "faithfulness", "sweep"),
+    *("figure", "report"),
+)
 
 
 @pytest.mark.parametrize("command", ["", "traces", *COMMANDS])
@@ -295,6 +298,11 @@ def test_a_missing_command_or_argument_is_bad_usage(capsys):
             ["diagnose", "d"],
             "stepsal.saliency.folder.load_step_maps",
             "diagnosis.jsonl is as it was before, and .* starts anew",
+        ),
+        (
+            ["faithfulness", "d"],
+            "stepsal.causality.folder.load_knockouts",
+            "faithfulness.csv is as it was before, and .* starts anew",
         ),
         (["report", "d"], "stepsal.saliency.folder.load_step_maps", "the page is as it was before, and .* starts anew"),
         (["figure", "maps", "d", "--out", "f"], "stepsal.figures.save.save_figure", "every file is whole, old or new"),

@@ -8,10 +8,23 @@ computed in vain, and the message says what to change.
 import argparse
 import sys
 
-from stepsal.cli import compare, demo, diagnose, figure, generate, options, report, saliency, sweep, traces
+from stepsal.cli import (
+    compare,
+    demo,
+    diagnose,
+    faithfulness,
+    figure,
+    generate,
+    knockout,
+    options,
+    report,
+    saliency,
+    sweep,
+    traces,
+)
 from stepsal.errors import FileError, InputError, StepsalError, UnsupportedModelError
 
-COMMANDS = (demo, generate, traces, saliency, diagnose, compare, sweep, figure, report)
+COMMANDS = (demo, generate, traces, saliency, knockout, diagnose, compare, faithfulness, sweep, figure, report)
 
 
 def main(arguments: list[str] | None = None) -> int:

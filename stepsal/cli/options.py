@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from stepsal.interventions.base import Intervention
     from stepsal.models.host import Model
+    from stepsal.traces.trace import Trace
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
     """What a command's `add` adds its parser to."""
@@ -91,6 +92,14 @@ def load_placed_model(given: argparse.Namespace) -> "Model":
     )
 
 
+def add_traces(parser: argparse.ArgumentParser, out: str) -> None:
+    """The file of traces, the model and the folder of a command that makes a file for each trace; `out` says what for."""
+    parser.add_argument("traces", type=Path, metavar="TRACES.jsonl", help="one trace a line (see docs/traces.md)")
+    parser.add_argument("--model", required=True, metavar="NAME", help=MODELS)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=out)
+    parser.add_argument("--skip-broken", action="store_true", help="read the other lines of a file with broken ones")
+
+
 def maps_folder() -> argparse.ArgumentParser:
     parent = argparse.ArgumentParser(add_help=False)
     parent.add_argument("folder", type=Path, metavar="DIR", help="what `stepsal saliency` or `stepsal demo` wrote")
@@ -106,6 +115,28 @@ def seed() -> argparse.ArgumentParser:
 def _titled(title: str) -> tuple[argparse.ArgumentParser, argparse._ArgumentGroup]:
     parent = argparse.ArgumentParser(add_help=False)
     return parent, parent.add_argument_group(title)
+
+
+# --- what commands with `add_traces` do with these options ------------------------------------------------------------
+def check_traces(given: argparse.Namespace) -> None:
+    """Raise `InputError` or `FileError` for what can be seen to be wrong before anything is loaded."""
+    check_segmentation(given.format or "auto", given.steps or "auto")
+    check_placement(given)
+    check_out(given.out, folder=True)
+
+
+def read_traces(given: argparse.Namespace) -> "list[Trace]":
+    """The traces, split by the model's tokenizer. A broken line shows at once, not after minutes of loading weights."""
+    from stepsal.errors import InputError
+    from stepsal.models.loading import load_tokenizer
+    from stepsal.traces.files import read_traces
+
+    chosen = {name: getattr(given, name) for name in ("format", "steps") if getattr(given, name) is not None}
+    tokenizer = load_tokenizer(given.model)
+    traces = read_traces(given.traces, tokenizer, on_error="skip" if given.skip_broken else "raise", **chosen)
+    if not traces:
+        raise InputError(f"{given.traces} holds no trace. Give one JSON object a line, with 'prompt' and 'response'.")
+    return traces
 
 
 # --- what can be checked before anything is loaded --------------------------------------------------------------------
@@ -159,6 +190,12 @@ def check_out(path: Path, *, folder: bool = False) -> None:
             reason = f"{there} is a file"
         if not writable:
             raise FileError(f"cannot write {path}: {reason}. Give an --out {kind} where you may write.")
+
+
+def natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, at least 0")
+    return int(text)
 
 
 def positive(text: str) -> int:

@@ -5,14 +5,15 @@ OUT/saliency.json      what the maps were made with, which another run into the 
 OUT/maps/ID.safetensors
 
 A map says itself what it was made of: the trace's id, its tokens, the model's weights and the settings. It is taken for done,
-and read from the folder, only where that agrees.
+and read from the folder, only where that agrees. Other results that are made one for each trace have folders of the same kind:
+`ResultKind` says what they are called, and `save_results` and `load_results` write and read them.
 """
 
 import hashlib
 import re
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
@@ -34,9 +35,37 @@ from stepsal.traces.checks import traces
 from stepsal.traces.trace import Trace
 
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)")  # names that Windows keeps for devices
-_UNKNOWN = "nothing says what the step maps in {} were made with"
 _OF_THE_TRACE = ("its steps differ", "its tokens differ")
 _FIX = "Use another --out folder."
+
+
+@dataclass(frozen=True)
+class ResultKind:
+    """What results in a folder are called, one file for each trace.
+
+    Attributes:
+        name, short: of one of them, in messages.
+        folder: the subfolder that holds their files.
+        settings: the file that says what they were made with.
+        command, made_by: the command that makes them, and all that do, in words.
+        load: reads a file. What it returns has `steps`, `meta` and `save`.
+    """
+
+    name: str
+    short: str
+    folder: str
+    settings: str
+    command: str
+    made_by: str
+    load: Callable[..., Any]
+
+    def unknown(self, out: Path) -> str:
+        return f"nothing says what the {self.name}s in {out} were made with"
+
+
+STEP_MAPS = ResultKind(
+    "step map", "map", "maps", "saliency.json", "stepsal saliency", "`stepsal saliency` or `stepsal demo`", StepMap.load
+)
 
 
 def map_path(out: str | Path, trace_id: str) -> Path:
@@ -47,13 +76,18 @@ def map_path(out: str | Path, trace_id: str) -> Path:
     >>> map_path("out", "AIME").as_posix()
     'out/maps/AIME+b7073a3092198281.safetensors'
     """
+    return _path(STEP_MAPS, Path(out), trace_id)
+
+
+def _path(kind: ResultKind, out: Path, trace_id: str) -> Path:
+    """Where the result of a trace is written."""
     name = quote(trace_id, safe=" ")
     if _RESERVED.match(name.lower()):
         name = f"+{name}"  # `quote` leaves no plus in a name
     alike = name.startswith("+") or any("A" <= letter <= "Z" for letter in trace_id)
     if len(name) > 180 or not name.strip(". ") or alike:
         name = f"{name[:120]}+{_short_hash(trace_id)}"
-    return Path(out) / "maps" / f"{name}.safetensors"
+    return out / kind.folder / f"{name}.safetensors"
 
 
 def find_map(out: str | Path, trace_id: str) -> Path:
@@ -67,6 +101,10 @@ def find_map(out: str | Path, trace_id: str) -> Path:
     if old != path and not path.exists() and old.exists() and StepMap.load(old).meta.get("trace") == trace_id:
         return old
     return path
+
+
+def _find(kind: ResultKind, out: Path, trace_id: str) -> Path:
+    return find_map(out, trace_id) if kind is STEP_MAPS else _path(kind, out, trace_id)
 
 
 def _short_hash(trace_id: str) -> str:
@@ -106,34 +144,49 @@ def save_step_maps(
             "step_saliency(model, trace, objective='answer', answer=(start, stop)) for every trace, and save the maps yourself"
         )
     check_options(0, objective, rule, chunk, None)
-    _check_traces(model, traces)
-    host = host_of(model)
-    indices = resolve_layers(layers, host.shape.layers, host.attention_layers or None)
+    check_traces(model, traces)
+    indices = resolve_layers(layers, host_of(model).shape.layers, host_of(model).attention_layers or None)
     check_supported(model)
-    about = host.describe()
-    settings = {
+    settings = {"objective": objective, "rule": rule, "layers": list(indices)} | model_settings(model)
+
+    def compute(trace: Trace) -> StepMap:
+        return step_saliency(model, trace, objective=objective, rule=rule, layers=layers, chunk=chunk)
+
+    return save_results(STEP_MAPS, traces, out, settings, compute, progress)
+
+
+def model_settings(model: Model) -> dict[str, str]:
+    """What a folder's settings say of the model."""
+    about = host_of(model).describe()
+    return {
         "model": about["model"],
         "dtype": about["dtype"],
         "host": about["host"],
-        "objective": objective,
-        "rule": rule,
-        "layers": list(indices),
         "stepsal": __version__,
         "model_sha256": model_fingerprint(model),
     }
-    at_work = f"another run is making step maps in {out}: wait for it, or use another --out folder"
-    with locked(_settings_path(out), at_work, also=["maps/*"]):
-        paths = _begin(out, traces, settings)
-        return _compute(
-            model, traces, paths, settings, progress, objective=objective, rule=rule, layers=layers, chunk=chunk
-        )
 
 
-def _settings_path(out: Path) -> Path:
-    return out / "saliency.json"
+def save_results(
+    kind: ResultKind,
+    traces: Sequence[Trace],
+    out: Path,
+    settings: Mapping[str, Any],
+    compute: Callable[[Trace], Any],
+    progress: bool,
+) -> list[Path]:
+    """Compute the result of every trace that has none in `out` yet, and return the paths of all, in order.
+
+    What `save_step_maps` says of its folder holds. It calls this itself, so that warnings name the line that called it.
+    """
+    at_work = f"another run is making {kind.name}s in {out}: wait for it, or use another --out folder"
+    with locked(out / kind.settings, at_work, also=[f"{kind.folder}/*"]):
+        paths = _begin(kind, out, traces, settings)
+        return _compute(kind, traces, paths, settings, progress, compute)
 
 
-def _check_traces(model: Model, traces: Sequence[Trace]) -> None:
+def check_traces(model: Model, traces: Sequence[Trace]) -> None:
+    """Raise `InputError` unless every trace has an id of its own, that can name a file, and fits the model."""
     seen: set[str] = set()
     for trace in traces:
         try:
@@ -151,11 +204,11 @@ def _check_traces(model: Model, traces: Sequence[Trace]) -> None:
             raise InputError(f"trace {trace.id!r}: {error}") from error
 
 
-def _begin(out: Path, traces: Sequence[Trace], settings: Mapping[str, Any]) -> list[Path]:
-    """Where the map of each trace is or will be, once all that is there was found to be what this run would make."""
-    path = _settings_path(out)
-    begun, files = path.exists(), _map_files(out)
-    refusal, unknown = f"{out} holds step maps made with other settings", _UNKNOWN.format(out)
+def _begin(kind: ResultKind, out: Path, traces: Sequence[Trace], settings: Mapping[str, Any]) -> list[Path]:
+    """Where the result of each trace is or will be, once all that is there was found to be what this run would make."""
+    path = out / kind.settings
+    begun, files = path.exists(), _files(kind, out)
+    refusal, unknown = f"{out} holds {kind.name}s made with other settings", kind.unknown(out)
     agree_on_settings(
         path,
         settings,
@@ -169,14 +222,16 @@ def _begin(out: Path, traces: Sequence[Trace], settings: Mapping[str, Any]) -> l
     )
     if files and not begun:
         warnings.warn(
-            f"{out} holds step maps, but no {path.name} says of what. Those of the traces given now are gone on with as far as "
-            "they say so themselves.",
-            stacklevel=4,
+            f"{out} holds {kind.name}s, but no {path.name} says of what. Those of the traces given now are gone on with as far "
+            "as they say so themselves.",
+            stacklevel=5,
         )
-    paths = [find_map(out, trace.id) for trace in traces]
-    _check_made([pair for pair in zip(traces, paths, strict=True) if pair[1].exists()], settings)
+    paths = [_find(kind, out, trace.id) for trace in traces]
+    _check_made(kind, [pair for pair in zip(traces, paths, strict=True) if pair[1].exists()], settings)
     if others := sorted(set(files) - set(paths)):
-        warnings.warn(f"{_of_others(out, others)} The traces given now are the folder's from now on.", stacklevel=4)
+        warnings.warn(
+            f"{_of_others(kind, out, others)} The traces given now are the folder's from now on.", stacklevel=5
+        )
     listed = {
         trace.id: {"file": where.name, "tokens_sha256": tokens_sha256(trace)}
         for trace, where in zip(traces, paths, strict=True)
@@ -190,15 +245,15 @@ def tokens_sha256(trace: Trace) -> str:
     return sha256_of(",".join(map(str, trace.tokens.tolist())))
 
 
-def _check_made(there: Sequence[tuple[Trace, Path]], settings: Mapping[str, Any]) -> None:
-    """Raise `FileError` where a map is not what this run would make of its trace; warn where that cannot be seen."""
+def _check_made(kind: ResultKind, there: Sequence[tuple[Trace, Path]], settings: Mapping[str, Any]) -> None:
+    """Raise `FileError` where a result is not what this run would make of its trace; warn where that cannot be seen."""
     silent = []
     for trace, path in there:
-        stepmap = StepMap.load(path)
-        meta = stepmap.meta
+        result = kind.load(path)
+        meta = result.meta
         made_of = dict(settings) | {"tokens_sha256": tokens_sha256(trace)}
-        different = _differences(stepmap, made_of, trace.id)
-        if stepmap.steps != trace.steps:
+        different = _differences(kind, result, made_of, trace.id)
+        if result.steps != trace.steps:
             different = ["its steps differ", *different]
         if different:
             how = "from another trace with the id" if different[0] in _OF_THE_TRACE else "otherwise than now, of trace"
@@ -207,10 +262,10 @@ def _check_made(there: Sequence[tuple[Trace, Path]], settings: Mapping[str, Any]
                 "away, and it is made anew."
             )
         if meta.get("correct", trace.correct) is not trace.correct:
+            anyway = "`stepsal compare DIR --traces FILE` takes the grades of a file, and no map has to be made anew. Or use "
             raise FileError(
                 f"trace {trace.id!r} has correct={trace.correct} now, and had correct={meta['correct']} when {path} was made. "
-                "`stepsal compare DIR --traces FILE` takes the grades of a file, and no map has to be made anew. Or use "
-                "another --out folder."
+                f"{anyway if kind is STEP_MAPS else 'Use '}another --out folder."
             )
         if "made_of" not in meta:
             silent.append(path)
@@ -219,45 +274,47 @@ def _check_made(there: Sequence[tuple[Trace, Path]], settings: Mapping[str, Any]
             f"{len(silent)} of {len(there)} step maps that are there ({silent[0]}, ...) are of stepsal 0.1 and do not say from "
             "which tokens and weights they were made. Their steps and settings are those given now; that their tokens and the "
             "model's weights are cannot be checked. They are taken as they are.",
-            stacklevel=5,
+            stacklevel=6,
         )
 
 
-def _differences(stepmap: StepMap, made_of: Mapping[str, Any], trace_id: str | None) -> list[str]:
-    """What a map says of itself that differs from what it should have been made of; what it does not say is left out.
+def _differences(kind: ResultKind, result: Any, made_of: Mapping[str, Any], trace_id: str | None) -> list[str]:
+    """What a result says of itself that differs from what it should have been made of; what it does not say is left out.
 
     A map of stepsal 0.1 says some of it elsewhere.
     """
-    said = stepmap.meta.get("made_of", stepmap.meta | {"layers": list(stepmap.layers)})
+    said = result.meta.get("made_of", result.meta)
+    if "made_of" not in result.meta and isinstance(result, StepMap):
+        said = said | {"layers": list(result.layers)}
     texts = {"tokens_sha256": _OF_THE_TRACE[1], "model_sha256": "the model's weights or configuration differ"}
     different = [
         texts.get(name, f"{name} {said[name]!r} in the place of {expected!r}")
         for name, expected in made_of.items()
         if said.get(name, expected) != expected
     ]
-    if trace_id is not None and (its_trace := stepmap.meta.get("trace", trace_id)) != trace_id:
-        different.append(f"it is the map of trace {its_trace!r}")
+    if trace_id is not None and (its_trace := result.meta.get("trace", trace_id)) != trace_id:
+        different.append(f"it is the {kind.short} of trace {its_trace!r}")
     return different
 
 
 def _compute(
-    model: Model,
+    kind: ResultKind,
     traces: Sequence[Trace],
     paths: Sequence[Path],
     settings: Mapping[str, Any],
     progress: bool,
-    **options: Any,
+    compute: Callable[[Trace], Any],
 ) -> list[Path]:
-    """The paths; the maps that are not there are made with the options of `step_saliency`."""
+    """The paths; the results that are not there are computed."""
     from tqdm import tqdm
 
     left = [(trace, path) for trace, path in zip(traces, paths, strict=True) if not path.exists()]
     done = len(traces) - len(left)
-    with tqdm(total=len(traces), initial=done, desc="step maps", unit="trace", disable=not progress) as bar:
+    with tqdm(total=len(traces), initial=done, desc=f"{kind.name}s", unit="trace", disable=not progress) as bar:
         for trace, path in left:
-            stepmap = step_saliency(model, trace, **options)
+            result = compute(trace)
             made_of = dict(settings) | {"tokens_sha256": tokens_sha256(trace)}
-            replace(stepmap, meta=stepmap.meta | {"made_of": made_of}).save(path)
+            replace(result, meta=result.meta | {"made_of": made_of}).save(path)
             bar.update()
     return list(paths)
 
@@ -271,101 +328,104 @@ def load_step_maps(out: str | Path, *, progress: bool = False, verify: bool = Tr
     Raises `FileError` for a folder without maps, for a damaged map, and for a map that was not made of the folder's trace or
     with its settings.
     """
+    return load_results(STEP_MAPS, Path(out), progress, verify)
+
+
+def load_results(kind: ResultKind, out: Path, progress: bool, verify: bool) -> list[Any]:
+    """Every result of a folder that `save_results` wrote. What `load_step_maps` says of its folder holds."""
     from tqdm import tqdm
 
-    out = Path(out)
-    files = _map_files(out)
-    settings = (
-        read_settings(path, _UNKNOWN.format(out), "Make them again.") if (path := _settings_path(out)).exists() else {}
-    )
-    listed = _listed(out, settings)
+    files = _files(kind, out)
+    path = out / kind.settings
+    settings = read_settings(path, kind.unknown(out), "Make them again.") if path.exists() else {}
+    listed = _listed(kind, out, settings)
     if files and not settings:
         warnings.warn(
-            f"{out} holds step maps, but no {_settings_path(out).name} says of which traces and with which settings: all are "
-            "read. Run `stepsal saliency` with the same traces and --out again: it writes that file anew and keeps the maps.",
-            stacklevel=2,
+            f"{out} holds {kind.name}s, but no {kind.settings} says of which traces and with which settings: all are read. "
+            f"Run `{kind.command}` with the same traces and --out again: it writes that file anew and keeps the {kind.short}s.",
+            stacklevel=3,
         )
     if listed is not None:
-        files = _belonging(out, files, listed)
+        files = _belonging(kind, out, files, listed)
     if not files:
-        raise FileError(
-            f"there are no step maps in {out / 'maps'}: make them with `stepsal saliency` or `stepsal demo`"
-        )
+        raise FileError(f"there are no {kind.name}s in {out / kind.folder}: make them with {kind.made_by}")
     maps = []
-    for file in tqdm(files, desc="reading", unit="map", disable=not progress):
-        maps.append(StepMap.load(file, verify=verify))
+    for file in tqdm(files, desc="reading", unit=kind.short, disable=not progress):
+        maps.append(kind.load(file, verify=verify))
         entry = (listed or {}).get(file.name, {})
         made_of = {name: value for name, value in (settings | entry).items() if name not in ("traces", "file", "id")}
-        if different := _differences(maps[-1], made_of, entry.get("id")):
+        if different := _differences(kind, maps[-1], made_of, entry.get("id")):
             raise FileError(
-                f"{file} is no map of this folder: {', '.join(different)}. Put the folder's own map back, or move this one "
-                "away and make the folder's again with `stepsal saliency`."
+                f"{file} is no {kind.short} of this folder: {', '.join(different)}. Put the folder's own {kind.short} back, or "
+                f"move this one away and make the folder's again with `{kind.command}`."
             )
-    _check_made_alike(files, maps)
+    _check_made_alike(kind, files, maps)
     return maps
 
 
 def folder_traces(out: str | Path) -> set[str] | None:
     """The ids of the traces whose maps are the folder's; None where nothing says which they are. Raises `FileError`."""
     out = Path(out)
-    if not (path := _settings_path(out)).exists():
+    if not (path := out / STEP_MAPS.settings).exists():
         return None
-    listed = _listed(out, read_settings(path, _UNKNOWN.format(out), "Make them again."))
+    listed = _listed(STEP_MAPS, out, read_settings(path, STEP_MAPS.unknown(out), "Make them again."))
     return None if listed is None else {entry["id"] for entry in listed.values()}
 
 
-def _map_files(out: Path) -> list[Path]:
+def _files(kind: ResultKind, out: Path) -> list[Path]:
     try:
-        return sorted(path for path in (out / "maps").iterdir() if path.suffix == ".safetensors")
+        return sorted(path for path in (out / kind.folder).iterdir() if path.suffix == ".safetensors")
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise FileError(f"cannot read {out / 'maps'}: {error.strerror or error}") from error
+        raise FileError(f"cannot read {out / kind.folder}: {error.strerror or error}") from error
 
 
-def _listed(out: Path, settings: Mapping[str, Any]) -> dict[str, dict[str, str]] | None:
-    """What `saliency.json` says of each file of the folder, with the trace's `id`; None where it is of stepsal 0.1."""
+def _listed(kind: ResultKind, out: Path, settings: Mapping[str, Any]) -> dict[str, dict[str, str]] | None:
+    """What the settings say of each file of the folder, with the trace's `id`; None where it is of stepsal 0.1."""
     if "traces" not in settings:
         return None
     try:
         return {entry["file"]: entry | {"id": name} for name, entry in settings["traces"].items()}
     except (AttributeError, KeyError, TypeError) as error:
         raise FileError(
-            f"{_settings_path(out)} is damaged: its 'traces' is no object of records that name a 'file'. Run `stepsal "
-            "saliency` with the same traces and --out again: it writes the list anew, and keeps the maps."
+            f"{out / kind.settings} is damaged: its 'traces' is no object of records that name a 'file'. Run `{kind.command}` "
+            f"with the same traces and --out again: it writes the list anew, and keeps the {kind.short}s."
         ) from error
 
 
-def _belonging(out: Path, files: Sequence[Path], listed: Mapping[str, Any]) -> list[Path]:
-    """Those files that are maps of the folder's traces; warns of the others, and of those that are not there."""
+def _belonging(kind: ResultKind, out: Path, files: Sequence[Path], listed: Mapping[str, Any]) -> list[Path]:
+    """Those files that are results of the folder's traces; warns of the others, and of those that are not there."""
     if others := [path for path in files if path.name not in listed]:
-        warnings.warn(_of_others(out, others), stacklevel=3)
+        warnings.warn(_of_others(kind, out, others), stacklevel=4)
     if missing := listed.keys() - {path.name for path in files}:
         first = listed[min(missing)]["id"]
         warnings.warn(
-            f"{out} lacks the maps of {len(missing)} of its {len(listed)} traces ({first!r}, ...): run `stepsal saliency` (or "
-            "`demo`) again to make them. What follows is of the others alone.",
-            stacklevel=3,
+            f"{out} lacks the {kind.short}s of {len(missing)} of its {len(listed)} traces ({first!r}, ...): run {kind.made_by} "
+            "again to make them. What follows is of the others alone.",
+            stacklevel=4,
         )
     return [path for path in files if path.name in listed]
 
 
-def _of_others(out: Path, others: Sequence[Path]) -> str:
+def _of_others(kind: ResultKind, out: Path, others: Sequence[Path]) -> str:
     names = ", ".join(path.name for path in others[:3])
     more = f" and {len(others) - 3} more" if len(others) > 3 else ""
     return (
-        f"{out / 'maps'} holds {len(others)} file(s) that are no maps of its traces ({names}{more}): they are left out."
+        f"{out / kind.folder} holds {len(others)} file(s) that are no {kind.short}s of its traces ({names}{more}): they are "
+        "left out."
     )
 
 
-def _check_made_alike(files: Sequence[Path], maps: Sequence[StepMap]) -> None:
-    """Raise `FileError` where maps say that they were made with other weights or settings than their neighbours."""
+def _check_made_alike(kind: ResultKind, files: Sequence[Path], maps: Sequence[Any]) -> None:
+    """Raise `FileError` where results say that they were made with other weights or settings than their neighbours."""
     said = [(file, each) for file, each in zip(files, maps, strict=True) if "made_of" in each.meta]
-    for file, stepmap in said:
+    for file, result in said:
         of_the_first = {name: value for name, value in said[0][1].meta["made_of"].items() if name != "tokens_sha256"}
-        if different := _differences(stepmap, of_the_first, None):
+        if different := _differences(kind, result, of_the_first, None):
             raise FileError(
-                f"{file} was not made as {said[0][0]} was: {', '.join(different)}. Keep maps of each in a folder of their own."
+                f"{file} was not made as {said[0][0]} was: {', '.join(different)}. Keep {kind.short}s of each in a folder of "
+                "their own."
             )
 
 

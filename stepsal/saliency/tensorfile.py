@@ -36,13 +36,17 @@ _COUNTS = ("tokens", "model_layers", "chunk")
 
 @dataclass(frozen=True)
 class FileKind:
-    """A kind of file. `entries` are the names of its header, in order; `command` is the command that makes such files."""
+    """A kind of file. `entries` are the names of its header, in order; `command` is the command that makes such files.
+
+    `optional` tensors may be missing.
+    """
 
     format: str
     name: str
     entries: tuple[str, ...]
     tensors: tuple[str, ...]
     command: str
+    optional: tuple[str, ...] = ()
 
 
 def write_tensors(
@@ -54,7 +58,11 @@ def write_tensors(
     """
     from safetensors.torch import save
 
-    held = {name: tensors[name].contiguous().cpu() for name in kind.tensors}
+    names = [name for name in (*kind.tensors, *kind.optional) if name in tensors or name not in kind.optional]
+    held = {name: tensors[name].contiguous().cpu() for name in names}
+    for one, other in pairwise(sorted(held, key=lambda name: held[name].untyped_storage().data_ptr())):
+        if held[one].untyped_storage().data_ptr() == held[other].untyped_storage().data_ptr():
+            held[one] = held[one].clone()  # safetensors refuses tensors that share their memory
     try:
         texts = {name: json.dumps(value, ensure_ascii=False) for name, value in said.items()}
         texts["steps"] = json.dumps([asdict(step) for step in steps], ensure_ascii=False)
@@ -79,7 +87,7 @@ def read_tensors(path: str | Path, kind: FileKind, verify: bool) -> tuple[dict[s
         _verify(kind, header, tensors)
     if missing := [name for name in kind.entries if name not in header]:
         raise ValueError(f"its header has no {missing[0]!r}")
-    if set(tensors) != set(kind.tensors):
+    if set(tensors) - set(kind.optional) != set(kind.tensors):
         raise ValueError(
             f"its tensors are {', '.join(sorted(tensors)) or 'none'}, expected {' and '.join(kind.tensors)}"
         )
@@ -141,7 +149,7 @@ def _verify(kind: FileKind, header: Mapping[str, str], tensors: Mapping[str, Ten
 
 def _checksum(kind: FileKind, header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     parts: list[str | memoryview] = [header[name] for name in kind.entries]
-    for name in kind.tensors:
+    for name in (*kind.tensors, *(name for name in kind.optional if name in tensors)):
         flat = rearrange(tensors[name], "... -> (...)")
         parts += [f"{name} {flat.dtype} {list(tensors[name].shape)}", flat.view(torch.uint8).numpy().data]
     return sha256_of(*parts)

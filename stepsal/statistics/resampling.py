@@ -86,7 +86,7 @@ def _bootstrap(x: Correct, y: Wrong, resamples: int, seed: int) -> tuple[np.ndar
 
     def statistic(i: np.ndarray, j: np.ndarray, axis: int) -> np.ndarray:
         """The statistics, `statistic resample`. `i` and `j` are the indices drawn from the groups, along the last axis."""
-        weights = [_counts(indices, len(group)) for indices, group in ((i, x), (j, y))]
+        weights = [counts_of_draws(indices, len(group)) for indices, group in ((i, x), (j, y))]
         present = [w @ mask for w, mask in zip(weights, masks, strict=True)]
         with np.errstate(invalid="ignore", divide="ignore"):  # a resample without any value gives NaN
             means = [w @ f / n for w, f, n in zip(weights, filled, present, strict=True)]
@@ -110,7 +110,7 @@ def _bootstrap(x: Correct, y: Wrong, resamples: int, seed: int) -> tuple[np.ndar
     return statistic(*indices, axis=-1), low, high
 
 
-def _counts(indices: np.ndarray, n: int) -> np.ndarray:
+def counts_of_draws(indices: np.ndarray, n: int) -> np.ndarray:
     """How often each of `n` items was drawn in each resample: `resample item`."""
     drawn = np.atleast_2d(indices)
     rows = np.arange(len(drawn))[:, None] * n

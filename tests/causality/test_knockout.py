@@ -7,7 +7,7 @@ from reference import direct_knockout_by_loops, pooled_knockout, total_knockout_
 
 import stepsal
 from stepsal import InputError, Knockout, Trace
-from stepsal.causality import knockout as module
+from stepsal.causality import runs
 from stepsal.models import host_of
 from stepsal.reasoner import make_problem
 
@@ -45,8 +45,8 @@ def test_a_knockout_equals_loops_over_sources_and_rows(model, trace, mode, by_lo
 @pytest.mark.parametrize("mode", ["total", "direct"])
 def test_neither_the_batch_nor_the_chunk_changes_a_knockout(model, trace, mode, monkeypatch):
     expected = stepsal.step_knockout(model, trace, mode=mode)
-    monkeypatch.setattr(module, "MAX_BATCH", 1)
-    monkeypatch.setattr(module, "CHUNK", 7)
+    monkeypatch.setattr(runs, "MAX_BATCH", 1)
+    monkeypatch.setattr(runs, "CHUNK", 7)
     found = stepsal.step_knockout(model, trace, mode=mode)
     for name in ("kl", "loss", "answer"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-5, equal_nan=True)
@@ -82,10 +82,10 @@ def test_a_small_removal_is_what_the_gradient_says(trace):
     removed[1, source] = True
     changes, targets = [], trace.tokens[1:, None]
     for sign in (1, -1):  # a negative part adds attention
-        removal = module.StepRemoval(host, "direct", trace.step_of, removed, True, sign * part)
+        removal = runs.StepRemoval(host, "direct", trace.step_of, removed, True, sign * part)
         with torch.no_grad():
             cache = host.repeated_cache(host.new_cache(), 2)
-            ((logits, _),) = module._passes(host, trace.tokens[None], 0, cache, removal)
+            ((logits, _),) = runs.passes(host, trace.tokens[None, :-1], 0, cache, removal)
         losses = -logits.log_softmax(-1).gather(2, targets.expand(2, -1, -1))[..., 0]
         changes.append(losses[1] - losses[0])
     slope = (changes[0] - changes[1]) / (2 * part)
@@ -131,7 +131,7 @@ def test_a_starved_step_has_nothing_left_to_be_knocked_out(model, trace):
     host = host_of(model)
     removed = torch.zeros(1, len(trace.steps), dtype=torch.bool)
     removed[0, 2] = True
-    removal = module.StepRemoval(host, "total", trace.step_of, removed.expand(8, -1), True)
+    removal = runs.StepRemoval(host, "total", trace.step_of, removed.expand(8, -1), True)
     removal.at(0, len(trace.tokens) - 1)
     hooks = [
         host.at_scores(layer, lambda s, hook: s.masked_fill(removal.forbidden[:1], torch.finfo(s.dtype).min))
@@ -155,6 +155,15 @@ def test_a_saved_knockout_is_read_back_whole(model, trace, tmp_path):
         Knockout.load(tmp_path / "bad.safetensors")
     with pytest.raises(stepsal.FileError, match="is not a step map"):
         stepsal.StepMap.load(tmp_path / "one.safetensors")
+
+
+def test_a_knockout_whose_tensors_share_their_memory_is_saved_like_any_other(model, trace, tmp_path):
+    found = stepsal.step_knockout(model, trace, sources=[1])
+    shared = Knockout(found.kl, found.kl, found.kl[-1], found.steps, found.meta)
+    shared.save(tmp_path / "one.safetensors")
+    read = Knockout.load(tmp_path / "one.safetensors")
+    for name, expected in (("kl", found.kl), ("loss", found.kl), ("answer", found.kl[-1])):
+        assert torch.equal(getattr(read, name).nan_to_num(-1), expected.nan_to_num(-1))
 
 
 @pytest.mark.parametrize(

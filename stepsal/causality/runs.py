@@ -1,0 +1,112 @@
+"""Forward passes in which later steps do not see chosen steps: what knockouts and removed subsets of steps are measured with.
+
+In: a model's host, a trace, and for each row the steps that are removed together. Out: calls of `receive` with the logits of
+some rows, a chunk of queries at a time.
+
+1. Several rows run at once, in a batch. The first row of each batch is the untouched run, so what is compared with it comes
+   from the same pass, and nothing is kept of the vocabulary.
+2. Positions up to the end of the first step that is removed cannot change. They run once, alone, into a cache which each batch
+   takes a copy of.
+3. A batch runs in chunks of queries over its cache, so memory does not grow with the square of the length.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from stepsal.causality.removal import Mode, StepRemoval
+from stepsal.models.host import Host
+from stepsal.models.memory import free_bytes, spread
+from stepsal.saliency.attention import in_float32
+from stepsal.saliency.gradients import check_logits
+from stepsal.traces.trace import Trace
+
+MAX_BATCH = 8
+"""Rows that run at once beside the untouched one. Larger batches were no faster on a CPU."""
+CHUNK = 256
+
+Receive = Callable[[Sequence[int], int, Float[Tensor, "batch pos vocabulary"]], None]
+"""Takes in a chunk: the rows, the position of the first query, and the logits, of which the first row is the untouched run."""
+
+
+def run_without(
+    host: Host,
+    trace: Trace,
+    mode: Mode,
+    removed: Bool[Tensor, "row step"],
+    keep_first: bool,
+    stop: int,
+    receive: Receive,
+    progress: bool = False,
+) -> None:
+    """Run, for all rows, the queries before position `stop` that a row's removed steps can change.
+
+    A row that removes nothing runs from the beginning. No row may remove the last step, which has no later one.
+    """
+    from tqdm import tqdm
+
+    tokens, prefix, alone = trace.tokens[None].to(host.device), _Prefix(host), not host.has_hooks()
+    ends = torch.tensor([step.stop for step in trace.steps])[
+        removed.int().argmax(1)
+    ]  # of the first step that is removed
+    starts = ends.masked_fill(~removed.any(1), 0).tolist()
+    left = sorted(range(len(removed)), key=starts.__getitem__)
+    with (
+        torch.no_grad(),
+        host.frozen(),
+        tqdm(total=len(left), desc="knockout", unit="run", disable=not progress) as bar,
+    ):
+        while left:
+            size = _batch_size(host, len(trace.tokens))
+            batch, left = left[:size], left[size:]
+            rows = torch.cat([torch.zeros_like(removed[:1]), removed[batch]])
+            # What hooks of others keep of a sequence belongs to all rows of a batch, so under them the whole trace runs anew.
+            start = starts[batch[0]] if alone else 0
+            cache = prefix.copies(tokens[:, :start], len(rows))
+            removal = StepRemoval(host, mode, trace.step_of, rows, keep_first)
+            for logits, at in passes(host, tokens[:, :stop], start, cache, removal):
+                check_logits(host, logits[:1], tokens[:, : at + logits.shape[1]], at)
+                receive(batch, at, logits)
+            bar.update(len(batch))
+
+
+def passes(
+    host: Host, tokens: Int[Tensor, "1 pos"], start: int, cache: Any, removal: StepRemoval
+) -> Iterator[tuple[Float[Tensor, "batch pos vocabulary"], int]]:
+    """The logits of each chunk of the tokens from `start` on, and the position of its first query."""
+    rows, last = len(removal.removed), tokens.shape[1]
+    with host.hooks_first(removal.hooks_of_base()), host.hooks(in_float32(host, removal.hooks())):
+        for at in range(start, last, CHUNK):
+            stop = min(at + CHUNK, last)
+            removal.at(at, stop)
+            yield host.forward(tokens[:, at:stop].expand(rows, -1), [], cache), at
+
+
+class _Prefix:
+    """The untouched run up to a position that only grows, in a cache."""
+
+    def __init__(self, host: Host) -> None:
+        self.host, self.cache, self.length = host, host.new_cache(), 0
+
+    def copies(self, tokens: Int[Tensor, "1 pos"], rows: int) -> Any:
+        """A cache of these tokens for each row of a batch. The tokens begin with those of the call before."""
+        for at in range(self.length, tokens.shape[1], CHUNK):
+            chunk = tokens[:, at : at + CHUNK]
+            check_logits(
+                self.host, self.host.forward(chunk, in_float32(self.host, []), self.cache), tokens[:, : at + CHUNK], at
+            )
+        self.length = tokens.shape[1]
+        return self.host.repeated_cache(self.cache, rows)
+
+
+def _batch_size(host: Host, length: int) -> int:
+    """How many rows run at once. Each takes a copy of the cache, and a chunk's scores (thrice) and logits."""
+    size = host.shape
+    cache = 2 * length * size.layers * size.kv_heads * size.d_head * max(4, host.dtype.itemsize)
+    chunk = min(CHUNK, length)
+    per_row = cache + 4 * chunk * (3 * size.heads * length + 2 * size.vocabulary)
+    free = min(free_bytes(device) / share for device, share in spread(host.model).items())
+    return max(1, min(MAX_BATCH, int(0.5 * free / per_row) - 1))
