@@ -39,9 +39,17 @@ def apply_rule(pattern, gradient, rule):
     return {"abs": (gradient * pattern).abs(), "signed": gradient * pattern, "grad": gradient.abs() * causal}[rule]
 
 
-def influence_by_separate_passes(model, tokens, rule="abs"):
-    """Row t is the gradient of token t+1's loss alone."""
-    return row_by_row(*patterns_and_logits(model, tokens), tokens, rule)
+def influence_by_separate_passes(model, tokens, rule="abs", score="loss"):
+    """Row t is the gradient of token t+1's loss alone (or of another score of it)."""
+    return row_by_row(*patterns_and_logits(model, tokens), tokens, rule, score)
+
+
+def score_of(logits, target, score):
+    """The loss of a token, its logit, or by how much its logit is above the largest other one."""
+    if score == "loss":
+        return cross_entropy(logits, target)
+    others = [logit for index, logit in enumerate(logits) if index != target]
+    return logits[target] - (max(others) if score == "margin" else 0)
 
 
 def influence_without_transformer_lens(folder, tokens):
@@ -53,20 +61,19 @@ def influence_without_transformer_lens(folder, tokens):
     return row_by_row(output.attentions, output.logits[0], tokens)
 
 
-def row_by_row(patterns, logits, tokens, rule="abs"):
+def row_by_row(patterns, logits, tokens, rule="abs", score="loss"):
     influence = torch.zeros(len(patterns), patterns[0].shape[1], len(tokens), len(tokens))
     for t in range(len(tokens) - 1):
-        loss = cross_entropy(logits[t], tokens[t + 1])
-        gradients = torch.autograd.grad(loss, patterns, retain_graph=True)
+        gradients = torch.autograd.grad(score_of(logits[t], tokens[t + 1], score), patterns, retain_graph=True)
         for layer, (pattern, gradient) in enumerate(zip(patterns, gradients, strict=True)):
             influence[layer, :, t] = apply_rule(pattern.detach()[0], gradient[0], rule)[:, t]
     return influence
 
 
-def influence_of_one_loss(model, tokens, span):
-    """The summed loss of the tokens in `span`, seen from every row."""
+def influence_of_one_loss(model, tokens, span, score="loss"):
+    """The summed loss (or another score) of the tokens in `span`, seen from every row."""
     patterns, logits = patterns_and_logits(model, tokens)
-    loss = sum(cross_entropy(logits[t - 1], tokens[t]) for t in range(*span))
+    loss = sum(score_of(logits[t - 1], tokens[t], score) for t in range(*span))
     gradients = torch.autograd.grad(loss, patterns)
     influence = torch.stack([(p.detach() * g).abs()[0] for p, g in zip(patterns, gradients, strict=True)])
     influence[:, :, -1] = 0

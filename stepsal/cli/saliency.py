@@ -17,6 +17,12 @@ def add(commands: "options.Commands") -> None:
     parser.add_argument("--objective", default="token", choices=["token", "sequence"])
     parser.add_argument("--rule", default="abs", choices=["abs", "signed", "grad", "attention"])
     parser.add_argument(
+        "--score",
+        default="loss",
+        choices=["loss", "logit", "margin"],
+        help="what is differentiated (default: %(default)s)",
+    )
+    parser.add_argument(
         "--layers", default="all", type=options.layers, help="all, shallow, deep or indices such as 0,3,7"
     )
     parser.add_argument(
@@ -31,11 +37,18 @@ def run(given: argparse.Namespace) -> None:
     from stepsal.saliency.influence import check_options
 
     options.check_traces(given)
-    check_options(0, given.objective, given.rule, given.chunk, None)
+    check_options(0, given.objective, given.rule, given.chunk, None, given.score)
     options.check_layers(given.layers, given.model)
     traces = options.read_traces(given)
     model = options.load_placed_model(given)
     paths = save_step_maps(
-        model, traces, given.out, objective=given.objective, rule=given.rule, layers=given.layers, chunk=given.chunk
+        model,
+        traces,
+        given.out,
+        objective=given.objective,
+        rule=given.rule,
+        score=given.score,
+        layers=given.layers,
+        chunk=given.chunk,
     )
     print(f"{len(paths)} step map{'s' * (len(paths) != 1)} in {given.out}/maps (stepsal.StepMap.load)")

@@ -207,7 +207,7 @@ def compare(
             "layers": list(groups[0][0].layers),
             "stepsal": __version__,
         }
-        | {key: groups[0][0].meta.get(key) for key in ("model", "model_layers", "rule", "objective")},
+        | {key: groups[0][0].meta.get(key) for key in ("model", "model_layers", "rule", "objective", "score")},
     )
 
 

@@ -207,6 +207,7 @@ def check_alike(one: Diagnosis, other: Diagnosis) -> None:
     for key, a, b in (
         ("layers", one.layers, other.layers),
         *((key, one.meta.get(key), other.meta.get(key)) for key in ("model", "rule", "objective")),
+        *(("score", *(diagnosis.meta.get("score", "loss") for diagnosis in (one, other))),),
     ):
         if a != b:
             raise InputError(

@@ -397,6 +397,7 @@ function showTrace(trace) {
   $("text-title").textContent = trace.name;
   $("loss").textContent = `${(50 * Math.expm1(trace.scale[1])).toFixed(3)} %`;
   $("about").textContent = [about.model, about.objective && `objective ${about.objective}`, about.rule && `rule ${about.rule}`,
+    about.score && about.score !== "loss" && `score ${about.score}`,
     about.tokens && `${about.tokens} tokens`, `${steps.length} steps`, `${layers.length} layers`].filter(Boolean).join(" · ");
   showSteps();
   showView();

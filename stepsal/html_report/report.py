@@ -139,7 +139,9 @@ def _trace(stepmap: StepMap, heads: list[int], trace: str) -> dict[str, Any]:
     return {
         "name": trace,
         "correct": stepmap.meta.get("correct"),
-        "about": {key: stepmap.meta[key] for key in ("model", "objective", "rule", "tokens") if key in stepmap.meta},
+        "about": {
+            key: stepmap.meta[key] for key in ("model", "objective", "rule", "score", "tokens") if key in stepmap.meta
+        },
         "steps": [[step.segment, step.text] for step in stepmap.steps],
         "layers": list(stepmap.layers),
         "bands": {key: list(held) for key, held in bands.items() if set(held) <= set(stepmap.layers)},

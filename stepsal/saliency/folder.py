@@ -29,7 +29,7 @@ from stepsal.models.host import Model
 from stepsal.models.layer_choice import LayerSpec, resolve_layers
 from stepsal.models.lookup import model_fingerprint
 from stepsal.models.support import check_supported
-from stepsal.saliency.influence import Objective, Rule, check_options, check_trace, step_saliency
+from stepsal.saliency.influence import Objective, Rule, Score, check_options, check_trace, step_saliency
 from stepsal.saliency.stepmap import StepMap
 from stepsal.traces.checks import traces
 from stepsal.traces.trace import Trace
@@ -37,6 +37,7 @@ from stepsal.traces.trace import Trace
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)")  # names that Windows keeps for devices
 _OF_THE_TRACE = ("its steps differ", "its tokens differ")
 _FIX = "Use another --out folder."
+_BEFORE = {"score": "loss"}  # what earlier versions did where they do not say it
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ def save_step_maps(
     *,
     objective: Objective = "token",
     rule: Rule = "abs",
+    score: Score = "loss",
     layers: LayerSpec = "all",
     chunk: int | Literal["auto"] = "auto",
     progress: bool = True,
@@ -143,14 +145,14 @@ def save_step_maps(
             "objective='answer' is about the answer's tokens, which differ from trace to trace: call "
             "step_saliency(model, trace, objective='answer', answer=(start, stop)) for every trace, and save the maps yourself"
         )
-    check_options(0, objective, rule, chunk, None)
+    check_options(0, objective, rule, chunk, None, score)
     check_traces(model, traces)
     indices = resolve_layers(layers, host_of(model).shape.layers, host_of(model).attention_layers or None)
     check_supported(model)
-    settings = {"objective": objective, "rule": rule, "layers": list(indices)} | model_settings(model)
+    settings = {"objective": objective, "rule": rule, "score": score, "layers": list(indices)} | model_settings(model)
 
     def compute(trace: Trace) -> StepMap:
-        return step_saliency(model, trace, objective=objective, rule=rule, layers=layers, chunk=chunk)
+        return step_saliency(model, trace, objective=objective, rule=rule, score=score, layers=layers, chunk=chunk)
 
     return save_results(STEP_MAPS, traces, out, settings, compute, progress)
 
@@ -216,7 +218,8 @@ def _begin(kind: ResultKind, out: Path, traces: Sequence[Trace], settings: Mappi
         refusal=refusal,
         unknown=unknown,
         fix=_FIX,
-        defaults={name: settings[name] for name in ("model_sha256", "host")},
+        defaults={name: settings[name] for name in ("model_sha256", "host")}
+        | {name: value for name, value in _BEFORE.items() if name in settings},
         beside=("traces",),
         indent=2,
     )
@@ -283,7 +286,7 @@ def _differences(kind: ResultKind, result: Any, made_of: Mapping[str, Any], trac
 
     A map of stepsal 0.1 says some of it elsewhere.
     """
-    said = result.meta.get("made_of", result.meta)
+    said = _BEFORE | result.meta.get("made_of", result.meta)
     if "made_of" not in result.meta and isinstance(result, StepMap):
         said = said | {"layers": list(result.layers)}
     texts = {"tokens_sha256": _OF_THE_TRACE[1], "model_sha256": "the model's weights or configuration differ"}

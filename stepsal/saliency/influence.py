@@ -47,6 +47,7 @@ from stepsal.traces.checks import a_trace
 from stepsal.traces.trace import Trace, check_made_with
 
 Objective = Literal["token", "sequence", "answer"]
+Score = Literal["loss", "logit", "margin"]
 
 # Longer chunks were no faster on a CPU and took more than half of the floor's memory (benchmarks/saliency.py). The other two
 # numbers are estimates (docs/precision.md).
@@ -63,6 +64,7 @@ def step_saliency(
     *,
     objective: Objective = "token",
     rule: Rule = "abs",
+    score: Score = "loss",
     layers: LayerSpec = "all",
     chunk: int | Literal["auto"] = "auto",
     answer: tuple[int, int] | None = None,
@@ -77,6 +79,9 @@ def step_saliency(
             equation). With `sequence` the whole trace has one loss (the official code), so that row `t` also contains what
             row `t` does to later tokens. With `answer` it is the summed loss of the tokens of `answer`, seen from every row.
         rule: `abs` is |A * dL/dA|, `signed` is A * dL/dA, `grad` is |dL/dA|, and `attention` is A alone (a baseline).
+        score: what is differentiated. `loss` is the paper's L; its gradient shrinks with 1 - p, so rows of which the model is
+            sure go dark whatever they read. `logit` is the logit of the token that follows, and `margin` is that logit minus
+            the largest other one.
         layers: `"all"`, `"shallow"`, `"deep"`, an index or several indices.
         chunk: the number of query positions in a pass with the `token` objective. `"auto"` chooses it from the free memory.
             The result does not depend on it. The other objectives need the whole graph at once.
@@ -98,11 +103,11 @@ def step_saliency(
     >>> step_saliency(model, trace)
     StepMap(8 layers, 4 heads, 3 steps)
     """
-    check_options(len(trace.tokens), objective, rule, chunk, answer)
+    check_options(len(trace.tokens), objective, rule, chunk, answer, score)
     host = host_of(model)
     size, indices = host.shape, resolve_layers(layers, host.shape.layers, host.attention_layers or None)
     pool = StepPool(trace.steps, len(indices), size.heads)
-    meta = _run(model, trace, objective, rule, indices, chunk, answer, progress, pool)
+    meta = _run(model, trace, objective, rule, score, indices, chunk, answer, progress, pool)
     return StepMap(pool.mass, count_pairs(trace.steps), trace.steps, indices, meta)
 
 
@@ -113,6 +118,7 @@ def token_influence(
     *,
     objective: Objective = "token",
     rule: Rule = "abs",
+    score: Score = "loss",
     layers: LayerSpec = "all",
     answer: tuple[int, int] | None = None,
 ) -> Float[Tensor, "layer head query key"]:
@@ -126,7 +132,7 @@ def token_influence(
     >>> token_influence(model, trace).shape == (8, 4, len(trace.tokens), len(trace.tokens))
     True
     """
-    check_options(len(trace.tokens), objective, rule, "auto", answer)
+    check_options(len(trace.tokens), objective, rule, "auto", answer, score)
     host = host_of(model)
     size, indices = host.shape, resolve_layers(layers, host.shape.layers, host.attention_layers or None)
     length = len(trace.tokens)
@@ -136,7 +142,7 @@ def token_influence(
         influence[index, :, start : start + block.shape[1], : block.shape[2]] = block
         return block
 
-    _run(model, trace, objective, rule, indices, "auto", answer, False, store)
+    _run(model, trace, objective, rule, score, indices, "auto", answer, False, store)
     return influence
 
 
@@ -145,6 +151,7 @@ def _run(
     trace: Trace,
     objective: Objective,
     rule: Rule,
+    score: Score,
     layers: tuple[int, ...],
     chunk: int | Literal["auto"],
     answer: tuple[int, int] | None,
@@ -167,31 +174,37 @@ def _run(
             size = _chunk_size(host, len(trace.tokens), chunk)
             if rule != "attention" and not reads_in_chunks(model):
                 size = _one_at_a_time(host, chunk)
-            _run_chunks(host, tokens, rule, layers, size, progress, receive)
+            _run_chunks(host, tokens, rule, score, layers, size, progress, receive)
         else:
             size = len(trace.tokens) - 1
             _warn_if_large(host, size, objective)
-            _run_whole(host, tokens, rule, layers, answer or (1, size + 1), receive)
-    return host.describe() | {
-        "objective": objective,
-        "rule": rule,
-        "answer": list(answer) if answer else None,
-        "chunk": size,
-        "tokens": len(trace.tokens),
-        "model_layers": host.shape.layers,
-        "trace": trace.id,
-        "correct": trace.correct,
-        "stepsal": __version__,
-        "torch": torch.__version__,
-        "seconds": round(time.monotonic() - started, 3),
-        "peak_memory_bytes": peak_bytes(spread(model)),
-    }
+            _run_whole(host, tokens, rule, score, layers, answer or (1, size + 1), receive)
+    differentiated = {} if rule == "attention" else {"score": score}
+    return (
+        host.describe()
+        | differentiated
+        | {
+            "objective": objective,
+            "rule": rule,
+            "answer": list(answer) if answer else None,
+            "chunk": size,
+            "tokens": len(trace.tokens),
+            "model_layers": host.shape.layers,
+            "trace": trace.id,
+            "correct": trace.correct,
+            "stepsal": __version__,
+            "torch": torch.__version__,
+            "seconds": round(time.monotonic() - started, 3),
+            "peak_memory_bytes": peak_bytes(spread(model)),
+        }
+    )
 
 
 def _run_chunks(
     host: Host,
     tokens: Tensor,
     rule: Rule,
+    score: Score,
     layers: tuple[int, ...],
     chunk: int,
     progress: bool,
@@ -204,7 +217,7 @@ def _run_chunks(
     with tqdm(total=queries, desc="saliency", unit="tok", disable=not progress) as bar:
         for start in range(0, queries, chunk):
             stop = min(start + chunk, queries)
-            _run_chunk(host, tokens, rule, layers, start, stop, cache, receive)
+            _run_chunk(host, tokens, rule, score, layers, start, stop, cache, receive)
             bar.update(stop - start)
 
 
@@ -212,6 +225,7 @@ def _run_chunk(
     host: Host,
     tokens: Tensor,
     rule: Rule,
+    score: Score,
     layers: tuple[int, ...],
     start: int,
     stop: int,
@@ -236,8 +250,8 @@ def _run_chunk(
     if rule == "attention":
         return
     targets = tokens[0, start + 1 : stop + 1]
-    gradient = _loss_gradient(logits[0].detach(), targets)
-    if logits.dtype == torch.float16:
+    gradient = _score_gradient(logits[0].detach(), targets, score)
+    if logits.dtype == torch.float16 and score == "loss":  # the others' are 1 at the target already
         scales = row_scales(F.cross_entropy(logits[0].detach().float(), targets.to(logits.device), reduction="none"))
         gradient = gradient * scales[:, None]
     reader.backward(logits, gradient.to(logits.dtype)[None])
@@ -247,6 +261,7 @@ def _run_whole(
     host: Host,
     tokens: Tensor,
     rule: Rule,
+    score: Score,
     layers: tuple[int, ...],
     target: tuple[int, int],
     receive: Receive,
@@ -258,20 +273,29 @@ def _run_whole(
     check_logits(host, logits, tokens[:, :-1], 0)
     start, stop = target
     scored = logits[:, start - 1 : stop - 1]
-    gradient = _loss_gradient(scored[0].detach(), tokens[0, start:stop])
+    gradient = _score_gradient(scored[0].detach(), tokens[0, start:stop], score)
     reader.backward(scored, gradient.to(logits.dtype)[None])
 
 
-def _loss_gradient(
-    logits: Float[Tensor, "pos vocabulary"], targets: Int[Tensor, " pos"]
+def _score_gradient(
+    logits: Float[Tensor, "pos vocabulary"], targets: Int[Tensor, " pos"], score: Score
 ) -> Float[Tensor, "pos vocabulary"]:
-    """The gradient of the summed loss of all positions by the logits, in float32 or better.
+    """The gradient of the summed score of all positions by the logits, in float32 or better.
 
-    It is `p - 1` at each target and `p` elsewhere. Autograd would need three tensors as large as the logits for it.
+    For the loss it is `p - 1` at each target and `p` elsewhere (autograd would need three tensors as large as the logits for
+    it); for the logit 1 at each target; for the margin also -1 at the largest other logit.
     """
-    gradient = torch.softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
-    rows = torch.arange(len(targets), device=logits.device)
-    gradient[rows, targets.to(logits.device)] -= 1  # a model may span several devices
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    rows, targets = torch.arange(len(targets), device=logits.device), targets.to(logits.device)  # of several devices
+    if score == "loss":
+        gradient = torch.softmax(logits, -1, dtype=wide)
+        gradient[rows, targets] -= 1
+        return gradient
+    gradient = torch.zeros_like(logits, dtype=wide)
+    gradient[rows, targets] = 1
+    if score == "margin":
+        best = logits.topk(2).indices
+        gradient[rows, torch.where(best[:, 0] == targets, best[:, 1], best[:, 0])] = -1
     return gradient
 
 
@@ -307,11 +331,19 @@ def check_trace(model: Model, trace: Trace) -> None:
     check_made_with(getattr(model, "tokenizer", None), trace)
 
 
-def check_options(length: int, objective: str, rule: str, chunk: object, answer: tuple[int, int] | None) -> None:
+def check_options(
+    length: int, objective: str, rule: str, chunk: object, answer: tuple[int, int] | None, score: str = "loss"
+) -> None:
     """Raise `InputError` for options that are unknown or do not go together."""
-    for name, value, known in (("objective", objective, get_args(Objective)), ("rule", rule, get_args(Rule))):
+    for name, value, known in (
+        ("objective", objective, get_args(Objective)),
+        ("rule", rule, get_args(Rule)),
+        ("score", score, get_args(Score)),
+    ):
         if value not in known:
             raise InputError(f"unknown {name} {value!r}: expected one of {', '.join(known)}")
+    if rule == "attention" and score != "loss":
+        raise InputError(f"rule='attention' differentiates nothing: leave out score={score!r}")
     if chunk != "auto" and (not isinstance(chunk, int) or chunk < 1):
         raise InputError(f"chunk {chunk!r} must be 'auto' or a whole number of query positions, at least 1")
     if chunk != "auto" and objective != "token":

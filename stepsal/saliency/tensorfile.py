@@ -28,7 +28,20 @@ from stepsal.traces.trace import Step
 MOST = 2**31 - 1
 _SEGMENTS = ("question", "thinking", "summary")
 _TEXTS = (
-    *("trace", "model", "architecture", "dtype", "device", "host", "objective", "rule", "mode", "heads", "control"),
+    *(
+        "trace",
+        "model",
+        "architecture",
+        "dtype",
+        "device",
+        "host",
+        "objective",
+        "rule",
+        "score",
+        "mode",
+        "heads",
+        "control",
+    ),
     *("stepsal", "torch"),
 )
 _COUNTS = ("tokens", "model_layers", "chunk")

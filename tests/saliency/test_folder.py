@@ -86,6 +86,7 @@ def test_an_interrupted_run_goes_on_and_ends_like_an_undisturbed_one(qwen2, tmp_
     ("options", "difference"),
     [
         ({"rule": "grad"}, r"\(rule 'abs' -> 'grad'\)"),
+        ({"score": "logit"}, r"\(score 'loss' -> 'logit'\)"),
         ({"objective": "sequence"}, r"\(objective 'token' -> 'sequence'\)"),
         ({"layers": "deep"}, r"\(layers \[0, 1, 2\] -> \[2\]\)"),
     ],
@@ -138,6 +139,19 @@ def test_the_settings_are_kept_beside_the_maps(qwen2, tmp_path):
     settings = json.loads((tmp_path / "saliency.json").read_text())
     assert settings["layers"] == [0, 2]
     assert settings["dtype"] == "float32"
+
+
+def test_a_folder_that_says_no_score_is_one_of_the_loss(qwen2, tmp_path, computed):
+    """Folders of earlier versions: there was no other score."""
+    save(qwen2, some_traces(1), tmp_path)
+    settings = json.loads((tmp_path / "saliency.json").read_text())
+    assert settings.pop("score") == "loss"
+    (tmp_path / "saliency.json").write_text(json.dumps(settings))
+    save(qwen2, some_traces(1), tmp_path)
+    assert computed == ["t0"]
+    (tmp_path / "saliency.json").write_text(json.dumps(settings))
+    with pytest.raises(FileError, match="made with other settings"):
+        save(qwen2, some_traces(1), tmp_path, score="margin")
 
 
 def test_two_traces_with_one_id_are_refused(qwen2, tmp_path, computed):

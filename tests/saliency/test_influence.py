@@ -24,6 +24,22 @@ def test_one_backward_pass_equals_one_per_token(tiny, trace, rule):
     assert relative_error(token_influence(tiny, trace, rule=rule), expected) <= 1e-5
 
 
+@pytest.mark.parametrize("score", ["logit", "margin"])
+def test_one_backward_pass_equals_one_per_token_for_every_score(tiny, trace, score):
+    expected = influence_by_separate_passes(tiny, trace.tokens, "signed", score)
+    assert relative_error(token_influence(tiny, trace, rule="signed", score=score), expected) <= 1e-5
+    stepmap = step_saliency(tiny, trace, score=score)
+    assert relative_error(stepmap.mass, pool_by_loops(expected.abs(), trace)) <= 1e-5
+    assert stepmap.meta["score"] == score
+
+
+@pytest.mark.parametrize("score", ["logit", "margin"])
+def test_the_answers_score_is_that_of_its_tokens(tiny, trace, score):
+    expected = influence_of_one_loss(tiny, trace.tokens, (4, 9), score)
+    found = token_influence(tiny, trace, objective="answer", answer=(4, 9), score=score)
+    assert relative_error(found, expected) <= 1e-5
+
+
 def test_one_backward_pass_equals_one_per_token_on_real_traces(reasoner, reasoner_traces):
     for trace in reasoner_traces[:2]:
         expected = influence_by_separate_passes(reasoner, trace.tokens)
@@ -180,6 +196,8 @@ def test_a_whole_graph_that_may_not_fit_is_announced(qwen2, trace, monkeypatch):
     ("options", "message"),
     [
         ({"objective": "tokens"}, "unknown objective 'tokens': expected one of token, sequence, answer"),
+        ({"score": "p"}, "unknown score 'p': expected one of loss, logit, margin"),
+        ({"rule": "attention", "score": "logit"}, "differentiates nothing: leave out score='logit'"),
         ({"rule": "l2"}, "unknown rule 'l2': expected one of abs, signed, grad, attention"),
         ({"chunk": 0}, "chunk 0 must be 'auto' or a whole number"),
         ({"chunk": 8, "objective": "sequence"}, "needs the whole graph and cannot run in chunks"),
