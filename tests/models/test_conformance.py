@@ -14,10 +14,33 @@ from stepsal.interventions import OddsEqualBridge
 from stepsal.models.bridge import BridgeHost
 from stepsal.models.support import check_supported
 
-names = {"ids": lambda family: family.name}
+# One family of each kind is checked in `make test`; the others are marked slow, and CI runs them, too.
+OFTEN = (
+    "Qwen2",
+    "Llama",
+    "Llama, YaRN",
+    "Qwen3-MoE",
+    "Phi-3",
+    "DeepSeek-V3",
+    "GPT-OSS",
+    "Gemma 3",
+    "Qwen3.5",
+    "LFM2",
+    "BLOOM",
+)
 
 
-@pytest.fixture(scope="module", params=[each for each in FAMILIES if not TL3 or each.name in CONVERTED], **names)
+def params():
+    for family in FAMILIES:
+        if not TL3 or family.name in CONVERTED:
+            yield pytest.param(family, id=family.name, marks=[] if family.name in OFTEN else [pytest.mark.slow])
+
+
+def test_the_families_that_are_checked_often_are_families():
+    assert set(OFTEN) <= {family.name for family in FAMILIES}
+
+
+@pytest.fixture(scope="module", params=params())
 def family(request):
     return request.param
 
