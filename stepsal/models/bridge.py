@@ -81,7 +81,7 @@ class BridgeHost(Host):
 
     @property
     def quantization(self) -> str:
-        own = own_quantization(self.model.original_model.config)
+        own = own_quantization(getattr(getattr(self.model, "original_model", None), "config", None))
         return json.dumps(own, sort_keys=True) if own else ""
 
     def unsupported(self) -> str:
@@ -89,7 +89,8 @@ class BridgeHost(Host):
         if any(type(attention).__name__ == "AttentionBridge" for attention in attentions):
             return "TransformerLens leaves its attention to transformers, so patterns can be seen afterwards but not replaced"
         # What bitsandbytes does and a few tokens may not show: see `stepsal.models.quantization`.
-        for module in self.model.original_model.modules():
+        original = getattr(self.model, "original_model", None)  # what is no bridge at all is refused elsewhere
+        for module in original.modules() if original is not None else ():
             if getattr(getattr(module, "state", None), "threshold", 0) > 0:
                 return (
                     "what LLM.int8 gives for a token depends on the tokens that are read beside it, where it keeps outliers "

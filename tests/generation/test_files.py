@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 from conftest import save_tiny
+from hooked import HOST
 from safetensors.torch import load_file, save_file
 
 import stepsal.generation.files
@@ -89,14 +90,15 @@ def one_batch(*given, **options):
     sys.stdin.read()
 
 files.stream = one_batch
-files.generate_file(load_model(), task_questions("validation", [2], 5), Path(sys.argv[1]), Decoding(12, 2), progress=False)
+model = load_model(host=sys.argv[2])
+files.generate_file(model, task_questions("validation", [2], 5), Path(sys.argv[1]), Decoding(12, 2), progress=False)
 """
 
 
 def test_two_at_once_into_one_file_are_refused_and_a_killed_one_is_gone_on_from(reasoner, tmp_path):
     whole = generate_file(reasoner, QUESTIONS, tmp_path / "whole.jsonl", SHORT, progress=False)
     path = tmp_path / "out" / "a.jsonl"
-    command = [sys.executable, "-c", ANSWER, path]
+    command = [sys.executable, "-c", ANSWER, path, HOST]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
         assert first.stdout.readline() == b"one batch\n"
         kept = (path.parent / ".a.jsonl.partial").read_bytes()
