@@ -56,7 +56,7 @@ class Subject:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers that have attention: three in every model."""
+        """The layers that have attention: three in the models of `families.py`, more in real ones."""
         return host_of(self.model).attention_layers
 
     @property
@@ -225,7 +225,7 @@ def the_bridge_equals_loops_over_the_rows(subject: Subject) -> None:
 
 
 def the_bridge_keeps_totals_and_the_rest_of_each_row(subject: Subject) -> None:
-    trace, (lower, layer, _) = subject.traces[0], subject.layers
+    trace, (lower, layer) = subject.traces[0], subject.layers[:2]
     before = patterns(subject.model, trace.tokens[None], ())
     after = patterns(subject.model, trace.tokens[None], OddsEqualBridge(layer, heads=[0, 2], tau_max=0.7))
     old, new = before["pattern", layer][0], after["pattern", layer][0]
@@ -249,7 +249,7 @@ def the_bridge_keeps_totals_and_the_rest_of_each_row(subject: Subject) -> None:
 
 
 def momentum_equals_loops_over_the_steps(subject: Subject) -> None:
-    first, _, last = subject.layers
+    first, _, last = subject.layers[:3]
     for window in (None, 4):
         options = {"window": window, "alpha": 1.5, "into": ("thinking", "summary")}
         for trace in subject.traces[:2]:
@@ -259,7 +259,7 @@ def momentum_equals_loops_over_the_steps(subject: Subject) -> None:
 
 
 def momentum_touches_the_first_tokens_of_chosen_heads_alone(subject: Subject) -> None:
-    trace, (lower, layer, higher) = subject.traces[0], subject.layers
+    trace, (lower, layer, higher) = subject.traces[0], subject.layers[:3]
     before = patterns(subject.model, trace.tokens[None], ())
     after = patterns(subject.model, trace.tokens[None], StepMomentum(layer, heads=[3], alpha=1.5))
     changed = (after["output", layer] != before["output", layer]).any(-1)[0]  # pos head
