@@ -31,20 +31,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from stepsal._version import __version__
 from stepsal.causality.knockoutfile import read_knockout, write_knockout
 from stepsal.causality.removal import Mode
 from stepsal.causality.runs import run_without
-from stepsal.causality.subsets import answer_span, answer_without, check_answer, random_halves
+from stepsal.causality.subsets import answer_span, answer_without, random_halves
 from stepsal.checks import checked, whole
 from stepsal.checks import path as check_path
-from stepsal.errors import InputError, UnsupportedModelError
+from stepsal.errors import InputError
 from stepsal.models import host_of
 from stepsal.models.checks import a_model
 from stepsal.models.host import Model
-from stepsal.models.memory import peak_bytes, spread
-from stepsal.models.support import check_supported, reads_in_chunks
-from stepsal.saliency.influence import check_trace
+from stepsal.models.support import check_supported
+from stepsal.saliency.influence import check_answer, check_trace, record_of_run
 from stepsal.traces.checks import a_trace
 from stepsal.traces.trace import Step, Trace
 
@@ -141,11 +139,6 @@ def step_knockout(
     chosen = check_knockout(trace.steps, mode, sources, answer)
     check_trace(model, trace)
     check_supported(model)
-    if mode == "direct" and not reads_in_chunks(model):
-        raise UnsupportedModelError(
-            f"mode='direct' is not exact with {host_of(model).describe()['model']}: its tokens meet elsewhere than in "
-            "attention, or its scores are of another kind than a query times a key. mode='total' is."
-        )
     return _knock_out(model, trace, mode, chosen, answer, keep_first, subsets, seed, progress)
 
 
@@ -170,21 +163,15 @@ def _knock_out(
     answers = None
     if halves is not None:
         answers = answer_without(model, trace, halves, answer=span, mode=mode, keep_first=keep_first, progress=progress)
-    meta = host.describe() | {
+    about = {
         "mode": mode,
         "sources": list(chosen),
         "answer": list(span) if span else None,
         "keep_first": keep_first,
         "subsets": 0 if halves is None else subsets,
         "seed": seed,
-        "tokens": len(trace.tokens),
-        "trace": trace.id,
-        "correct": trace.correct,
-        "stepsal": __version__,
-        "torch": torch.__version__,
-        "seconds": round(time.monotonic() - started, 3),
-        "peak_memory_bytes": peak_bytes(spread(model)),
     }
+    meta = about | record_of_run(host, trace, started)
     return Knockout(kl, loss, of_answer, trace.steps, meta, halves, answers)
 
 
@@ -193,7 +180,7 @@ def check_knockout(steps: Sequence[Step], mode: str, sources: str | Sequence[int
     if mode not in get_args(Mode):
         raise InputError(f"unknown mode {mode!r}: expected one of {', '.join(get_args(Mode))}")
     last = len(steps) - 1
-    check_answer(steps, answer)
+    check_answer(steps[-1].stop, answer)
     if isinstance(sources, str):
         if sources != "all":
             raise InputError(f"sources={sources!r} must be 'all' or the indices of steps")

@@ -48,9 +48,7 @@ class StepRemoval:
         self.host, self.mode, self.part = host, mode, part
         self.step_of, self.removed, self.keep_first = step_of, removed, keep_first
         self.forbidden = torch.zeros(0, dtype=torch.bool)
-        self.now: dict[
-            str, Tensor
-        ] = {}  # query, own key, own change of value and own pattern of the layer that is running
+        self.now: dict[str, Tensor] = {}  # of the layer that is running: query, key, change of value, own probability
 
     def at(self, start: int, stop: int) -> None:
         """The next pass has the queries `[start, stop)`."""

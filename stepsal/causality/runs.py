@@ -18,8 +18,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stepsal.causality.removal import Mode, StepRemoval
+from stepsal.errors import UnsupportedModelError
 from stepsal.models.host import Host
 from stepsal.models.memory import free_bytes, spread
+from stepsal.models.support import reads_in_chunks
 from stepsal.saliency.attention import in_float32
 from stepsal.saliency.gradients import check_logits
 from stepsal.traces.trace import Trace
@@ -44,14 +46,21 @@ def run_without(
 ) -> None:
     """Run, for all rows, the queries before position `stop` that a row's removed steps can change.
 
-    A row that removes nothing runs from the beginning. No row may remove the last step, which has no later one.
+    A row that removes nothing runs from the beginning. No row may remove the last step, which has no later one. The model has
+    passed `check_supported`.
+
+    Raises `UnsupportedModelError` for `direct` with a model whose rows depend on each other all the same.
     """
     from tqdm import tqdm
 
+    if mode == "direct" and not reads_in_chunks(host.model):
+        raise UnsupportedModelError(
+            f"mode='direct' is not exact with {host.describe()['model']}: its tokens meet elsewhere than in attention, or its "
+            "scores are of another kind than a query times a key. mode='total' is."
+        )
     tokens, prefix, alone = trace.tokens[None].to(host.device), _Prefix(host), not host.has_hooks()
-    ends = torch.tensor([step.stop for step in trace.steps])[
-        removed.int().argmax(1)
-    ]  # of the first step that is removed
+    first = removed.int().argmax(1)  # the first step that a row removes
+    ends = torch.tensor([step.stop for step in trace.steps])[first]
     starts = ends.masked_fill(~removed.any(1), 0).tolist()
     left = sorted(range(len(removed)), key=starts.__getitem__)
     with (

@@ -21,7 +21,7 @@ from stepsal.models import host_of
 from stepsal.models.checks import a_model
 from stepsal.models.host import Model
 from stepsal.models.support import check_supported
-from stepsal.saliency.influence import check_trace
+from stepsal.saliency.influence import check_answer, check_trace
 from stepsal.traces.checks import a_trace
 from stepsal.traces.trace import Step, Trace
 
@@ -56,7 +56,7 @@ def answer_without(
     >>> bool(without != untouched)
     True
     """
-    check_answer(trace.steps, answer)
+    check_answer(len(trace.tokens), answer)
     span, n = answer_span(trace.steps, answer), len(trace.steps)
     if span is None:
         raise InputError(
@@ -102,15 +102,6 @@ def answer_span(steps: Sequence[Step], answer: tuple[int, int] | None) -> tuple[
     """The token positions of the answer: those given, or else the summary's; None where there is none."""
     summary = [step for step in steps if step.segment == "summary"]
     return answer or ((summary[0].start, summary[-1].stop) if summary else None)
-
-
-def check_answer(steps: Sequence[Step], answer: object) -> None:
-    """Raise `InputError` unless these are token positions of the trace, or None."""
-    length = steps[-1].stop
-    if answer is not None and not (isinstance(answer, tuple | list) and [type(each) for each in answer] == [int, int]):
-        raise InputError(f"answer={answer!r} must be two token positions, (start, stop)")
-    if isinstance(answer, tuple | list) and not 1 <= answer[0] < answer[1] <= length:
-        raise InputError(f"answer {answer} must be token positions [start, stop) within 1 to {length}")
 
 
 def removable(steps: Sequence[Step], answer: Float[Tensor, " key_step"]) -> list[int]:

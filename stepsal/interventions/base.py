@@ -41,7 +41,18 @@ INTERVENTIONS: dict[str, "type[Intervention]"] = {}
 RESERVED_NAMES = (
     *("none", "both", "both-controls", "layers", "heads", "help", "seed", "out", "model", "problems", "max-new-tokens"),
     *("batch-size", "temperature", "top-p", "samples", "format", "steps", "device", "device-map", "dtype", "plugin"),
-    *("chat", "grader", "load-in-4bit", "load-in-8bit"),
+    *(
+        "chat",
+        "grader",
+        "load-in-4bit",
+        "load-in-8bit",
+        "host",
+        "task",
+        "size",
+        "task-seed",
+        "task-option",
+        "instruction",
+    ),
 )
 """What configurations and the command line call something else."""
 RESERVED_OPTIONS = (

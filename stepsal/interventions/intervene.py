@@ -114,17 +114,22 @@ class Interventions:
         self._tokens: Tensor | None = None  # of the pass that is running, until the first scores are seen
 
     @property
-    def question_tokens(self) -> Sequence[int] | None:
-        """How many tokens of each row are its question, for sequences that begin from now on; None: up to the first marker."""
+    def question_tokens(self) -> Sequence[int] | int | None:
+        """How many tokens of each row are its question, for sequences that begin from now on; None: up to the first marker.
+
+        One number is for every row, however many there are.
+        """
         return self._follower.question_tokens
 
     @question_tokens.setter
-    def question_tokens(self, given: Sequence[int] | None) -> None:
-        if given is not None and not (
-            isinstance(given, Sequence) and all(isinstance(each, int) and each > 0 for each in given)
+    def question_tokens(self, given: Sequence[int] | int | None) -> None:
+        numbers = [given] if isinstance(given, int) else given
+        if numbers is not None and not (
+            isinstance(numbers, Sequence) and all(type(each) is int and each > 0 for each in numbers)
         ):
             raise InputError(
-                f"question_tokens={given!r} must be a list with a whole number, at least 1, for each row; or None"
+                f"question_tokens={given!r} must be a list with a whole number, at least 1, for each row; one such number for "
+                "all rows; or None"
             )
         self._follower.question_tokens = given
 

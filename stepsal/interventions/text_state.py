@@ -147,7 +147,7 @@ class Follower:
         self._only_pads = pad not in (end, bos)
         self._segmenter = partial(Segmenter, tokenizer, format, steps)
         self._segmenter()  # this refuses an unknown format or step rule at once
-        self.question_tokens: Sequence[int] | None = None  # for each row of the next batch, the length of its question
+        self.question_tokens: Sequence[int] | int | None = None  # of each row of the next batch, or of all rows
         self._ends = ends
         self._rows: list[_Row] = []
         self._end = 0
@@ -210,12 +210,14 @@ class Follower:
     def _questions(self, batch: int) -> Sequence[int | None]:
         """The number of question tokens of each row; None where the markers of the format tell the question."""
         lengths = self.question_tokens
-        if lengths is not None and len(lengths) != batch:
+        if lengths is None or isinstance(lengths, int):
+            return [lengths] * batch
+        if len(lengths) != batch:
             raise InputError(
                 f"question_tokens={list(lengths)[:8]} has {len(lengths)} entries, but a batch of {batch} begins: give one "
-                "entry for each row"
+                "entry for each row, or one number for all of them"
             )
-        return [None] * batch if lengths is None else lengths
+        return lengths
 
     def _push(self, index: int, row: _Row, query: int, token: int, codes: Any, openings: list[Opening]) -> None:
         """Give a token to the segmenter of its row, and add what it says to `codes` and `openings`."""

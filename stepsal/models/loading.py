@@ -120,10 +120,8 @@ def _boot(
     original = (
         load_gguf(source, dtype, places) if is_gguf(source) else load_quantised(source, quantization, dtype, places)
     )
-    if is_gguf(source):
-        tokenizer.bos_token = (
-            None  # else TransformerLens loads the tokenizer of this name once more, as if it were a folder's
-        )
+    if is_gguf(source):  # else TransformerLens loads the tokenizer of this name once more, as if it were a folder's
+        tokenizer.bos_token = None
     device = where if places is None else None
     return TransformerBridge.boot_transformers(
         source, hf_model=original, device=device, dtype=dtype, tokenizer=tokenizer

@@ -31,6 +31,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from stepsal._version import __version__
 from stepsal.checks import checked
 from stepsal.errors import InputError
 from stepsal.models import host_of
@@ -162,8 +163,6 @@ def _run(
 
     Returns the `meta` of the map.
     """
-    from stepsal._version import __version__
-
     check_trace(model, trace)
     check_supported(model)
     started = time.monotonic()
@@ -179,25 +178,22 @@ def _run(
             size = len(trace.tokens) - 1
             _warn_if_large(host, size, objective)
             _run_whole(host, tokens, rule, score, layers, answer or (1, size + 1), receive)
-    differentiated = {} if rule == "attention" else {"score": score}
-    return (
-        host.describe()
-        | differentiated
-        | {
-            "objective": objective,
-            "rule": rule,
-            "answer": list(answer) if answer else None,
-            "chunk": size,
-            "tokens": len(trace.tokens),
-            "model_layers": host.shape.layers,
-            "trace": trace.id,
-            "correct": trace.correct,
-            "stepsal": __version__,
-            "torch": torch.__version__,
-            "seconds": round(time.monotonic() - started, 3),
-            "peak_memory_bytes": peak_bytes(spread(model)),
-        }
-    )
+    about = {"objective": objective, "rule": rule, "answer": list(answer) if answer else None, "chunk": size}
+    return about | ({} if rule == "attention" else {"score": score}) | record_of_run(host, trace, started)
+
+
+def record_of_run(host: Host, trace: Trace, started: float) -> dict[str, Any]:
+    """What the `meta` of any result says of its model, its trace and the work; `started` is of `time.monotonic`."""
+    return host.describe() | {
+        "tokens": len(trace.tokens),
+        "model_layers": host.shape.layers,
+        "trace": trace.id,
+        "correct": trace.correct,
+        "stepsal": __version__,
+        "torch": torch.__version__,
+        "seconds": round(time.monotonic() - started, 3),
+        "peak_memory_bytes": peak_bytes(spread(host.model)),
+    }
 
 
 def _run_chunks(
@@ -354,9 +350,14 @@ def check_options(
         raise InputError(
             f"objective={objective!r} with answer={answer!r}: give answer=(start, stop) with 'answer' only"
         )
+    check_answer(length, answer)
+
+
+def check_answer(length: int, answer: object) -> None:
+    """Raise `InputError` unless these are token positions of a trace of this length, or None."""
     if answer is not None and not (isinstance(answer, tuple | list) and [type(each) for each in answer] == [int, int]):
         raise InputError(f"answer={answer!r} must be two token positions, (start, stop)")
-    if answer is not None and not 1 <= answer[0] < answer[1] <= length:
+    if isinstance(answer, tuple | list) and not 1 <= answer[0] < answer[1] <= length:
         raise InputError(f"answer {answer} must be token positions [start, stop) within 1 to {length}")
 
 

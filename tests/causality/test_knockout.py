@@ -1,5 +1,7 @@
 """Step knockout: exact against loops, in both modes; under interventions; its limit; its files."""
 
+from functools import partial
+
 import pytest
 import torch
 from helpers import unchecked
@@ -62,7 +64,7 @@ def test_a_knockout_under_interventions_is_that_of_the_changed_model(model, trac
         if mode == "total":
             expected = expected_of(host_of(model), trace, by_loops, [1, 2])
     if mode == "direct":
-        around = lambda: stepsal.intervene(model, parts)  # noqa: E731
+        around = partial(stepsal.intervene, model, parts)
         with torch.no_grad():
             with around():
                 base = host_of(model).forward(trace.tokens[None], [])[0]
@@ -180,3 +182,27 @@ def test_a_knockout_whose_tensors_share_their_memory_is_saved_like_any_other(mod
 def test_options_that_mean_nothing_are_refused(model, trace, options, message):
     with pytest.raises(InputError, match=message):
         unchecked(stepsal.step_knockout)(model, trace, **options)
+
+
+def test_one_question_length_holds_for_every_row_of_a_knockout(model, trace):
+    """A knockout runs in batches, however many rows its caller knows of."""
+    parts = stepsal.stepflow(oeb_layers="all", smi_layers="all", tau_max=0.7, alpha=1.5)
+    with stepsal.intervene(model, parts):
+        expected = stepsal.step_knockout(model, trace, sources=[1, 2])
+    with stepsal.intervene(model, parts) as live:
+        live.question_tokens = trace.steps[0].stop
+        found = stepsal.step_knockout(model, trace, sources=[1, 2])
+        live.question_tokens = [trace.steps[0].stop]
+        with pytest.raises(InputError, match="or one number for all of them"):
+            stepsal.step_knockout(model, trace, sources=[1, 2])
+    assert torch.equal(found.kl.nan_to_num(-1), expected.kl.nan_to_num(-1))
+
+
+@pytest.mark.parametrize("mode", ["total", "direct"])
+def test_in_half_precision_a_knockout_differs_by_that_precision_alone(model, trace, mode):
+    exact = stepsal.step_knockout(model, trace, mode=mode, sources=[1, 3])
+    half = stepsal.step_knockout(stepsal.load_model(dtype="bfloat16"), trace, mode=mode, sources=[1, 3])
+    known = ~exact.kl.isnan()
+    assert torch.equal(half.kl.isnan(), ~known)
+    both = torch.stack([exact.kl[known], half.kl[known]])
+    assert torch.corrcoef(both)[0, 1] > 0.99

@@ -1,6 +1,8 @@
 """The example of docs/interventions.md: an intervention of one's own, known everywhere as soon as it is defined."""
 
+import argparse
 import json
+import re
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -367,3 +369,15 @@ def test_a_class_that_edits_nothing_is_refused(reasoner):
             pass
     finally:
         INTERVENTIONS.pop("idle", None)
+
+
+def test_no_intervention_may_have_the_name_of_another_option_of_generate():
+    """Its option would be there twice, and the command line could not start."""
+    from stepsal.cli import generate
+    from stepsal.interventions.base import INTERVENTIONS, RESERVED_NAMES
+
+    commands = argparse.ArgumentParser().add_subparsers()
+    generate.add(commands)
+    names = set(re.findall(r"--([a-z0-9-]+)", commands.choices["generate"].format_help()))
+    assert {"task", "host", "seed", "oeb"} <= names
+    assert names - set(INTERVENTIONS) <= set(RESERVED_NAMES)
