@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hooked import TL3
 
-from stepsal import StepMap
+from stepsal import Knockout, StepMap
 from stepsal.cli import main
 from stepsal.models.host import BUNDLED
 
@@ -39,6 +39,7 @@ def inputs(tmp_path_factory):
 def commands(inputs):
     return {
         "saliency": ["saliency", f"{inputs}/traces.jsonl", "--model", str(BUNDLED), "--chunk", "16", "--out"],
+        "knockout": ["knockout", f"{inputs}/traces.jsonl", "--model", str(BUNDLED), "--subsets", "4", "--out"],
         "generate": ["generate", "6", "--batch-size", "2", "--max-new-tokens", "60", "--out"],
         "traces convert": ["traces", "convert", f"{inputs}/log.jsonl", "--model", str(BUNDLED), "--out"],
         "demo": ["demo", "--problems", "4", "--out"],
@@ -73,6 +74,11 @@ def result(out: Path):
             stepmap = StepMap.load(path)
             meta = {key: value for key, value in stepmap.meta.items() if key not in MEASURED}
             found[name] = (stepmap.mass.tolist(), stepmap.pairs.tolist(), stepmap.steps, stepmap.layers, meta)
+        elif path.parent.name == "knockouts":
+            knockout = Knockout.load(path)
+            meta = {key: value for key, value in knockout.meta.items() if key not in MEASURED}
+            numbers = [each.nan_to_num(-1).tolist() for each in (knockout.kl, knockout.loss, knockout.answer)]
+            found[name] = (numbers, knockout.steps, meta)
         else:
             found[name] = path.read_bytes() if path.suffix in (".json", ".jsonl", ".md") else path.suffix
     return found
@@ -93,7 +99,7 @@ def undisturbed(inputs, tmp_path_factory):
     return found
 
 
-NAMES = ("saliency", "generate", "traces convert", "demo")
+NAMES = ("saliency", "knockout", "generate", "traces convert", "demo")
 
 
 @pytest.mark.parametrize("name", NAMES)
