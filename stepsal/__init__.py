@@ -7,6 +7,7 @@ from stepsal import formats as formats
 from stepsal import plot
 from stepsal import reasoner as reasoner
 from stepsal._version import __version__ as __version__
+from stepsal.ablation.paired_runs import PairedRuns, paired_runs
 from stepsal.causality.faithfulness import Faithfulness, faithfulness
 from stepsal.causality.folder import save_knockouts
 from stepsal.causality.knockout import Knockout, step_knockout
@@ -55,6 +56,7 @@ __all__ = [
     "NumericalError",
     "OddsEqualBridge",
     "Paired",
+    "PairedRuns",
     "RandomBridge",
     "RandomMomentum",
     "Starvation",
@@ -77,6 +79,7 @@ __all__ = [
     "lock_in",
     "metric",
     "paired",
+    "paired_runs",
     "plot",
     "read_thought_anchors",
     "read_traces",

@@ -151,6 +151,8 @@ CALLS = {
         lambda t: stepsal.sweep({}, out=t["folder"] / "s", workers="two"),
         "workers='two' must be a whole",
     ),
+    "paired_runs number": (lambda t: stepsal.paired_runs(3, "b.jsonl"), "baseline=3 is an int: expected a logged run"),
+    "plot.benchmark": (lambda t: plot.benchmark("folder"), "a table of accuracies"),
     "grader": (lambda t: stepsal.grader(lambda question, summary: True), "over a function"),
 }
 

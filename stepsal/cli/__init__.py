@@ -17,6 +17,7 @@ from stepsal.cli import (
     generate,
     knockout,
     options,
+    paired,
     report,
     saliency,
     sweep,
@@ -24,7 +25,7 @@ from stepsal.cli import (
 )
 from stepsal.errors import FileError, InputError, StepsalError, UnsupportedModelError
 
-COMMANDS = (demo, generate, traces, saliency, knockout, diagnose, compare, faithfulness, sweep, figure, report)
+COMMANDS = (demo, generate, traces, saliency, knockout, diagnose, compare, faithfulness, sweep, paired, figure, report)
 
 
 def main(arguments: list[str] | None = None) -> int:

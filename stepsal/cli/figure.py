@@ -10,7 +10,7 @@ def add(commands: "options.Commands") -> None:
     from stepsal.figures.maps import MAP_FIGURES
     from stepsal.figures.save import FIGURES
 
-    of_sweeps = [name for name in FIGURES if name not in (*MAP_FIGURES, "before_after")]
+    of_sweeps = [name for name in FIGURES if name not in (*MAP_FIGURES, "before_after", "benchmark")]
     parser = commands.add_parser(
         "figure",
         parents=[options.plugins()],
@@ -20,9 +20,9 @@ def add(commands: "options.Commands") -> None:
         "name",
         metavar="NAME",
         help=f"of step maps: {', '.join(MAP_FIGURES)}; of a sweep: {', '.join(of_sweeps)}; of two folders of step maps: "
-        "before_after",
+        "before_after; of a folder of what `stepsal paired --out` wrote: benchmark",
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="what `stepsal saliency`, `demo` or `sweep` wrote")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="what `stepsal saliency`, `demo`, `sweep` or `paired` wrote")
     parser.add_argument(
         "second", type=Path, nargs="?", metavar="DIR2", help="before_after: after; compute: a sweep with samples"
     )
