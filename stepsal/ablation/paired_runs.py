@@ -5,8 +5,8 @@ In: two runs (`stepsal.ablation.runs`). Out: a `PairedRuns`.
 1. Both must have the same tasks, problems and numbers of answers. Nothing is intersected: what one of them lacks is named.
 2. Where every score is 0 or 1, a task is compared by `stepsal.paired`: with one answer to each problem by Tango's interval and
    McNemar's exact test, with several by the exact bootstrap over problems and the exact test of swapping the runs within them.
-3. Other scores are averaged within each problem. The interval of their mean difference is that of a bootstrap over problems, and
-   the p-value that of the sign-flip test (`stepsal.statistics.same_traces`).
+3. Other scores are averaged within each problem. The interval of their mean difference is that of a bootstrap over problems,
+   and the p-value that of the sign-flip test (`stepsal.statistics.same_traces`).
 4. The p-values are corrected by Holm's method over the tasks.
 """
 
@@ -45,9 +45,9 @@ class PairedRuns:
     """The comparison of two runs on the same problems.
 
     Attributes:
-        table: a row for each task. `n` problems with `samples` answers each; the mean scores `baseline` and `treated`, each with
-            its 95 % interval (`baseline_low` ...); their `difference` with its interval from `low` to `high`; how many problems
-            are `gained` and `lost`; `p`, and `p_corrected` over the tasks; the `test`; the `metric`.
+        table: a row for each task. `n` problems with `samples` answers each; the mean scores `baseline` and `treated`, each
+            with its 95 % interval (`baseline_low` ...); their `difference` with its interval from `low` to `high`; how many
+            problems are `gained` and `lost`; `p`, and `p_corrected` over the tasks; the `test`; the `metric`.
         names: what the two runs are called.
         meta: the runs' sources, the number of resamples, the seed and the version of stepsal.
     """
@@ -84,9 +84,9 @@ class PairedRuns:
         tests = "; ".join(f"{_TESTS[test]}" for test in dict.fromkeys(self.table["test"]))
         metrics = ", ".join(dict.fromkeys(self.table["metric"]))
         caption = (
-            f"{metrics} of {self.names[1]} less that of {self.names[0]}, paired by problem (in per cent and percentage points where "
-            f"scores are from 0 to 1), with 95 % intervals: {tests}. Gained/lost: problems with a higher, a lower score; p Holm: "
-            f"corrected over the {len(rows)} task{'s' * (len(rows) != 1)} (* below 0.05)."
+            f"{metrics} of {self.names[1]} less that of {self.names[0]}, paired by problem (in per cent and percentage points "
+            f"where scores are from 0 to 1), with 95 % intervals: {tests}. Gained/lost: problems with a higher, a lower score; "
+            f"p Holm: corrected over the {len(rows)} task{'s' * (len(rows) != 1)} (* below 0.05)."
         )
         header = ("Task", *self.names, "Difference", "95 % interval", "Gained/lost", "p", "p Holm", "n")
         return Table("Paired comparison", caption, header, tuple(rows))
@@ -108,7 +108,9 @@ class PairedRuns:
         return cls(as_table(rows), names, {key: given[key] for key in given if key not in ("kind", "names", "rows")})
 
 
-_run = instance((str, Path, Run), "a logged run", "Give the path of samples, of graded traces, or FOLDER:SETTING of a sweep.")
+_run = instance(
+    (str, Path, Run), "a logged run", "Give the path of samples, of graded traces, or FOLDER:SETTING of a sweep."
+)
 
 
 @checked(baseline=_run, treated=_run, resamples=whole(99), seed=whole(0))
@@ -148,7 +150,9 @@ def paired_runs(
     [[0.75, 3.0, 0.0, 0.25]]
     """
     given = zip((baseline, treated), names or (None, None), strict=True)
-    one, two = (run if isinstance(run, Run) else read_run(run, name=name, metric=metric, filter=filter) for run, name in given)
+    one, two = (
+        run if isinstance(run, Run) else read_run(run, name=name, metric=metric, filter=filter) for run, name in given
+    )
     chosen = _common_tasks(one, two, tasks)
     rows = []
     for task in chosen:
@@ -164,11 +168,13 @@ def _common_tasks(one: Run, two: Run, chosen: Sequence[str] | None) -> list[str]
         expected = every if chosen is not None else other.tasks
         if missing := [task for task in expected if task not in run.tasks]:
             raise InputError(
-                f"{run.source} has no task {', '.join(map(repr, missing))}; it has {', '.join(map(repr, run.tasks))}. Run it, or "
-                "choose among those that both have with --tasks"
+                f"{run.source} has no task {', '.join(map(repr, missing))}; it has {', '.join(map(repr, run.tasks))}. Run it, "
+                "or choose among those that both have with --tasks"
             )
     if one.metric != two.metric:
-        raise InputError(f"{one.source} is scored by {one.metric}, {two.source} by {two.metric}: choose one with --metric")
+        raise InputError(
+            f"{one.source} is scored by {one.metric}, {two.source} by {two.metric}: choose one with --metric"
+        )
     return every
 
 
@@ -179,8 +185,8 @@ def _common_problems(task: str, one: Run, two: Run) -> list[tuple[ScoredProblem,
         if alone := [problem for problem in there if problem not in lacking]:
             raise InputError(
                 f"task {task}: {len(alone)} of {len(there)} problems are in {run.source} alone, such as "
-                f"{', '.join(map(repr, alone[:3]))}. A paired comparison needs the same problems: finish both runs with the same "
-                "problems, and nothing will be left out unsaid"
+                f"{', '.join(map(repr, alone[:3]))}. A paired comparison needs the same problems in both runs: finish the "
+                "other one, or run it on these"
             )
     for name, problem in problems.items():
         checks = problem.check, others[name].check

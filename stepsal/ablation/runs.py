@@ -1,12 +1,12 @@
 """Logged runs of problems: what was scored, problem by problem, whoever logged it.
 
-In: samples of lm-evaluation-harness (a file, or a folder of them), the folder of a sweep and one of its settings, or a JSONL file
-of graded traces. Out: a `Run`.
+In: samples of lm-evaluation-harness (a file, or a folder of them), the folder of a sweep and one of its settings, or a JSONL
+file of graded traces. Out: a `Run`.
 
 1. A problem has an id, a check that tells whether another run means the same problem by it (the harness's hash of the document;
    the expected answer), and a score for each of its answers.
 2. Traces with equal prompts are answers to one problem.
-3. What has no score is refused, and so is a choice that nobody made: which setting, which metric, which filter, which of two files.
+3. What has no score is refused, and so is a choice that nobody made: which setting, metric, filter, which of two files.
 """
 
 import math
@@ -72,7 +72,9 @@ def read_run(path: str | Path, *, name: str | None = None, metric: str | None = 
     if not where.exists() and ":" in given:
         where, setting = Path(given.rpartition(":")[0]), given.rpartition(":")[2]
     if not where.exists():
-        raise FileError(f"there is no {path}: give samples of lm-evaluation-harness, graded traces, or a sweep, FOLDER:SETTING")
+        raise FileError(
+            f"there is no {path}: give samples of lm-evaluation-harness, graded traces, or a sweep, FOLDER:SETTING"
+        )
     if setting is not None or (where / "results.parquet").exists():
         return _sweep(where, setting, name, metric or "correct")
     if where.is_dir():
@@ -95,14 +97,15 @@ def _samples(files: Sequence[Path], source: str, name: str | None, metric: str |
         match = _SAMPLES.fullmatch(file.name)
         task = match["task"] if match else file.stem
         if task in tasks:
-            raise InputError(f"two files hold samples of {task}: {read_from[task]} and {file}. Give one of them, or move one away")
+            raise InputError(f"two files hold samples of {task}: {read_from[task]} and {file}. Give one of them")
         read_from[task] = file
         tasks[task], used = _task(file, metric, filter)
         for what, its in used.items():
             chosen[what].add(its)
     for what, given in (("metric", metric), ("filter", filter)):
         if given is not None and given not in chosen[what]:
-            raise InputError(f"no task of {source} has the {what} {given!r}; what they have is {', '.join(sorted(chosen[what]))}")
+            known = ", ".join(sorted(chosen[what]))
+            raise InputError(f"no task of {source} has the {what} {given!r}; what they have is {known}")
     return Run(name or source, source, " and ".join(sorted(chosen["metric"])), tasks)
 
 
@@ -112,7 +115,9 @@ def _task(file: Path, metric: str | None, filter: str | None) -> tuple[dict[str,
     for number, line in read_lines(file, "samples"):
         record = parse_line(line)
         if not isinstance(record, dict) or not {"doc_id", "metrics"} <= record.keys():
-            raise InputError(f"{file}, line {number} is no sample of lm-evaluation-harness: it needs 'doc_id' and 'metrics'")
+            raise InputError(
+                f"{file}, line {number} is no sample of lm-evaluation-harness: it needs 'doc_id' and 'metrics'"
+            )
         records.append(record)
     metric = _only(metric, {each for record in records for each in record["metrics"]}, f"metrics of {file}", "--metric")
     filter = _only(filter, {record.get("filter", "none") for record in records}, f"filters of {file}", "--filter")
@@ -122,7 +127,9 @@ def _task(file: Path, metric: str | None, filter: str | None) -> tuple[dict[str,
             continue
         problem = str(record["doc_id"])
         if problem in found:
-            raise InputError(f"{file} has the problem {problem!r} twice (filter {filter!r}): give the samples of one run")
+            raise InputError(
+                f"{file} has the problem {problem!r} twice (filter {filter!r}): give the samples of one run"
+            )
         score = _score(record.get(metric), f"{metric!r} of problem {problem!r} in {file}")
         found[problem] = ScoredProblem((score,), record.get("doc_hash"))
     return found, {"metric": metric, "filter": filter}
@@ -134,7 +141,9 @@ def _only(chosen: str | None, known: set[str], what: str, option: str) -> str:
         return next(iter(known))
     if chosen not in known:
         said = "several" if chosen is None else f"no {chosen!r}"
-        raise InputError(f"there is {said} among the {what}: {', '.join(sorted(known)) or 'none'}. Choose with {option} NAME")
+        raise InputError(
+            f"there is {said} among the {what}: {', '.join(sorted(known)) or 'none'}. Choose with {option} NAME"
+        )
     return chosen
 
 
@@ -145,7 +154,9 @@ def _sweep(folder: Path, setting: str | None, name: str | None, metric: str) -> 
     if len(chosen) != 1:
         listed = "; ".join(f"{each.id} ({each.name})" for each in results.settings)
         said = "no setting was named" if setting is None else f"{len(chosen)} settings are called {setting!r}"
-        raise InputError(f"{folder}: {said}. Give FOLDER:SETTING, with the kind or the id of one of its settings: {listed}")
+        raise InputError(
+            f"{folder}: {said}. Give FOLDER:SETTING, with the kind or the id of one of its settings: {listed}"
+        )
     scores = results.values(chosen[0], _column(metric))
     expected = results.values(chosen[0], "expected")[:, 0]
     problems = {}
@@ -159,7 +170,9 @@ def _sweep(folder: Path, setting: str | None, name: str | None, metric: str) -> 
 
 def _column(metric: str) -> str:
     if metric not in ("correct", "score"):
-        raise InputError(f"metric={metric!r}: traces and sweeps have 'correct' and, where their grader gives it, 'score'")
+        raise InputError(
+            f"metric={metric!r}: traces and sweeps have 'correct' and, where their grader gives it, 'score'"
+        )
     return metric
 
 
@@ -205,5 +218,7 @@ def _score(value: Any, what: str) -> float:
     """A score as a number. Raises `InputError` where it is none."""
     number = getattr(value, "item", lambda: value)()  # numpy's
     if not isinstance(number, int | float) or math.isnan(number):
-        raise InputError(f"{what} is {value!r}: expected true, false or a number. Grade all answers, or choose another metric")
+        raise InputError(
+            f"{what} is {value!r}: expected true, false or a number. Grade all answers, or choose another metric"
+        )
     return float(number)

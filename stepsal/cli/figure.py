@@ -22,7 +22,9 @@ def add(commands: "options.Commands") -> None:
         help=f"of step maps: {', '.join(MAP_FIGURES)}; of a sweep: {', '.join(of_sweeps)}; of two folders of step maps: "
         "before_after; of a folder of what `stepsal paired --out` wrote: benchmark",
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="what `stepsal saliency`, `demo`, `sweep` or `paired` wrote")
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR", help="what `stepsal saliency`, `demo`, `sweep` or `paired` wrote"
+    )
     parser.add_argument(
         "second", type=Path, nargs="?", metavar="DIR2", help="before_after: after; compute: a sweep with samples"
     )

@@ -11,19 +11,26 @@ def add(commands: "options.Commands") -> None:
         "paired",
         parents=[options.seed(), options.plugins()],
         help="two logged runs on the same problems: is one better?",
-        description="Compare two runs problem by problem: samples of lm-evaluation-harness (a file, or a folder of them), graded "
-        "traces (JSONL), or a sweep's setting, FOLDER:SETTING. Prints a table with a row for each task.",
+        description="Compare two runs problem by problem: samples of lm-evaluation-harness (a file, or a folder of them), "
+        "graded traces (JSONL), or a sweep's setting, FOLDER:SETTING. Prints a table with a row for each task.",
     )
     parser.add_argument("baseline", metavar="A", help="the run to compare with")
     parser.add_argument("treated", metavar="B", help="the run that is compared with it")
     parser.add_argument("--names", nargs=2, metavar=("A", "B"), help="what the table calls them")
-    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="of those that both have (default: all, in both the same)")
-    parser.add_argument("--metric", metavar="NAME", help="where a task has several; of traces and sweeps: correct or score")
+    parser.add_argument(
+        "--tasks", nargs="+", metavar="TASK", help="of those that both have (default: all, in both the same)"
+    )
+    parser.add_argument(
+        "--metric", metavar="NAME", help="where a task has several; of traces and sweeps: correct or score"
+    )
     parser.add_argument("--filter", metavar="NAME", help="of the harness, where a task has several")
     parser.add_argument("--latex", action="store_true", help="print LaTeX (booktabs) in the place of Markdown")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="keep it, for `stepsal figure benchmark`")
     parser.add_argument(
-        "--resamples", type=options.positive, default=10_000, help="for scores that are not 0 or 1 (default: %(default)s)"
+        "--resamples",
+        type=options.positive,
+        default=10_000,
+        help="for scores that are not 0 or 1 (default: %(default)s)",
     )
     parser.set_defaults(run=run, interrupted=options.STARTS_ANEW.format("--out"))
 

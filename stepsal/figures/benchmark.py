@@ -4,6 +4,7 @@ In: a folder of comparisons (`stepsal paired A B --out FOLDER/NAME.json`). Out: 
 baseline of the same name share a panel, and there the baseline must have the same numbers.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from stepsal import plot
 from stepsal.ablation.paired_runs import PairedRuns, read_comparisons
+from stepsal.ablation.results import as_table
 from stepsal.errors import InputError
 from stepsal.plot.canvas import new_figure
 from stepsal.statistics.paired import holm
@@ -29,18 +31,18 @@ def benchmark(folder: Path) -> tuple[Figure, str]:
     lines = max(-(-table["setting"].nunique() // 2) for table in panels.values())
     figure = new_figure(sum(heights) + (0.22 + 0.16 * lines) * len(panels) + 0.4)
     axes = list(figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=heights).flat)
-    for ax, (name, table) in zip(axes, panels.items(), strict=True):
+    for ax, table in zip(axes, panels.values(), strict=True):
         plot.benchmark(table, ax=ax)
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, handlelength=1.5, borderaxespad=0.1)
         if ax is not axes[-1]:
             ax.set_xlabel("")
-    every = [table for table in panels.values()]
+    every = list(panels.values())
     tests = sum(int(table["p_corrected"].notna().sum()) for table in every)
     sizes = {row["task"]: _size(row) for table in every for row in table.to_dict("records")}
     caption = (
-        "Accuracy of each setting, with 95 % intervals over problems (each setting by itself; the tests are paired, so intervals "
-        "that overlap may still differ). Filled: differs from the baseline (star) with p < 0.05, corrected by Holm over the "
-        f"{tests} comparison{'s' * (tests != 1)} of the figure. "
+        "Accuracy of each setting, with 95 % intervals over problems (each setting by itself; the tests are paired, so "
+        "intervals that overlap may still differ). Filled: differs from the baseline (star) with p < 0.05, corrected by Holm over "
+        f"the {tests} comparison{'s' * (tests != 1)} of the figure. "
         f"Problems: {'; '.join(f'{task} {size}' for task, size in sizes.items())}."
     )
     return figure, caption
@@ -51,8 +53,6 @@ def benchmark_tables(folder: Path) -> dict[str, DataFrame]:
 
     Raises `InputError` where two comparisons disagree about their baseline, or name two settings alike.
     """
-    import pandas as pd
-
     comparisons = read_comparisons(folder)
     ps = np.concatenate([each.table["p"].to_numpy(float) for each in comparisons.values()])
     adjusted = np.full(len(ps), np.nan)
@@ -80,7 +80,9 @@ def benchmark_tables(folder: Path) -> dict[str, DataFrame]:
             treated = {"setting": setting, "accuracy": row["treated"], "p_corrected": float(adjusted[start + index])}
             panel.append(about | treated | {"low": row["treated_low"], "high": row["treated_high"]})
         start += len(comparison.table)
-    return {name: pd.DataFrame(sorted(panel, key=lambda row: row["setting"] != name)) for name, panel in rows.items()}
+    for baseline, panel in rows.items():
+        panel.sort(key=lambda row: bool(row["setting"] != baseline))
+    return {baseline: as_table(panel) for baseline, panel in rows.items()}
 
 
 def _check(file: str, comparison: PairedRuns) -> None:
@@ -90,5 +92,5 @@ def _check(file: str, comparison: PairedRuns) -> None:
         raise InputError(f"{file}.json: both runs are called {comparison.names[0]!r}: name them with --names")
 
 
-def _size(row: dict[str, Any]) -> str:
+def _size(row: Mapping[Any, Any]) -> str:
     return f"{row['n']}" + (f" × {row['samples']} answers" if row["samples"] > 1 else "")

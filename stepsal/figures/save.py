@@ -22,7 +22,9 @@ else:  # imported where used: it takes a while
     Figure = Any
 
 
-def _of_one_folder(name: str, draw: Callable[[Path], tuple[Figure, str]]) -> Callable[[Path, Path | None], FigureOrTables]:
+def _of_one_folder(
+    name: str, draw: Callable[[Path], tuple[Figure, str]]
+) -> Callable[[Path, Path | None], FigureOrTables]:
     def checked(folder: Path, second: Path | None) -> FigureOrTables:
         if second is not None:
             raise InputError(f"figure {name!r} takes one folder; given a second one, {second}")

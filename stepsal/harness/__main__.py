@@ -1,7 +1,7 @@
 """lm-evaluation-harness's own command, with the model `stepsal`: `python -m stepsal.harness run --model stepsal ...`.
 
-In lm-eval up to 0.4.13 a model is known once its module is imported, and its command imports none but its own. Later versions look
-into the entry-point group `lm_eval.models`, where stepsal is, too: there `lm_eval run --model stepsal` is the same.
+In lm-eval up to 0.4.13 a model is known once its module is imported, and its command imports none but its own. Later versions
+look into the entry-point group `lm_eval.models`, where stepsal is, too: there `lm_eval run --model stepsal` is the same.
 """
 
 import sys

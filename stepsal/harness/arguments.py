@@ -21,8 +21,8 @@ from stepsal.sweeps.config import read_config
 def interventions_of(given: Mapping[str, Any], *, known: Sequence[str] = ()) -> tuple[Intervention, ...]:
     """The interventions that arguments name, in the order in which they are named.
 
-    `NAME=0.15` gives the strength, `NAME=true` takes the default strength; `NAME_layers`, `NAME_heads` and `NAME_OPTION` say the
-    rest. Several indices are joined by `+`, since the harness separates arguments by commas.
+    `NAME=0.15` gives the strength, `NAME=true` takes the default strength; `NAME_layers`, `NAME_heads` and `NAME_OPTION` say
+    the rest. Several indices are joined by `+`, since the harness separates arguments by commas.
 
     Raises `InputError` for an argument that no intervention has. `known` are the other arguments, which the message names, too.
 

@@ -4,8 +4,8 @@ In: the harness's requests. Out: answers and log-likelihoods.
 
 1. `generate_until` decodes with `stepsal.generate`'s own loop, so an answer is that of `stepsal generate` under the same
    settings. It is cut at the first stop text afterwards, as the harness's own models do.
-2. `loglikelihood` reads context and continuation in one teacher-forced pass inside the interventions. The context is the prompt,
-   as in `generate`; what follows it is followed step by step.
+2. `loglikelihood` reads context and continuation in one teacher-forced pass inside the interventions. The context is the
+   prompt, as in `generate`; what follows it is followed step by step.
 3. Answers go to the harness's cache (`--use_cache`) as soon as their batch is done. The cache itself knows nothing of settings,
    and leaves sampled answers out. So the settings are written into it, others are refused, and sampled answers are kept in it
    by their number among the answers to an equal prompt.
@@ -45,7 +45,15 @@ from stepsal.traces.trace import Trace
 
 _ARGUMENTS = (
     *("pretrained", "settings", "setting", "format", "steps", "seed", "device", "dtype", "host", "device_map"),
-    *("quantization", "batch_size", "max_gen_toks", "think_end_token", "enable_thinking", "chat_template_args", "plugin"),
+    *(
+        "quantization",
+        "batch_size",
+        "max_gen_toks",
+        "think_end_token",
+        "enable_thinking",
+        "chat_template_args",
+        "plugin",
+    ),
 )
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,),
@@ -80,8 +88,8 @@ class StepsalLM(TemplateLM):
         settings, setting: a TOML file of settings, and which of them to use (`stepsal.harness.arguments`).
         format, steps: how the text is split, as in `stepsal.Trace.from_text`; a pair of markers of your own is joined by `+`.
         seed: of sampled answers. The harness's own `--seed` is for its few-shot examples.
-        device, dtype, host, device_map, quantization: as in `stepsal.load_model`; `cuda:0`, which the harness's command gives by
-            default, is `auto` where there is no CUDA, or where there is a `device_map`.
+        device, dtype, host, device_map, quantization: as in `stepsal.load_model`; `cuda:0`, which the harness's command gives
+            by default, is `auto` where there is no CUDA, or where there is a `device_map`.
         batch_size: sequences at a time at most.
         max_batch_size: not used; the harness gives it with `--batch_size auto`, which stepsal does not have.
         max_gen_toks: where an answer is cut, unless the task says so.
@@ -145,7 +153,7 @@ class StepsalLM(TemplateLM):
         if enable_thinking is not None:
             self.chat_template_args["enable_thinking"] = enable_thinking
         self.seed = seed
-        self.format = tuple(format.split("+")) if isinstance(format, str) and "+" in format else format
+        self.format: Any = tuple(format.split("+")) if isinstance(format, str) and "+" in format else format
         self.steps = steps
         self.interventions: tuple[Intervention, ...] = chosen
         self._live = Interventions(self.model, chosen, self.format, self.steps) if chosen else None
@@ -295,7 +303,7 @@ class StepsalLM(TemplateLM):
         return nullcontext() if self._live is None else self.host.hooks(self._live.hooks())
 
     def _answer(self, trace: Trace, generation: _Generation) -> str:
-        """The text of the response as the harness grades it: without special tokens, without the thinking, cut at stop texts."""
+        """The text of the response as the harness grades it: no special tokens, no thinking, cut at stop texts."""
         tokens = trace.tokens.tolist()[int(trace.prompt_tokens or 0) :]
         if tokens[-1] in self.host.stop_tokens():
             tokens = tokens[:-1]
@@ -361,7 +369,7 @@ class StepsalLM(TemplateLM):
                 own = order[start : start + self.batch_size]
                 if self._live is not None:
                     self._live.question_tokens = None if questions is None else [questions[index] for index in own]
-                log_probabilities = self._read_through([sum(pairs[index], [])[:-1] for index in own])
+                log_probabilities = self._read_through([[*pairs[index][0], *pairs[index][1][:-1]] for index in own])
                 for row, index in enumerate(own):
                     target = torch.tensor(pairs[index][1], device=log_probabilities.device)
                     seen = log_probabilities[row, -len(target) :]
@@ -380,4 +388,3 @@ class StepsalLM(TemplateLM):
         options = {} if mask.all() else {"attention_mask": mask.to(self.host.device)}
         logits = self.model(tokens.to(self.host.device), return_type="logits", **options)
         return torch.log_softmax(logits.float(), -1)
-

@@ -31,7 +31,9 @@ def benchmark(table: DataFrame, *, ax: Axes | None = None) -> Axes:
     """
     settings, tasks = list(dict.fromkeys(table["setting"])), list(dict.fromkeys(table["task"]))
     if len(settings) > 1 + len(COLOURS):
-        raise InputError(f"{len(settings)} settings; there are colours for {1 + len(COLOURS)}. Choose some of the settings.")
+        raise InputError(
+            f"{len(settings)} settings; there are colours for {1 + len(COLOURS)}. Choose some of the settings."
+        )
     ax = ax or new_axes((3.4, 0.5 + len(tasks) * (0.1 + 0.13 * len(settings))))
     spread = min(0.18, 0.8 / len(settings))
     for index, setting in enumerate(settings):
@@ -44,7 +46,9 @@ def benchmark(table: DataFrame, *, ax: Axes | None = None) -> Axes:
         filled = (rows["p_corrected"].to_numpy(float) < 0.05) | (index == 0)
         look: dict[str, Any] = {"marker": marker, "edgecolors": colour, "s": 16 if index else 30, "zorder": 3}
         ax.scatter(accuracy, heights, facecolors=[colour if yes else "white" for yes in filled], **look)
-        ax.plot([], [], color=colour, marker=marker, markersize=4, linewidth=1.0, label=in_math(setting))  # for the legend
+        ax.plot(
+            [], [], color=colour, marker=marker, markersize=4, linewidth=1.0, label=in_math(setting)
+        )  # for the legend
     for between in range(1, len(tasks)):
         ax.axhline(between - 0.5, color="0.85", linewidth=0.6, zorder=0)
     ax.set_yticks(range(len(tasks)), tasks)

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from sweep_data import planted, write_results
 
-from stepsal import FileError, InputError, OddsEqualBridge, PairedRuns, StepMomentum, Trace, paired, paired_runs, write_traces
+from stepsal import (
+    FileError,
+    InputError,
+    OddsEqualBridge,
+    PairedRuns,
+    StepMomentum,
+    Trace,
+    paired,
+    paired_runs,
+    write_traces,
+)
 from stepsal.ablation.runs import read_run
 from stepsal.cli import main
 from stepsal.sweeps.settings import Setting
@@ -23,7 +33,9 @@ def right(count, gained=0, lost=0, seed=0):
     return before.tolist(), after.tolist()
 
 
-def write_samples(path, scores, metric="exact_match", filter="none", date="2026-11-27T10-00-00.000001", task="mini", **also):
+def write_samples(
+    path, scores, metric="exact_match", filter="none", date="2026-11-27T10-00-00.000001", task="mini", **also
+):
     """A file of samples as lm-evaluation-harness logs them."""
     path.mkdir(parents=True, exist_ok=True)
     file = path / f"samples_{task}_{date}.jsonl"
@@ -163,9 +175,14 @@ def test_other_numbers_of_answers_are_refused(tmp_path, reasoner):
 def test_what_was_not_chosen_is_asked_for(tmp_path, reasoner):
     write_samples(tmp_path / "two", [1.0, 0.0], filter="strict")
     write_samples(tmp_path / "two", [1.0, 1.0], filter="flexible")
-    with pytest.raises(InputError, match="several among the filters of .*: flexible, strict. Choose with --filter NAME"):
+    with pytest.raises(
+        InputError, match="several among the filters of .*: flexible, strict. Choose with --filter NAME"
+    ):
         read_run(tmp_path / "two")
-    assert [each.scores for each in read_run(tmp_path / "two", filter="flexible").tasks["mini"].values()] == [(1.0,), (1.0,)]
+    assert [each.scores for each in read_run(tmp_path / "two", filter="flexible").tasks["mini"].values()] == [
+        (1.0,),
+        (1.0,),
+    ]
     write_samples(tmp_path / "two", [0.0, 1.0], task="one_filter")  # where there is no choice, none is needed
     assert read_run(tmp_path / "two", filter="strict").tasks["one_filter"]["1"].scores == (1.0,)
     with pytest.raises(InputError, match="no 'stict' among the filters"):
@@ -181,13 +198,17 @@ def test_what_was_not_chosen_is_asked_for(tmp_path, reasoner):
         read_run(tmp_path / "metrics")
     assert read_run(tmp_path / "metrics", metric="f1").tasks["mini"]["0"].scores == (0.5,)
     write_samples(tmp_path / "none", [[1, 2]])
-    with pytest.raises(InputError, match=r"'exact_match' of problem '0' in .* is \[1, 2\]: expected true, false or a number"):
+    with pytest.raises(
+        InputError, match=r"'exact_match' of problem '0' in .* is \[1, 2\]: expected true, false or a number"
+    ):
         read_run(tmp_path / "none")
     write_traces(tmp_path / "a.jsonl", [Trace.from_text(reasoner.tokenizer, "2+2?", "4", id="a")])
     with pytest.raises(InputError, match="'correct' of trace 'a' in .* is None"):
         read_run(tmp_path / "a.jsonl")
     folder = write_results(tmp_path / "sweep", planted([Setting((USEFUL,))], lambda _: 0.2, problems=3))
-    with pytest.raises(InputError, match=r"no setting was named. Give FOLDER:SETTING, .* \(baseline\); .*\(oeb layers 0-1"):
+    with pytest.raises(
+        InputError, match=r"no setting was named. Give FOLDER:SETTING, .* \(baseline\); .*\(oeb layers 0-1"
+    ):
         read_run(folder)
     with pytest.raises(InputError, match="0 settings are called 'smi'"):
         read_run(f"{folder}:smi")

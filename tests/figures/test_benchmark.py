@@ -43,7 +43,11 @@ def test_every_comparison_is_in_the_panel_of_its_baseline(folder):
         for row in comparison.table.to_dict("records"):
             assert table.loc[("R1 7B", row["task"]), "accuracy"] == row["baseline"]
             shown = table.loc[(comparison.names[1], row["task"])]
-            assert (shown["accuracy"], shown["low"], shown["high"]) == (row["treated"], row["treated_low"], row["treated_high"])
+            assert (shown["accuracy"], shown["low"], shown["high"]) == (
+                row["treated"],
+                row["treated_low"],
+                row["treated_high"],
+            )
     every = [PairedRuns.load(path).table["p"] for path in sorted(folder.glob("*.json"))]
     together = np.concatenate([panel["p_corrected"].dropna() for panel in panels.values()])
     assert sorted(together) == pytest.approx(sorted(holm(np.concatenate(every))))

@@ -10,7 +10,10 @@ def test_arguments_give_what_the_classes_give():
     chosen = interventions_of(
         {"smi": True, "oeb": 0.3, "oeb_layers": "shallow", "smi_layers": "5+7", "smi_heads": 1, "oeb_scope": "step"}
     )
-    assert chosen == (StepMomentum(layers=(5, 7), heads=(1,)), OddsEqualBridge(layers="shallow", tau_max=0.3, scope="step"))
+    assert chosen == (
+        StepMomentum(layers=(5, 7), heads=(1,)),
+        OddsEqualBridge(layers="shallow", tau_max=0.3, scope="step"),
+    )
     assert interventions_of({"smi": 1, "smi_window": "step"}) == (StepMomentum(alpha=1.0, window=None),)
     assert interventions_of({"random-bridge": 0.2})[0].name == "random-bridge"
     assert interventions_of({}) == ()

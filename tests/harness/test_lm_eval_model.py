@@ -52,7 +52,10 @@ def requests(kind, arguments):
 
 def texts(reasoner, traces):
     """What follows the prompts, without special tokens."""
-    return [reasoner.tokenizer.decode(each.tokens[each.prompt_tokens :].tolist(), skip_special_tokens=True) for each in traces]
+    return [
+        reasoner.tokenizer.decode(each.tokens[each.prompt_tokens :].tolist(), skip_special_tokens=True)
+        for each in traces
+    ]
 
 
 def prompts(reasoner, count=4):
@@ -149,13 +152,19 @@ def test_a_decoding_that_stepsal_does_not_have_is_refused(reasoner, options, mes
 
 def test_neutral_values_of_what_stepsal_does_not_have_are_accepted(reasoner):
     given = GREEDY | {"num_beams": 1, "top_k": 0, "max_gen_toks": 2}
-    assert len(StepsalLM(reasoner).generate_until(requests("generate_until", [("2+2?", given)]), disable_tqdm=True)) == 1
+    assert (
+        len(StepsalLM(reasoner).generate_until(requests("generate_until", [("2+2?", given)]), disable_tqdm=True)) == 1
+    )
 
 
 # --- log-likelihoods -------------------------------------------------------------------------------------------------
 def pairs(reasoner):
     _, texts_of_prompts = prompts(reasoner, 3)
-    answers = ["First z = 42.\n\nThen 3.\n</think>\n\nSo \\boxed{1}", "First", "\n\nSo it is 5.\n</think>\n\n5 and more"]
+    answers = [
+        "First z = 42.\n\nThen 3.\n</think>\n\nSo \\boxed{1}",
+        "First",
+        "\n\nSo it is 5.\n</think>\n\n5 and more",
+    ]
     return list(zip(texts_of_prompts, answers, strict=True))
 
 
@@ -312,7 +321,13 @@ def test_a_cache_of_another_setting_is_refused(reasoner, tmp_path):
 def test_a_killed_run_goes_on_from_the_cache(tmp_path):
     write_tasks(tmp_path, count=8)
     command = [sys.executable, "-m", "stepsal.harness", "run", "--model", "stepsal", "--tasks", "mini_generate"]
-    command += ["--model_args", "pretrained=bundled,oeb=0.15,smi=0.06", "--include_path", str(tmp_path), "--log_samples"]
+    command += [
+        "--model_args",
+        "pretrained=bundled,oeb=0.15,smi=0.06",
+        "--include_path",
+        str(tmp_path),
+        "--log_samples",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
     def run(name, *options):
@@ -324,7 +339,9 @@ def test_a_killed_run_goes_on_from_the_cache(tmp_path):
         return [(each["doc_id"], each["resps"], each["exact_match"]) for each in lines]
 
     cache = tmp_path / "cache_rank0.db"
-    process = subprocess.Popen(run("killed", "--use_cache", str(tmp_path / "cache")), env=environment, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        run("killed", "--use_cache", str(tmp_path / "cache")), env=environment, stderr=subprocess.DEVNULL
+    )
     try:
         for _ in range(600):
             if process.poll() is not None or entries(cache) >= 4:
@@ -336,7 +353,9 @@ def test_a_killed_run_goes_on_from_the_cache(tmp_path):
     kept = entries(cache)
     assert 4 <= kept < 9, kept  # the settings and some answers
     assert not list((tmp_path / "killed").rglob("*.jsonl"))
-    subprocess.run(run("resumed", "--use_cache", str(tmp_path / "cache")), env=environment, check=True, capture_output=True)
+    subprocess.run(
+        run("resumed", "--use_cache", str(tmp_path / "cache")), env=environment, check=True, capture_output=True
+    )
     subprocess.run(run("undisturbed"), env=environment, check=True, capture_output=True)
     assert samples("resumed") == samples("undisturbed")
     (path,) = (tmp_path / "resumed").rglob("results_*.json")

@@ -1,4 +1,4 @@
-"""Each recipe runs, on miniature data in the columns of the real tasks: what is not tried is the download, and a large model."""
+"""Each recipe runs, on miniature data in the columns of the real tasks: all but the download and a large model is tried."""
 
 import json
 import subprocess
@@ -36,7 +36,9 @@ REAL = {  # each real task's file, the split that it asks, and its columns for a
     "gpqa_diamond_cot_zeroshot": (
         "gpqa/cot_zeroshot/gpqa_diamond_cot_zeroshot.yaml",
         "train",
-        lambda q, a: {"Question": q, "Correct Answer": a} | {f"Incorrect Answer {i}": str(int(a) + i) for i in (1, 2, 3)},
+        lambda q, a: (
+            {"Question": q, "Correct Answer": a} | {f"Incorrect Answer {i}": str(int(a) + i) for i in (1, 2, 3)}
+        ),
     ),
 }
 
@@ -69,7 +71,12 @@ def miniature(recipe, minis, out):
     given["model_args"]["settings"] = str(ROOT / given["model_args"]["settings"])
     given["gen_kwargs"]["max_gen_toks"] = 150
     given["tasks"] = [f"mini_{task}" for task in given["tasks"]]
-    changed = {"output_path": str(out / "out"), "use_cache": str(out / "cache"), "include_path": str(minis), "device": "cpu"}
+    changed = {
+        "output_path": str(out / "out"),
+        "use_cache": str(out / "cache"),
+        "include_path": str(minis),
+        "device": "cpu",
+    }
     return given | changed
 
 
