@@ -41,8 +41,8 @@ def benchmark(folder: Path) -> tuple[Figure, str]:
     sizes = {row["task"]: _size(row) for table in every for row in table.to_dict("records")}
     caption = (
         "Accuracy of each setting, with 95 % intervals over problems (each setting by itself; the tests are paired, so "
-        "intervals that overlap may still differ). Filled: differs from the baseline (star) with p < 0.05, corrected by Holm over "
-        f"the {tests} comparison{'s' * (tests != 1)} of the figure. "
+        "intervals that overlap may still differ). Filled: differs from the baseline (star) with p < 0.05, corrected by Holm "
+        f"over the {tests} comparison{'s' * (tests != 1)} of the figure. "
         f"Problems: {'; '.join(f'{task} {size}' for task, size in sizes.items())}."
     )
     return figure, caption

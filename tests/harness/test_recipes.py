@@ -69,7 +69,7 @@ def miniature(recipe, minis, out):
     given = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     given["model_args"] |= {"pretrained": "bundled", "dtype": "float32"}
     given["model_args"]["settings"] = str(ROOT / given["model_args"]["settings"])
-    given["gen_kwargs"]["max_gen_toks"] = 150
+    given["gen_kwargs"]["max_gen_toks"] = 40
     given["tasks"] = [f"mini_{task}" for task in given["tasks"]]
     changed = {
         "output_path": str(out / "out"),
