@@ -96,6 +96,17 @@ def template_time(tokenizer: Tokenizer, prompt: Prompt) -> datetime | None:
         ) from error
 
 
+def prompt_record(tokenizer: Tokenizer, prompt: Prompt | None) -> dict[str, str]:
+    """What a trace's `meta` says of how its prompt was made: `template_time`, where the template writes a time.
+
+    >>> from stepsal import load_tokenizer
+    >>> prompt_record(load_tokenizer(), "2+2?")
+    {}
+    """
+    time = None if prompt is None else template_time(tokenizer, prompt)
+    return {} if time is None else {"template_time": time.isoformat()}
+
+
 def _with_time(tokenizer: Any, time: datetime, tools: Any) -> str:
     """The tokenizer's template, with a fixed time in the place of the clock."""
     template = str(tokenizer.get_chat_template(None, tools))

@@ -19,10 +19,10 @@ from stepsal.traces.messages import Said, field, read_message
 from stepsal.traces.prompt import (
     Prompt,
     encode_prompt,
+    prompt_record,
     prompt_text,
     shown,
     starts_thinking,
-    template_time,
     tokens_within,
 )
 from stepsal.traces.rebuild import (
@@ -78,9 +78,8 @@ def _kept(record: dict[str, Any], tokenizer: Tokenizer, prompt: Prompt | None) -
     id = "" if id is None else str(id)
     if any("\ud800" <= character <= "\udfff" for character in id):
         raise InputError(f"the id {id!r} has half a surrogate pair, which is no character: give the trace another id")
-    time = None if prompt is None else template_time(tokenizer, prompt)
-    if time is not None:
-        meta = {**(meta or {}), "template_time": time.isoformat()}
+    if made := prompt_record(tokenizer, prompt):
+        meta = {**(meta or {}), **made}
     return {"id": id, "answer": record.get("answer"), "correct": field(record, "correct", bool), "meta": meta}
 
 
