@@ -63,8 +63,7 @@ class PassState:
         single: whether each row has exactly one token that is not padding, as in decoding.
         grows: whether `single` holds and each row sees one key more than in the pass before.
         new_steps: the step of each token of this pass, `batch length`.
-        open_before, held_before: for each row the step that was open before this pass, and the number of tokens it had when they
-            were read.
+        open_before, held_before: for each row the step that was open before this pass, and how many tokens were read in it.
     """
 
     length: int
@@ -247,7 +246,10 @@ class Follower:
         giver = CODES[row.segmenter.segment] if row.step >= 0 else NONE
         if opened := row.segmenter.push(token):
             row.step, row.held = row.step + 1, 0
-            if openings and (openings[-1].row, openings[-1].query) == (index, query):  # of a step that has no other token
+            if openings and (openings[-1].row, openings[-1].query) == (
+                index,
+                query,
+            ):  # of a step that has no other token
                 giver = openings.pop().giver
             openings.append(Opening(index, query, row.step, CODES[opened], giver))
             if row.segmenter.back:
