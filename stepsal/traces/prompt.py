@@ -242,7 +242,18 @@ def tokens_within(tokenizer: Tokenizer, tokens: Sequence[int], characters: int) 
 def _missing_bos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
     """The BOS as a list, where the tokenizer puts one before a text by default and the ids have none; else an empty list."""
     bos = getattr(tokenizer, "bos_token_id", None)
-    return [bos] if bos is not None and ids[:1] != [bos] == list(tokenizer.encode("a"))[:1] else []
+    return [bos] if begins_with_bos(tokenizer) and ids[:1] != [bos] else []
+
+
+def begins_with_bos(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer puts a BOS before a text by default.
+
+    >>> from stepsal import load_tokenizer
+    >>> begins_with_bos(load_tokenizer())
+    False
+    """
+    bos = getattr(tokenizer, "bos_token_id", None)
+    return bos is not None and list(tokenizer.encode("a"))[:1] == [bos]
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
