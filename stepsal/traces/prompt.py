@@ -241,8 +241,8 @@ def tokens_within(tokenizer: Tokenizer, tokens: Sequence[int], characters: int) 
 
 def _missing_bos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
     """The BOS as a list, where the tokenizer puts one before a text by default and the ids have none; else an empty list."""
-    bos = getattr(tokenizer, "bos_token_id", None)
-    return [bos] if begins_with_bos(tokenizer) and ids[:1] != [bos] else []
+    bos = [tokenizer.bos_token_id] if begins_with_bos(tokenizer) else []  # type: ignore[attr-defined]
+    return [] if ids[:1] == bos else bos
 
 
 def begins_with_bos(tokenizer: Tokenizer) -> bool:

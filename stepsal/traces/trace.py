@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from stepsal.checks import checked, instance
+from stepsal.checks import checked, instance, whole
 from stepsal.checks import tokenizer as check_tokenizer
 from stepsal.errors import InputError
 from stepsal.models.tokenizers import fingerprint
@@ -29,6 +29,8 @@ from stepsal.traces.formats import FormatSpec, StepsSpec, find_formats, find_mar
 from stepsal.traces.prompt import Prompt, encode_text, prompt_record, prompt_text, shown, starts_thinking
 from stepsal.traces.segment import Segmenter, Tokenizer, decode, marked_text, question_length
 
+an_id = instance(str, "the trace's name, a text", "Give str(id).")
+a_meta = instance(Mapping, "what is known of the trace, by name", "Give a dictionary, {'name': value}.", optional=True)
 a_response = instance(str, "the text of the response", "Of token ids make a trace with `Trace.from_tokens`.")
 
 
@@ -112,7 +114,7 @@ class Trace:
         return tuple(step for step in self.steps if step.segment == name)
 
     @classmethod
-    @checked(tokenizer=check_tokenizer)
+    @checked(tokenizer=check_tokenizer, prompt_tokens=whole(1, optional=True), id=an_id, meta=a_meta)
     def from_tokens(
         cls,
         tokenizer: Tokenizer,
@@ -152,7 +154,7 @@ class Trace:
         return trace
 
     @classmethod
-    @checked(tokenizer=check_tokenizer, response=a_response)
+    @checked(tokenizer=check_tokenizer, response=a_response, id=an_id, meta=a_meta)
     def from_text(
         cls,
         tokenizer: Tokenizer,
