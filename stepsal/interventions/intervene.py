@@ -56,9 +56,9 @@ def intervene(
     """Apply interventions to every forward pass of the model inside the context, however it is run.
 
     A teacher-forced pass over whole traces, a hand-written loop over a cache (chunks or single tokens), `hf_generate`, the
-    model's `generate` and `step_saliency` all work, batches with an attention mask too; padding without one is left out of the
-    text, too, but the model itself reads it. Not followed: beam search, which reorders the cache; two sequences decoded in
-    turns; cropped and static caches (refused).
+    model's `generate` and `step_saliency` all work, batches with an attention mask too; padding before the text and after its
+    end is left out without one, too, but the model itself reads it. Not followed: beam search, which reorders the cache; two
+    sequences decoded in turns; cropped and static caches (refused).
 
     Args:
         model: a `TransformerBridge`, from `load_model` or booted by you, or a `HookedTransformer` of TransformerLens 3.9; its
@@ -108,7 +108,7 @@ class Interventions:
         self._n_heads = size.heads
         self.interventions, self.format, self.steps = interventions, format, steps
         self._heads = [each.heads_by_layer(size.layers, size.heads, attention) for each in interventions]
-        self._follower = Follower(model.tokenizer, format, steps, self._host.end_tokens())
+        self._follower = Follower(model.tokenizer, format, steps, self._host.stop_tokens(), self._host.pad_tokens())
         self._activities = {(index, layer): Activity() for index, each in enumerate(self._heads) for layer in each}
         self._running = RunningPass(self._refuse)
         self._tokens: Tensor | None = None  # of the pass that is running, until the first scores are seen

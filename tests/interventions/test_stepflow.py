@@ -1,5 +1,6 @@
 import itertools
 import math
+import random
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -34,6 +35,7 @@ from stepsal.interventions.intervene import intervene
 from stepsal.interventions.random_bridge import random_groups
 from stepsal.interventions.starvation import starve_pattern
 from stepsal.interventions.stepflow import stepflow
+from stepsal.interventions.text_state import CODES, Follower
 from stepsal.models import host_of, support
 from stepsal.models.bridge import BridgeHost
 from stepsal.traces.segment import Segmenter
@@ -363,16 +365,13 @@ def test_undecided_text_counts_alike_whole_and_token_by_token(qwen2, parts, watc
     assert trace.steps[1].start == len(prompt)
     for segments, steps in states:
         assert steps[0].tolist() == trace.step_of.tolist()
-        assert segments[0].tolist() == [
-            ("question", "thinking", "summary").index(trace.steps[i].segment) for i in steps[0]
-        ]
+        assert segments[0].tolist() == codes_of(trace)
 
 
 @pytest.mark.filterwarnings("ignore:Watch")
 def test_padding_without_a_mask_belongs_to_no_step(qwen2, traces, watch):
-    tokens, _ = padded(traces)
     end, pad = qwen2.tokenizer.eos_token_id, qwen2.tokenizer.pad_token_id
-    tokens = torch.cat([tokens, torch.tensor([[end, pad], [end, end], [pad, pad]])], 1)
+    tokens = torch.cat([padded(traces)[0], torch.tensor([[end, pad], [end, end], [end, pad]])], 1)
     with intervene(qwen2, watch[0]):
         qwen2(tokens)
     ((_, steps),) = watch[1]
@@ -380,8 +379,84 @@ def test_padding_without_a_mask_belongs_to_no_step(qwen2, traces, watch):
         before = len(row) - 2 - len(trace.tokens)
         assert row[:before] == [-1] * before
         assert row[before:-2] == trace.step_of.tolist()
+        assert row[-2] == row[-3]
         assert row[-1] == -1
-    assert steps[2, -2] == -1
+
+
+@pytest.fixture(scope="module")
+def interrupted(traces):
+    """A trace with padding in the middle of its question, its thinking and its summary."""
+    tokenizer, trace = stepsal.load_tokenizer(), traces[0]
+    ids, pad = trace.tokens.tolist(), tokenizer.pad_token_id
+    for at in sorted((3, trace.steps[1].start + 2, trace.steps[2].start, len(ids) - 4), reverse=True):
+        ids[at:at] = [pad, pad]
+    found = Trace.from_tokens(tokenizer, ids)
+    assert found.tokens.tolist() == ids
+    assert [step.segment for step in found.steps] == [step.segment for step in trace.steps]
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:Watch")
+@each_part
+def test_padding_inside_a_text_is_text_whole_and_token_by_token(qwen2, interrupted, parts, watch):
+    watching, seen = watch
+    tokens = interrupted.tokens[None]
+    with intervene(qwen2, (*(parts if isinstance(parts, tuple) else (parts,)), watching)):
+        whole = qwen2(tokens)
+        states = [seen[-1]]
+        for size in (1, 5):
+            assert (in_chunks(qwen2, tokens, size) - whole).abs().max() <= 1e-5
+            states.append(seen[-1])
+    for segments, steps in states:
+        assert steps[0].tolist() == interrupted.step_of.tolist()
+        assert segments[0].tolist() == codes_of(interrupted)
+
+
+def test_padding_inside_a_text_is_in_the_groups_of_the_bridge_and_in_the_mean_of_the_momentum(qwen2, interrupted):
+    options = {"scope": "segment", "feasible": "share", "tau_max": 0.7, "bos": True}
+    expected = logits_with_interventions(
+        qwen2,
+        interrupted,
+        bridges=[(range(3), range(4), options)],
+        momenta=[(range(3), range(4), {"alpha": 1.5, "window": None, "into": ("thinking", "summary")})],
+    )
+    with intervene(qwen2, PARTS["both"]):
+        torch.testing.assert_close(qwen2(interrupted.tokens[None])[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def codes_of(trace):
+    return [CODES[trace.steps[step].segment] for step in trace.step_of.tolist()]
+
+
+FILLS = {"padding alone": (0, 2, 1), "as the end": (2, 2, 1), "as the beginning": (1, 2, 1), "all one": (2, 2, 2)}
+
+
+@pytest.mark.parametrize(("pad", "end", "bos"), FILLS.values(), ids=FILLS.keys())
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_padding_while_decoding_is_padding_in_a_trace(pad, end, bos, seed):
+    """Random runs of padding, ends and text: each token of the trace has its segment and step, whatever the chunks are."""
+    tokenizer = stepsal.load_tokenizer()
+    tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id = pad, end, bos
+    draw = random.Random(seed)
+    text = tokenizer.encode("2+2?<think>Add.\n\nIt is 4.\n\nYes.</think>\n\nIt\n\nis 4.")
+    for at in sorted((draw.randrange(len(text)) for _ in range(4)), reverse=True):
+        text[at:at] = draw.choices((pad, end, bos), k=draw.randint(1, 4))
+    ids = [pad] * draw.randint(0, 3) + text + draw.choice([[], [end], [end, pad, pad], [end, end, pad, end]])
+    trace = Trace.from_tokens(tokenizer, ids)
+    before = trace.meta.get("padding", {"before": 0})["before"]
+    after = len(ids) - before - len(trace.tokens)
+    if after and end not in (ids[len(ids) - after - 1], ids[-after]):
+        after = 0  # padding after a text that is cut off: while decoding, more may come
+    for size in (1, 3, len(ids)):
+        follower, end_of_pass = Follower(tokenizer, "auto", "auto", frozenset({end}), frozenset({pad})), 0
+        while end_of_pass < len(ids):
+            start, end_of_pass = end_of_pass, min(end_of_pass + size, len(ids))
+            visible = torch.ones(1, end_of_pass - start, end_of_pass, dtype=torch.bool).tril(start)
+            state = follower.advance(torch.tensor([ids[start:end_of_pass]]), visible, False)
+        stop = before + len(trace.tokens)
+        assert state.steps[0].tolist()[before:stop] == trace.step_of.tolist()
+        assert state.segments[0].tolist()[before:stop] == codes_of(trace)
+        assert set(state.steps[0].tolist()[:before] + state.steps[0].tolist()[len(ids) - after :]) <= {-1}
 
 
 @pytest.mark.bridge
