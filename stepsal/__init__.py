@@ -20,10 +20,16 @@ from stepsal.generation.generate import generate
 from stepsal.generation.grading import grader
 from stepsal.html_report.report import report
 from stepsal.interventions import (
+    AttentionTemperature,
     NoiseMomentum,
     OddsEqualBridge,
+    Pasta,
     RandomBridge,
     RandomMomentum,
+    RandomPasta,
+    RandomSpotLight,
+    RandomTemperature,
+    SpotLight,
     Starvation,
     StepMomentum,
 )
@@ -43,6 +49,7 @@ from stepsal.traces.trace import Step, Trace
 _get_logger("stepsal").addHandler(_NullHandler())  # what is logged is heard by those who ask for it
 
 __all__ = [
+    "AttentionTemperature",
     "Bands",
     "Comparison",
     "Diagnosis",
@@ -55,8 +62,13 @@ __all__ = [
     "NumericalError",
     "OddsEqualBridge",
     "Paired",
+    "Pasta",
     "RandomBridge",
     "RandomMomentum",
+    "RandomPasta",
+    "RandomSpotLight",
+    "RandomTemperature",
+    "SpotLight",
     "Starvation",
     "Step",
     "StepMap",
