@@ -16,6 +16,7 @@ One thread: a minute for `bundled --noise`; some minutes for a model of `make re
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,10 +146,10 @@ def main() -> None:
         model = stepsal.load_model(name, dtype="float32")
         for bos in (True, False):
             masses.append(f"| {short} | {mass_row(model, traces, given.tokens, bos)} |")
-            print(masses[-1], flush=True)
+            print(masses[-1], file=sys.stderr, flush=True)
         for pair in (("float32", "float64"), ("bfloat16", "float32")) if given.noise else ():
             noise.append(f"| {short} | {noise_row(name, traces, given.tokens, pair)} |")
-            print(noise[-1], flush=True)
+            print(noise[-1], file=sys.stderr, flush=True)
     limits = " | ".join(f"from below {limit:.0e}" for limit in LIMITS)
     print(f"\n| model | first token | rows x heads | lifted | {limits} | smallest | KL: bridge | KL: floor |")
     print("|---" * 10 + "|", *masses, sep="\n")
