@@ -17,10 +17,16 @@ from .generation.generate import generate
 from .generation.grading import grader
 from .html_report.report import report
 from .interventions import (
+    AttentionTemperature,
     NoiseMomentum,
     OddsEqualBridge,
+    Pasta,
     RandomBridge,
     RandomMomentum,
+    RandomPasta,
+    RandomSpotLight,
+    RandomTemperature,
+    SpotLight,
     Starvation,
     StepMomentum,
 )
@@ -38,6 +44,7 @@ from .traces.files import read_traces, write_traces
 from .traces.trace import Step, Trace
 
 __all__ = [
+    "AttentionTemperature",
     "Bands",
     "Comparison",
     "Diagnosis",
@@ -50,8 +57,13 @@ __all__ = [
     "NumericalError",
     "OddsEqualBridge",
     "Paired",
+    "Pasta",
     "RandomBridge",
     "RandomMomentum",
+    "RandomPasta",
+    "RandomSpotLight",
+    "RandomTemperature",
+    "SpotLight",
     "Starvation",
     "Step",
     "StepMap",

@@ -254,8 +254,11 @@ class Interventions:
           momentum the first tokens of steps that may receive. activations: how many of them were changed.
         - mean_bridge_before, mean_bridge_after: the bridge group's mass (of a starvation: the starved keys'), over the
           opportunities.
+        - lifted_from_tiny: how many rows a bridge or `SpotLight` lifted from a mass below 1e-4.
         - mean_injected_norm: norm of what was added relative to the head output's, over the activations.
-        - a column for each measure of the other interventions that are defined.
+        - mean_span_before, mean_span_after: the mass of the span that `Pasta` or `SpotLight` emphasises, likewise.
+        - mean_entropy_before, mean_entropy_after: of the rows of `AttentionTemperature`, in nats, likewise.
+        - a column for each measure and count of the other interventions that are defined.
 
         A number that an intervention does not have is NaN.
         """

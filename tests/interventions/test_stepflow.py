@@ -22,18 +22,24 @@ from torch.nn.functional import cross_entropy
 import stepsal
 from stepsal import InputError, Trace, UnsupportedModelError, step_saliency
 from stepsal.interventions import (
+    AttentionTemperature,
     NoiseMomentum,
     OddsEqualBridge,
+    Pasta,
     RandomBridge,
     RandomMomentum,
+    RandomPasta,
+    RandomSpotLight,
+    RandomTemperature,
+    SpotLight,
     Starvation,
     StepMomentum,
 )
 from stepsal.interventions.base import INTERVENTIONS
 from stepsal.interventions.bridge import bridge_pattern, make_groups
 from stepsal.interventions.intervene import intervene
+from stepsal.interventions.odds import scale_odds
 from stepsal.interventions.random_bridge import random_groups
-from stepsal.interventions.starvation import starve_pattern
 from stepsal.interventions.stepflow import stepflow
 from stepsal.interventions.text_state import CODES, Follower
 from stepsal.models import host_of, support
@@ -53,6 +59,13 @@ PARTS = {
     "noise": NoiseMomentum("all", alpha=1.5, seed=3),
     "starvation": Starvation("thinking", "all", odds=0.1),
     "starved openings": Starvation("openings", "all"),
+    "PASTA": Pasta("all", coefficient=0.1, span="last_steps", bos_in_span=False),
+    "SpotLight": SpotLight("all", psi=0.7),
+    "attention temperature": AttentionTemperature("all", tau=3),
+    "random PASTA": RandomPasta("all", coefficient=0.1, span="thinking", seed=3),
+    "random SpotLight": RandomSpotLight("all", psi=0.7, bos_in_span=False, seed=3),
+    "random temperature": RandomTemperature("all", tau=3, seed=3),
+    "official bridge": OddsEqualBridge("all", feasible="official", **STRONG),
     "both": stepflow(oeb_layers="all", smi_layers="all", tau_max=0.7, alpha=1.5),
 }
 each_part = pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS.keys())
@@ -187,7 +200,41 @@ def test_multiplying_the_pattern_by_group_is_adding_a_constant_to_the_logits_by_
             assert shift[group].max() - shift[group].min() < 1e-5
 
 
-def test_clamping_equals_the_official_rule():
+@pytest.mark.parametrize("sharp", [3.0, 12.0])
+def test_the_official_rule_is_reproduced_to_the_letter(sharp):
+    """Also where a group holds much less than what the official code adds to every mass (`sharp=12`)."""
+    tiny = 0
+    for seed in range(20):
+        pattern, bridge, current = random_rows(seed, sharp)
+        logits = pattern.double().log()
+        pattern = logits.softmax(-1)
+        for tau_max in (0.15, 0.6):
+            found = bridge_pattern(pattern, make_groups(bridge, current), tau_max, "official")
+            for b, h, q in itertools.product(range(2), range(3), range(5)):
+                groups = bridge[b, q], current[b, q]
+                if not all(group.any() for group in groups):
+                    assert torch.equal(found.pattern[b, h, q], pattern[b, h, q])
+                    continue
+                expected = official_bridge(logits[b, h, q], *groups, tau_max, smoothing=1e-6)
+                torch.testing.assert_close(found.pattern[b, h, q], expected, rtol=1e-5, atol=1e-7)  # shares are float32
+                if found.active[b, h, q]:
+                    torch.testing.assert_close(
+                        float(found.target[b, h, q]), float(expected[groups[0]].sum()), rtol=2e-6, atol=0
+                    )
+                    tiny += bool(found.before[b, h, q] < 1e-6)
+    assert tiny or sharp == 3.0
+
+
+def test_next_to_nothing_is_lifted_in_part_by_the_official_rule_and_wholly_by_the_clamp():
+    pattern = torch.tensor([1e-9, 0.0, 1.0], dtype=torch.float64)[None, None, None]
+    groups = make_groups(torch.tensor([[[True, True, False]]]), torch.tensor([[[False, False, True]]]))
+    clamp, official = (bridge_pattern(pattern, groups, 0.6, rule).pattern[0, 0, 0] for rule in ("clamp", "official"))
+    assert clamp.tolist() == pytest.approx([0.6, 0, 0.4])
+    assert official[0] == pytest.approx(0.6 * 1e-3 / 0.4, rel=0.01)  # 1e-9 of 1e-6, and the row is normalised again
+    assert (clamp - official).abs().max() > 0.5
+
+
+def test_clamping_equals_the_official_rule_without_what_it_adds_to_every_mass():
     clamped = 0
     for seed in range(10):
         pattern, bridge, current = random_rows(seed)
@@ -765,6 +812,25 @@ def bridges_of(trace):
         yield (step, 0, question) if step.segment == "thinking" else (step, thinking[0].start, thinking[-1].stop)
 
 
+def test_the_report_counts_the_rows_that_were_lifted_from_next_to_nothing(qwen2, traces):
+    """Sums of many passes, of one token each, too."""
+    trace = traces[0]
+    starve = Starvation("thinking", [1], odds=1e-5)  # so that some masses are tiny
+    plain, _ = patterns(qwen2, trace.tokens[None], starve)
+    for part, spans in (
+        (OddsEqualBridge([1], tau_max=0.5), list(bridges_of(trace))),
+        (SpotLight([1], psi=0.5), [(step, 0, trace.steps[0].stop) for step in trace.steps[1:]]),
+    ):
+        with intervene(qwen2, [starve, part]) as live:
+            in_chunks(qwen2, trace.tokens[None], 1)
+        report = live.report().groupby("part").get_group(type(part).__name__)
+        masses = torch.cat([plain[1][0, :, s.start : s.stop, first:last].sum(-1) for s, first, last in spans], 1)
+        used, _ = patterns(qwen2, trace.tokens[None], [starve, part])
+        lifted = (used[1] != plain[1]).any(-1)[0, :, trace.steps[0].stop :]
+        assert report.lifted_from_tiny.tolist() == (lifted & (masses < 1e-4)).sum(1).tolist()
+        assert report.lifted_from_tiny.sum() > 0
+
+
 def test_finished_rows_of_a_batch_are_not_counted(qwen2, traces):
     trace, end = traces[1], qwen2.tokenizer.eos_token_id
     ended = torch.cat([trace.tokens, torch.tensor([end])])[None]
@@ -813,7 +879,7 @@ def test_a_part_that_never_fired_is_warned_about_once(qwen2, part, tokens, reaso
         (OddsEqualBridge, {"tau_max": -0.1}, "tau_max=-0.1"),
         (OddsEqualBridge, {"tau_max": math.nan}, "tau_max=nan"),
         (OddsEqualBridge, {"scope": "token"}, "unknown scope 'token': expected 'segment' or 'step'"),
-        (OddsEqualBridge, {"feasible": "cap"}, "unknown feasible 'cap': expected 'share' or 'clamp'"),
+        (OddsEqualBridge, {"feasible": "cap"}, "unknown feasible 'cap': expected 'share' or 'clamp' or 'official'"),
         (OddsEqualBridge, {"layers": "top"}, "unknown layers 'top'"),
         (OddsEqualBridge, {"heads": "all"}, "heads='all': expected None"),
         (OddsEqualBridge, {"bos_in_bridge": 1}, "bos_in_bridge=1 must be True or False"),
@@ -940,15 +1006,15 @@ def test_a_starved_model_equals_loops_over_the_rows(tiny, traces, rows):
 def test_a_starved_row_keeps_its_total_and_its_other_keys_their_proportions():
     pattern = torch.softmax(3 * torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(1)), -1)
     starved = torch.rand(2, 1, 5, 7, generator=torch.Generator().manual_seed(2)) < 0.4
-    result = starve_pattern(pattern, starved, 0.1).pattern
+    result = scale_odds(pattern, starved, 0.1).pattern
     assert torch.allclose(result.sum(-1), pattern.sum(-1), atol=1e-6)
     logits = (result / pattern).log()
     for outside in (True, False):
         there = torch.where(starved == outside, logits, torch.nan)
         assert torch.nan_to_num(there - there.nanmean(-1, keepdim=True)).abs().max() < 1e-5
-    assert torch.equal(starve_pattern(pattern, starved, 1.0).pattern, pattern)
+    assert torch.equal(scale_odds(pattern, starved, 1.0).pattern, pattern)
     everything = torch.ones_like(starved)
-    assert torch.equal(starve_pattern(pattern, everything, 0.0).pattern, pattern)
+    assert torch.equal(scale_odds(pattern, everything, 0.0).pattern, pattern)
 
 
 @pytest.mark.parametrize("rows", ROWS)
