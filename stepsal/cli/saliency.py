@@ -58,7 +58,6 @@ def run(given: argparse.Namespace) -> None:
         precision=given.precision,
     )
     if given.precision is not None:
-        print(
-            f"Numbers are stored in {given.precision}: off by 0.4 % at most; meta['precision_error'] of each map says by how much."
-        )
+        error = "meta['precision_error'] of each map is the largest error"
+        print(f"Numbers are stored in {given.precision} and off by 0.4 % at most: {error}.")
     print(f"{len(paths)} step map{'s' * (len(paths) != 1)} in {given.out}/maps (stepsal.StepMap.load)")

@@ -133,7 +133,9 @@ def save_step_maps(
     """Compute the step map of every trace that has none in `out` yet, and return the paths of all, in order.
 
     `heads="mean"` keeps the mean over heads alone (`StepMap.mean_heads`), and `precision="bfloat16"` two bytes of each number
-    (`StepMap.save`): what is computed is the same, and the files are smaller. An interrupted run goes on where it stopped. Every trace, and every map that is there, is checked before the first map is
+    (`StepMap.save`): what is computed is the same, and the files are smaller.
+
+    An interrupted run goes on where it stopped. Every trace, and every map that is there, is checked before the first map is
     computed. From then on these traces' maps are the folder's: those of others stay where they are and are left out.
 
     Warns where `out` holds maps of other traces, where `saliency.json` was lost, and where maps of stepsal 0.1 do not say what
@@ -158,7 +160,12 @@ def save_step_maps(
     check_traces(model, traces)
     indices = resolve_layers(layers, host_of(model).shape.layers, host_of(model).attention_layers or None)
     check_supported(model)
-    settings = {"objective": objective, "rule": rule, "score": score, "layers": list(indices)} | model_settings(model)
+    settings: dict[str, Any] = {
+        "objective": objective,
+        "rule": rule,
+        "score": score,
+        "layers": list(indices),
+    } | model_settings(model)
     settings |= {"heads": heads, "precision": precision}
 
     def compute(trace: Trace) -> StepMap:

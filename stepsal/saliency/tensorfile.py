@@ -134,7 +134,7 @@ def _said(kind: FileKind, header: Mapping[str, str], tensors: set[str]) -> dict[
         raise ValueError(
             f"its tensors are {', '.join(sorted(tensors)) or 'none'}, expected {' and '.join(kind.tensors)}"
         )
-    said = {name: header[name] if name == "format" else _parse(header, name) for name in kind.entries}
+    said: dict[str, Any] = {name: header[name] if name == "format" else _parse(header, name) for name in kind.entries}
     said["steps"] = _steps(said["steps"])
     _check_meta(said["meta"], said["steps"])
     return said
