@@ -32,6 +32,7 @@ from stepsal.interventions.intervene import intervene
 from stepsal.interventions.stepflow import stepflow
 from stepsal.models.loading import load_model
 from stepsal.models.tokenizers import load_tokenizer
+from stepsal.saliency.export import export_step_maps
 from stepsal.saliency.folder import save_step_maps
 from stepsal.saliency.influence import step_saliency, token_influence
 from stepsal.saliency.stepmap import StepMap
@@ -68,6 +69,7 @@ __all__ = [
     "choose_layers",
     "compare",
     "diagnose",
+    "export_step_maps",
     "faithfulness",
     "generate",
     "grader",

@@ -29,7 +29,7 @@ from stepsal.traces.trace import Step
 
 _Read = TypeVar("_Read")
 MOST = 2**31 - 1
-_SEGMENTS = ("question", "thinking", "summary")
+SEGMENTS = ("question", "thinking", "summary")
 _TEXTS = (
     *(
         "trace",
@@ -214,8 +214,8 @@ def _steps(found: Any) -> tuple[Step, ...]:
             raise ValueError(f"step {index} is {shown(record)}, expected index, segment, start, stop and text")
         for name in ("index", "start", "stop"):
             check_count(record[name], f"{name!r} of step {index}", least=0)
-        if record["index"] != index or record["segment"] not in _SEGMENTS:
-            raise ValueError(f"step {index} is {shown(record)}, expected that index and one of {', '.join(_SEGMENTS)}")
+        if record["index"] != index or record["segment"] not in SEGMENTS:
+            raise ValueError(f"step {index} is {shown(record)}, expected that index and one of {', '.join(SEGMENTS)}")
         _check_text(record["text"], f"the text of step {index}")
         steps.append(Step(**record))
     if steps[0].start != 0:
@@ -228,7 +228,7 @@ def _steps(found: Any) -> tuple[Step, ...]:
             raise ValueError(
                 f"step {other.index} begins at token {other.start}, expected {one.stop}, where the last one ends"
             )
-        if _SEGMENTS.index(other.segment) < _SEGMENTS.index(one.segment):
+        if SEGMENTS.index(other.segment) < SEGMENTS.index(one.segment):
             raise ValueError(f"step {other.index} is of the {other.segment}, but comes after one of the {one.segment}")
     return tuple(steps)
 
