@@ -5,8 +5,9 @@ and runs the commands that read a folder of maps, each in a process of its own. 
 and the most memory that its process held: the peak resident set, which counts the pages of the map's file that it reads.
 `diagnose` runs twice; from its second run on, and in the commands after it, the metrics are kept beside the maps.
 
-The maps are made up: log-normal influence that falls off with distance, and reads more from the question; each has lengths and
-numbers of its own, and about half are called correct. No model is run.
+The maps are made up: log-normal influence that falls off with distance, and reads more from the question. Each has lengths of
+its own and a log-normal factor for each pair of steps; one draw of noise serves all, its heads turned by one from map to map.
+About half are called correct. No model is run.
 """
 
 import argparse
@@ -29,8 +30,8 @@ COMMANDS = {
 }
 
 
-def make(out: Path, count: int, layers: int, heads: int, n: int, squares: bool) -> tuple[float, float]:
-    """Write the maps, and return the megabytes of a file: compact, and (of one map) as whole squares."""
+def make(out: Path, count: int, layers: int, heads: int, n: int) -> None:
+    """Write the maps; and the first one in other ways, too, for the sizes of these files."""
     import torch
     from safetensors.torch import save_file
 
@@ -40,7 +41,10 @@ def make(out: Path, count: int, layers: int, heads: int, n: int, squares: bool) 
     from stepsal.saliency.pooling import count_pairs
 
     torch.set_num_threads(1)
-    noise = torch.empty(layers, heads, n, n)
+    noise = torch.empty(layers, heads, n, n).log_normal_(-6, 1.5, generator=torch.Generator().manual_seed(0))
+    distance = torch.arange(n)[:, None] - torch.arange(n)
+    noise /= (1 + distance.clamp(min=0)) ** torch.linspace(0.5, 1.5, layers)[:, None, None, None]
+    noise[..., 0] *= 3
     listed = {}
     for index in range(count):
         generator = torch.Generator().manual_seed(index)
@@ -53,11 +57,8 @@ def make(out: Path, count: int, layers: int, heads: int, n: int, squares: bool) 
             )
             at += size
         pairs = count_pairs(steps)
-        distance = torch.arange(n)[:, None] - torch.arange(n)
-        decay = torch.linspace(0.5, 1.5, layers)[:, None, None, None]
-        mass = noise.log_normal_(-6, 1.5, generator=generator) / (1 + distance.clamp(min=0)) ** decay
-        mass[..., 0] *= 3
-        mass = (mass * pairs).tril_()
+        own = torch.empty(n, n).log_normal_(0, 0.3, generator=generator)
+        mass = noise.roll(index, 1).mul_(own * pairs)
         correct = bool(torch.rand((), generator=generator) < 0.5)
         trace = f"synthetic-{index:05d}"
         meta = {"model": "synthetic", "rule": "abs", "objective": "token", "score": "loss", "model_layers": layers}
@@ -65,10 +66,11 @@ def make(out: Path, count: int, layers: int, heads: int, n: int, squares: bool) 
         stepmap = StepMap(mass, pairs, tuple(steps), tuple(range(layers)), meta | {"trace": trace, "correct": correct})
         stepmap.save(path)
         listed[trace] = {"file": path.name}
-        if index == 0 and squares:
-            save_file({"mass": mass, "pairs": pairs}, out / "squares")
+        if index == 0:
+            save_file({"mass": mass, "pairs": pairs}, out / "whole squares (stepsal 0.1)")
+            stepmap.save(out / "bfloat16", precision="bfloat16")
+            stepmap.mean_heads().save(out / "mean over heads")
     write_settings(out / "saliency.json", {"rule": "abs", "traces": listed})
-    return path.stat().st_size / 1e6, (out / "squares").stat().st_size / 1e6 if squares else float("nan")
 
 
 def run(command: list[str]) -> tuple[float, float]:
@@ -94,15 +96,29 @@ def main() -> None:
         "--folder", type=Path, help="where to write (default: a temporary folder); its maps are removed after"
     )
     parser.add_argument("--skip", nargs="*", default=[], metavar="NAME", help="commands to leave out")
+    parser.add_argument("--make", type=Path, metavar="DIR", help="write the maps into this folder, and nothing else")
     given = parser.parse_args()
     layers, heads, n = (4, 3, 20) if given.quick else (28, 28, 150)
+    if given.make is not None:
+        make(given.make, given.maps, layers, heads, n)
+        return
     out = Path(tempfile.mkdtemp(dir=given.folder))
     try:
         began = time.monotonic()
-        compact, squares = make(out, given.maps, layers, heads, n, squares=True)
+        # In a process of its own: a process that this one starts is counted with the memory that this one has.
+        subprocess.run([sys.executable, *sys.argv, "--make", out], check=True)
+        sizes = {
+            path.name: path.stat().st_size / 1e6
+            for path in sorted(out.iterdir())
+            if path.suffix != ".json" and path.is_file()
+        }
+        compact = next((out / "maps").iterdir()).stat().st_size / 1e6
         print(
-            f"{given.maps} maps of {layers} layers, {heads} heads and {n} steps, {compact:.1f} MB each ({squares:.1f} MB as "
-            f"whole squares), made in {time.monotonic() - began:.0f} s\n"
+            f"{given.maps} maps of {layers} layers, {heads} heads and {n} steps, {compact:.1f} MB each, made in "
+            f"{time.monotonic() - began:.0f} s. One of them otherwise: "
+            + ", ".join(f"{name} {megabytes:.1f} MB" for name, megabytes in sizes.items()),
+            end="\n\n",
+            flush=True,
         )
         print("| command | seconds | peak memory, MB | writes, MB |\n|---|---|---|---|")
         for name, command in COMMANDS.items():

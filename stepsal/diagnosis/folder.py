@@ -23,10 +23,10 @@ from stepsal.diagnosis.registry import METRICS
 from stepsal.errors import FileError
 from stepsal.models.memory import free_bytes
 from stepsal.saliency.stepmap import StepMap
-from stepsal.saliency.stepmapfile import StepMapFile
+from stepsal.saliency.stepmapfile import StepMapFile, dtype_of
 
-_MAPS_IN_MEMORY = 6
-"""Measuring one map takes the memory of this many: the map, its control, and what is computed of them."""
+_MAPS_IN_MEMORY = 4
+"""Measuring one map takes the memory of no more than this many: its file, the map, its control, and what comes of them."""
 
 
 def diagnose_files(
@@ -84,7 +84,7 @@ def _measured(file: StepMapFile, stepmap: StepMap | None = None) -> tuple[Measur
 def _workers(files: Sequence[StepMapFile]) -> int:
     """As many threads as there are cores, but no more than have room for their maps in half of the free memory."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    sizes = [len(file.layers) * file.header.heads * len(file.steps) ** 2 * file.header.dtype.itemsize for file in files]
+    sizes = [len(file.layers) * file.header.heads * len(file.steps) ** 2 * dtype_of(file).itemsize for file in files]
     room = free_bytes(torch.device("cpu")) // 2 // (_MAPS_IN_MEMORY * max(sizes, default=1))
     return max(1, min(cores, room))
 

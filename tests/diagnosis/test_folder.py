@@ -173,7 +173,7 @@ def test_the_threads_of_torch_are_as_before_and_workers_fit_into_memory(files, m
     before = torch.get_num_threads()
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)))
     size = 8 * 5 * 11**2 * 4  # of the largest map
-    for free, workers in ((1e12, 64), (size * 6 * 2 * 3, 3), (0, 1)):
+    for free, workers in ((1e12, 64), (size * 4 * 2 * 3, 3), (0, 1)):
         monkeypatch.setattr("stepsal.diagnosis.folder.free_bytes", lambda device, free=free: int(free))
         assert stepsal.diagnosis.folder._workers(files) == workers
     diagnose_files(files)
