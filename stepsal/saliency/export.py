@@ -40,7 +40,7 @@ def export_step_maps(folder: str | Path, path: str | Path, *, progress: bool = T
 
     Args:
         folder: what `save_step_maps` or `stepsal saliency` wrote.
-        path: the file to write. It takes about as much room as the maps do.
+        path: the file to write. It takes about a quarter more room than the maps do.
         progress: whether to show a bar.
 
     Raises:
