@@ -36,6 +36,7 @@ from .interventions.intervene import intervene
 from .interventions.stepflow import stepflow
 from .models.loading import load_model
 from .models.tokenizers import load_tokenizer
+from .saliency.export import export_step_maps
 from .saliency.folder import save_step_maps
 from .saliency.influence import step_saliency, token_influence
 from .saliency.stepmap import StepMap
@@ -77,6 +78,7 @@ __all__ = [
     "choose_layers",
     "compare",
     "diagnose",
+    "export_step_maps",
     "faithfulness",
     "generate",
     "grader",

@@ -12,6 +12,7 @@ from stepsal.cli import (
     compare,
     demo,
     diagnose,
+    export,
     faithfulness,
     figure,
     generate,
@@ -25,7 +26,21 @@ from stepsal.cli import (
 )
 from stepsal.errors import FileError, InputError, StepsalError, UnsupportedModelError
 
-COMMANDS = (demo, generate, traces, saliency, knockout, diagnose, compare, faithfulness, sweep, paired, figure, report)
+COMMANDS = (
+    demo,
+    generate,
+    traces,
+    saliency,
+    knockout,
+    diagnose,
+    compare,
+    faithfulness,
+    sweep,
+    paired,
+    figure,
+    report,
+    export,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
