@@ -867,14 +867,6 @@ def test_on_ray_there_is_a_worker_for_each_gpu_of_the_cluster_or_for_each_core()
         assert default_workers(expected, plan) == expected.slots
 
 
-def test_a_container_has_as_many_cores_as_its_quota(tmp_path):
-    path = tmp_path / "cpu.max"
-    for text, cores in (("250000 100000", 2), ("50000 100000", 1), ("max 100000", 8)):
-        path.write_text(text + "\n")
-        assert local._cpu_quota(8, str(path)) == cores
-    assert local._cpu_quota(8, str(tmp_path / "none")) == 8
-
-
 def test_an_unknown_engine_and_a_missing_model_are_refused(tmp_path):
     with pytest.raises(InputError, match="unknown engine 'spark'"):
         run_sweep(SMALL, tmp_path, "spark")
