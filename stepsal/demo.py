@@ -127,7 +127,7 @@ def layer_table(groups: Mapping[str, Sequence[Diagnosis]]) -> str:
         name: concat([diagnosis.table for diagnosis in group]).groupby("layer").mean() for name, group in groups.items()
     }
     columns = [mean[metric] for metric in METRICS for mean in means.values()]
-    rows = [[str(layer), *(significant(column[layer]) for column in columns)] for layer in columns[0].index]
+    rows = [[str(layer), *(significant(float(column[layer])) for column in columns)] for layer in columns[0].index]
     return markdown_table(header, rows)
 
 

@@ -167,7 +167,10 @@ def test_an_out_folder_that_cannot_be_written_is_bad_usage(run, traces_file):
         (["--chunk", "8", "--objective", "sequence"], "cannot run in chunks"),
         (["--rule", "l2"], "invalid choice: 'l2'"),
         (["--format", "mine"], "--format mine is not known"),
-        (["--rule", "attention", "--score", "logit"], "--rule attention differentiates nothing: leave out --score logit"),
+        (
+            ["--rule", "attention", "--score", "logit"],
+            "--rule attention differentiates nothing: leave out --score logit",
+        ),
         (["--threads", "0"], "0 must be at least 1"),
         (["--device", "toaster"], "unknown device 'toaster'"),
         (["--dtype", "float33"], "unknown dtype 'float33'"),
@@ -345,7 +348,12 @@ def test_the_shell_completes_commands_and_options(tmp_path):
     code = "from stepsal.cli import main; main()"
     for line, expected in (("stepsal sali", "saliency"), ("stepsal compare --resa", "--resamples")):
         out = tmp_path / "completions"
-        asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_STDOUT_FILENAME": str(out)}
+        asked = {
+            "_ARGCOMPLETE": "1",
+            "COMP_LINE": line,
+            "COMP_POINT": str(len(line)),
+            "_ARGCOMPLETE_STDOUT_FILENAME": str(out),
+        }
         subprocess.run([sys.executable, "-c", code], env=os.environ | asked, check=False, timeout=60)
         assert out.read_text().split() == [expected]
 

@@ -43,8 +43,8 @@ else:  # pandas takes a while to import, so it is imported where it is used
 _KEYS = ["score", "pairs", "map"]
 _TITLES = {"answer": "Several steps removed, and the answer (of deletion and insertion, lower is better)"}
 _READING_AID = (
-    "A rank correlation is 1 where a map ranks steps as their knockouts do, and 0 where it knows nothing of them. Steps near each "
-    "other matter more to each other: what a map is worth is what it has over recency and over its own shuffled entries."
+    "A rank correlation is 1 where a map ranks steps as their knockouts do, and 0 where it knows nothing of them. Near steps "
+    "matter more than far ones: what a map is worth is what it has over recency and over its own shuffled entries."
 )
 
 

@@ -1,7 +1,7 @@
 """The `stepsal` command: one module for each subcommand, the options that several share in `options`.
 
-A subcommand's module has `HELP`, its line in `stepsal --help`, and `add`, which fills its parser. Only the parser of the command
-that is named is filled, and no module here imports torch, pandas or matplotlib before it is needed: help comes at once.
+A subcommand's module has `HELP`, its line in `stepsal --help`, and `add`, which fills its parser. Only the parser of the
+command that is named is filled, and no module here imports torch, pandas or matplotlib before it is needed: help comes at once.
 
 Exit status: 0 when everything is done; 1 when the work failed, was interrupted, or (`traces convert`) left something unread; 2
 when what was given cannot be used as it is: an option, the traces, the model or the output folder. After a 2 nothing was
@@ -69,7 +69,7 @@ def _load_plugins(arguments: Sequence[str]) -> None:
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser of all commands. Of the one that the arguments name it is complete, of the others it has their line of help."""
+    """The parser of all commands. Only the one that the arguments name is filled."""
     from stepsal._version import __version__
 
     parser = argparse.ArgumentParser(

@@ -13,8 +13,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.describe(
         parser,
         run,
-        description="Compare the step maps of right with those of wrong traces. Writes DIR/comparison.json and prints, for each "
-        "metric, the layer that tells them apart best.",
+        description="Compare the step maps of right with those of wrong traces. Writes DIR/comparison.json and prints, for "
+        "each metric, the layer that tells them apart best.",
         example="stepsal compare run --traces grades.jsonl",
         interrupted=options.STARTS_ANEW.format("DIR/comparison.json"),
     )
@@ -41,8 +41,8 @@ def run(given: argparse.Namespace) -> None:
     right, wrong = len(groups["correct"]), len(groups["wrong"])
     if min(right, wrong) < 2:
         raise InputError(
-            f"{given.folder} has maps of {right} right and {wrong} wrong traces: a comparison needs two of each, and should have "
-            "dozens. Make maps of more traces, with `stepsal generate` and `stepsal saliency`."
+            f"{given.folder} has maps of {right} right and {wrong} wrong traces: a comparison needs two of each, and should "
+            "have dozens. Make maps of more traces, with `stepsal generate` and `stepsal saliency`."
         )
     result = compare(groups["correct"], groups["wrong"], resamples=given.resamples, seed=given.seed)
     result.save(given.folder / "comparison.json")

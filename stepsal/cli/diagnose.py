@@ -12,8 +12,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.describe(
         parser,
         run,
-        description="Judge each step map in DIR: does it show shallow lock-in or deep decay? Writes DIR/diagnosis.jsonl, a line "
-        "for each trace, and prints a summary.",
+        description="Judge each step map in DIR: does it show shallow lock-in or deep decay? Writes DIR/diagnosis.jsonl, a "
+        "line for each trace, and prints a summary.",
         example="stepsal diagnose run --reference run",
         interrupted=options.STARTS_ANEW.format("DIR/diagnosis.jsonl"),
     )

@@ -68,10 +68,18 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default: %(default)s)")
     group.add_argument(
-        "--top-p", type=float, default=1.0, metavar="P", help="the part of the probability to sample from (default: %(default)s)"
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="the part of the probability to sample from (default: %(default)s)",
     )
     group.add_argument(
-        "--samples", type=options.positive, default=1, metavar="N", help="answers to each problem (default: %(default)s)"
+        "--samples",
+        type=options.positive,
+        default=1,
+        metavar="N",
+        help="answers to each problem (default: %(default)s)",
     )
     options.add_seed(parser)
     options.add_quiet(parser)

@@ -103,7 +103,9 @@ def add_placement(parser: argparse.ArgumentParser) -> None:
     """Where the model runs, in which precision, and as which of TransformerLens' models."""
     group = parser.add_argument_group("where the model runs")
     group.add_argument(
-        "--device", default="auto", help="auto (CUDA, else MPS, else the CPU), cpu, cuda, cuda:0, mps (default: %(default)s)"
+        "--device",
+        default="auto",
+        help="auto (CUDA, else MPS, else the CPU), cpu, cuda, cuda:0, mps (default: %(default)s)",
     )
     group.add_argument(
         "--device-map",
@@ -165,7 +167,11 @@ def add_maps_folder(parser: argparse.ArgumentParser) -> None:
 
 def add_resamples(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
-        "--resamples", type=positive, default=2000, metavar="N", help=f"how many {what} (at least 99; default: %(default)s)"
+        "--resamples",
+        type=positive,
+        default=2000,
+        metavar="N",
+        help=f"how many {what} (at least 99; default: %(default)s)",
     )
     add_seed(parser)
 

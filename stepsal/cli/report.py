@@ -18,9 +18,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         interrupted=options.STARTS_ANEW.format("the page"),
     )
     options.add_maps_folder(parser)
-    parser.add_argument(
-        "-o", "--out", type=Path, metavar="FILE", help="the page to write (default: DIR/report.html)"
-    )
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="the page to write (default: DIR/report.html)")
     parser.add_argument(
         "--heads", type=options.indices, help="heads to show one by one, such as 0,3 (default: only their mean)"
     )

@@ -39,7 +39,10 @@ def add(parser: argparse.ArgumentParser) -> None:
         "the token that follows; margin: that logit minus the largest other one (default: %(default)s)",
     )
     parser.add_argument(
-        "--layers", default="all", type=options.layers, help="all, shallow, deep or indices, 0,3,7 (default: %(default)s)"
+        "--layers",
+        default="all",
+        type=options.layers,
+        help="all, shallow, deep or indices, 0,3,7 (default: %(default)s)",
     )
     parser.add_argument(
         "--chunk",

@@ -22,7 +22,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         "config", type=Path, metavar="CONFIG.toml", help="model, problems, decoding and grid (docs/sweeps.md)"
     )
     parser.add_argument(
-        "-o", "--out", type=Path, metavar="DIR", help="folder for the rows and results.parquet (needed but for --dry-run)"
+        "-o",
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for the rows and results.parquet (needed but for --dry-run)",
     )
     parser.add_argument(
         "--engine",

@@ -28,7 +28,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         "-o", "--out", type=Path, required=True, metavar="TRACES.jsonl", help="replaced if it is there"
     )
     convert.add_argument(
-        "-m", "--model", required=True, metavar="NAME", help=f"whose tokenizer and chat template to use: {options.MODELS}"
+        "-m",
+        "--model",
+        required=True,
+        metavar="NAME",
+        help=f"whose tokenizer and chat template to use: {options.MODELS}",
     )
     options.add_segmentation(convert)
     options.add_plugins(convert)

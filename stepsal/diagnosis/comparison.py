@@ -40,7 +40,7 @@ else:  # pandas takes a while to import, so it is imported where it is used
 LENGTH_TOLERANCE = 0.1
 _READING_AID = (
     "Each row is the layer that tells right from wrong traces best. An AUC above 1/2 means that the metric is higher in wrong "
-    "traces. \"Matched\" compares pairs of traces of equal length; \"distance alone\" is what the metric would give if influence "
+    'traces. "Matched" compares pairs of traces of equal length; "distance alone" is what the metric would give if influence '
     "depended on distance only. p is corrected over layers, not over metrics."
 )
 
@@ -108,10 +108,11 @@ class Comparison:
                     _auc(alone)[0].split(" ")[0],
                 ]
             )
-        return (
+        counts = (
             f"{self.meta['correct']} right and {self.meta['wrong']} wrong traces; {len(self.pairs)} pairs matched on "
-            f"{self.meta['matched_on']}.\n\n{markdown_table(header, lines)}\n\n{_READING_AID}\n\n{_conclusion(found, len(lines))}"
+            f"{self.meta['matched_on']}."
         )
+        return "\n\n".join([counts, markdown_table(header, lines), _READING_AID, _conclusion(found, len(lines))])
 
     def _records(self, table: str) -> dict[tuple[str, int | None], dict[str, Any]]:
         """The rows of a table by metric and layer, as in JSON, where a missing value is None."""
