@@ -230,7 +230,7 @@ def test_the_same_command_goes_on_after_an_interrupt(run, tmp_path, monkeypatch)
 
 COMMANDS = (
     *("demo", "generate", "traces convert", "saliency", "knockout", "diagnose", "compare", "faithfulness", "sweep"),
-    *("figure", "report"),
+    *("paired", "figure", "report", "export"),
 )
 
 
@@ -416,12 +416,12 @@ def test_a_missing_command_or_argument_is_bad_usage(capsys):
         (["sweep", "c.toml", "--dry-run"], "stepsal.sweeps.run.estimate", "a dry run writes nothing"),
         (
             ["compare", "d"],
-            "stepsal.saliency.folder.load_step_maps",
+            "stepsal.saliency.folder.open_step_maps",
             "comparison.json is as it was before, and .* starts anew",
         ),
         (
             ["diagnose", "d"],
-            "stepsal.saliency.folder.load_step_maps",
+            "stepsal.saliency.folder.open_step_maps",
             "diagnosis.jsonl is as it was before, and .* starts anew",
         ),
         (
@@ -429,7 +429,7 @@ def test_a_missing_command_or_argument_is_bad_usage(capsys):
             "stepsal.causality.folder.load_knockouts",
             "faithfulness.csv is as it was before, and .* starts anew",
         ),
-        (["report", "d"], "stepsal.saliency.folder.load_step_maps", "the page is as it was before, and .* starts anew"),
+        (["report", "d"], "stepsal.saliency.folder.open_step_maps", "the page is as it was before, and .* starts anew"),
         (["figure", "maps", "d", "--out", "f"], "stepsal.figures.save.save_figure", "every file is whole, old or new"),
     ],
 )
@@ -446,6 +446,6 @@ def test_a_path_that_may_not_be_used_is_named_whatever_the_system_calls_it(monke
     def forbidden(*given, **options):
         raise PermissionError(13, "Permission denied", "secret/maps")
 
-    monkeypatch.setattr("stepsal.saliency.folder.load_step_maps", forbidden)
+    monkeypatch.setattr("stepsal.saliency.folder.open_step_maps", forbidden)
     assert main(["compare", "secret"]) == 2
     assert capsys.readouterr().err == "stepsal: cannot use secret/maps: Permission denied\n"

@@ -33,6 +33,7 @@ from stepsal.errors import InputError
 from stepsal.markdown import markdown_table
 from stepsal.saliency.checks import maps
 from stepsal.saliency.stepmap import StepMap
+from stepsal.saliency.stepmapfile import StepMapFile
 from stepsal.statistics.same_traces import means_with_intervals, sign_flip_p
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ _knockouts = several(
 
 @checked(stepmaps=maps, knockouts=_knockouts, resamples=whole(1), seed=whole(0))
 def faithfulness(
-    stepmaps: Sequence[StepMap], knockouts: Sequence[Knockout], *, resamples: int = 2000, seed: int = 0
+    stepmaps: Sequence[StepMap | StepMapFile], knockouts: Sequence[Knockout], *, resamples: int = 2000, seed: int = 0
 ) -> Faithfulness:
     """Score step maps by how well they rank what step knockout measures, beside baselines on the same pairs of steps.
 
@@ -155,7 +156,9 @@ def faithfulness(
     return Faithfulness(_table(per_trace, kinds, resamples, seed), per_trace, kinds, meta)
 
 
-def _scores(name: str, knockout: Knockout, of_kind: Mapping[str, StepMap], seed: int) -> list[tuple[Any, ...]]:
+def _scores(
+    name: str, knockout: Knockout, of_kind: Mapping[str, StepMap | StepMapFile], seed: int
+) -> list[tuple[Any, ...]]:
     """The rows of one trace: its id, the score, the selection of pairs, the map, and the value."""
     whole_trace = pairs_of_trace(knockout, dict(of_kind))
     rows: list[tuple[Any, ...]] = []

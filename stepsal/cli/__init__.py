@@ -17,11 +17,13 @@ from stepsal.cli import (
     compare,
     demo,
     diagnose,
+    export,
     faithfulness,
     figure,
     generate,
     knockout,
     options,
+    paired,
     report,
     saliency,
     sweep,
@@ -31,7 +33,21 @@ from stepsal.errors import FileError, InputError, StepsalError, UnsupportedModel
 
 COMMANDS = {
     module.__name__.rpartition(".")[2]: module
-    for module in (demo, generate, traces, saliency, knockout, diagnose, compare, faithfulness, sweep, figure, report)
+    for module in (
+        demo,
+        generate,
+        traces,
+        saliency,
+        knockout,
+        diagnose,
+        compare,
+        faithfulness,
+        sweep,
+        paired,
+        figure,
+        report,
+        export,
+    )
 }
 
 

@@ -33,18 +33,20 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> None:
     from stepsal.diagnosis.comparison import compare
-    from stepsal.saliency.folder import group_maps, load_step_maps
+    from stepsal.diagnosis.folder import diagnose_files
+    from stepsal.saliency.folder import group_maps, open_step_maps
     from stepsal.traces.files import read_grades
 
     grades = None if given.traces is None else read_grades(given.traces)
-    groups = group_maps(load_step_maps(given.folder, progress=not given.quiet), grades)
+    groups = group_maps(open_step_maps(given.folder, progress=not given.quiet), grades)
     right, wrong = len(groups["correct"]), len(groups["wrong"])
     if min(right, wrong) < 2:
         raise InputError(
             f"{given.folder} has maps of {right} right and {wrong} wrong traces: a comparison needs two of each, and should "
             "have dozens. Make maps of more traces, with `stepsal generate` and `stepsal saliency`."
         )
-    result = compare(groups["correct"], groups["wrong"], resamples=given.resamples, seed=given.seed)
+    diagnoses = [diagnose_files(groups[name], progress=not given.quiet) for name in ("correct", "wrong")]
+    result = compare(*diagnoses, resamples=given.resamples, seed=given.seed)
     result.save(given.folder / "comparison.json")
     options.print_tables(result.summary(), given)
     print(f"\n{given.folder}/comparison.json   all of it (stepsal.Comparison.load)")

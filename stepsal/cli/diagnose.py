@@ -31,15 +31,16 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> None:
-    from stepsal.diagnosis.diagnosis import diagnose, summarise, write_diagnoses
-    from stepsal.saliency.folder import group_maps, load_step_maps
+    from stepsal.diagnosis.diagnosis import summarise, write_diagnoses
+    from stepsal.diagnosis.folder import diagnose_files
+    from stepsal.saliency.folder import group_maps, open_step_maps
 
-    maps = load_step_maps(given.folder, progress=not given.quiet)
+    maps = open_step_maps(given.folder, progress=not given.quiet)
     reference = None
     if given.reference is not None:
-        right = group_maps(load_step_maps(given.reference, progress=not given.quiet))["correct"]
-        reference = [diagnose(stepmap) for stepmap in right]
-    diagnoses = [diagnose(stepmap, reference=reference) for stepmap in maps]
+        right = group_maps(open_step_maps(given.reference, progress=not given.quiet))["correct"]
+        reference = diagnose_files(right, progress=not given.quiet)
+    diagnoses = diagnose_files(maps, reference=reference, progress=not given.quiet)
     write_diagnoses(given.folder / "diagnosis.jsonl", diagnoses)
     options.print_tables(summarise(diagnoses), given)
     print(f"\n{given.folder}/diagnosis.jsonl   a line for each trace")

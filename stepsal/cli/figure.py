@@ -19,14 +19,16 @@ def add(parser: argparse.ArgumentParser) -> None:
         example="stepsal figure profiles run -o profiles.png",
         interrupted="interrupted; every file is whole, old or new: the same command writes all of them",
     )
-    of_sweeps = [name for name in FIGURES if name not in (*MAP_FIGURES, "before_after")]
+    of_sweeps = [name for name in FIGURES if name not in (*MAP_FIGURES, "before_after", "benchmark")]
     parser.add_argument(
         "name",
         metavar="NAME",
         help=f"of step maps: {', '.join(MAP_FIGURES)}; of a sweep: {', '.join(of_sweeps)}; of two folders of step maps: "
-        "before_after",
+        "before_after; of a folder of what `stepsal paired --out` wrote: benchmark",
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="what `stepsal saliency`, `demo` or `sweep` wrote")
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR", help="what `stepsal saliency`, `demo`, `sweep` or `paired` wrote"
+    )
     parser.add_argument(
         "second",
         type=Path,

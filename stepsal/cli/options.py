@@ -165,11 +165,11 @@ def add_maps_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="what `stepsal saliency` or `stepsal demo` wrote")
 
 
-def add_resamples(parser: argparse.ArgumentParser, what: str) -> None:
+def add_resamples(parser: argparse.ArgumentParser, what: str, default: int = 2000) -> None:
     parser.add_argument(
         "--resamples",
         type=positive,
-        default=2000,
+        default=default,
         metavar="N",
         help=f"how many {what} (at least 99; default: %(default)s)",
     )

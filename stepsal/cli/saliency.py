@@ -51,6 +51,17 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="query positions in a pass; fewer take less memory (default: %(default)s, as memory allows)",
     )
+    parser.add_argument(
+        "--heads",
+        default="all",
+        choices=["all", "mean"],
+        help="what a map keeps. all: every head; mean: only the mean of a layer's heads (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=["bfloat16"],
+        help="how numbers are stored. bfloat16: in two bytes, off by 0.4 %% at most (default: exactly, in four)",
+    )
     options.add_quiet(parser)
     options.add_segmentation(parser, default=None)
     options.add_placement(parser)
@@ -76,6 +87,11 @@ def run(given: argparse.Namespace) -> None:
         score=given.score,
         layers=given.layers,
         chunk=given.chunk,
+        heads=given.heads,
+        precision=given.precision,
         progress=not given.quiet,
     )
+    if given.precision is not None:
+        error = "meta['precision_error'] of each map is the largest error"
+        print(f"Numbers are stored in {given.precision} and off by 0.4 % at most: {error}.")
     print(f"{len(paths)} step map{'s' * (len(paths) != 1)} in {given.out}/maps (stepsal.StepMap.load)")

@@ -4,6 +4,7 @@ Nothing here writes files, changes a global style, or computes what is not shown
 """
 
 from stepsal.diagnosis.metrics import LABELS
+from stepsal.plot.benchmark import benchmark
 from stepsal.plot.canvas import style
 from stepsal.plot.circuits import step_heads
 from stepsal.plot.maps import answer_rows, log_scale, map_values, step_map, step_map_png, token_map
@@ -14,6 +15,7 @@ from stepsal.saliency.stepmap import StepMap
 __all__ = [
     "LABELS",
     "answer_rows",
+    "benchmark",
     "comparison",
     "depth_profile",
     "head_limit",
