@@ -95,10 +95,11 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"stepsal {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    named = os.environ.get("COMP_LINE", "").split()[1:2] or arguments[:1]  # the shell asks for completions of COMP_LINE
+    words = os.environ.get("COMP_LINE", "").split() or arguments  # the shell asks for completions of COMP_LINE
+    named = next((word for word in words if word in COMMANDS), None)
     for name, command in COMMANDS.items():
         of_command = commands.add_parser(name, help=command.HELP, formatter_class=options.HelpFormatter)
-        if name in named:
+        if name == named:
             command.add(of_command)
     return parser
 

@@ -714,7 +714,7 @@ def test_the_command_says_what_it_would_do_and_does_it(tmp_path, monkeypatch, ca
     assert f"{SETTINGS} settings x {COUNT} problems x 1 samples x 1 seeds = {SETTINGS * COUNT} answers" in said
     assert "a3893a059a33  oeb layers 0-1, tau_max 0.15" in said
     assert list(tmp_path.iterdir()) == [path]
-    assert main(["sweep", str(path), "--out", str(tmp_path / "out")]) == 0
+    assert main(["sweep", str(path), "--out", str(tmp_path / "out"), "--markdown"]) == 0
     said = capsys.readouterr()
     assert f"| baseline | {COUNT} | 100.0% |" in said.out
     assert (
