@@ -246,7 +246,7 @@ def test_help_is_printed(command, capsys):
 
 def parser_of(command):
     """The parser of a command, `traces convert` included."""
-    parser = _parser(command.split())
+    parser = _parser(command.split()[0])
     for name in command.split():
         (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
         parser = commands.choices[name]

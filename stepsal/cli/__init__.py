@@ -55,8 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name (those of the process by default), and return its exit status."""
     arguments, given = sys.argv[1:] if arguments is None else arguments, None
     try:
-        _load_plugins(arguments)
-        parser = _parser(arguments)
+        named = _named(arguments)
+        if named is not None:
+            _load_plugins(arguments)
+        parser = _parser(named)
         _complete(parser)
         given = parser.parse_args(arguments)
         return given.run(given) or 0
@@ -75,6 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _named(arguments: Sequence[str]) -> str | None:
+    """The command that the arguments name, or that the shell asks for completions of."""
+    words = os.environ.get("COMP_LINE", "").split() or arguments
+    return next((word for word in words if word in COMMANDS), None)
+
+
 def _load_plugins(arguments: Sequence[str]) -> None:
     """The plug-ins come first: what they define is then known to every option."""
     from stepsal.plugins import load_plugins
@@ -84,8 +92,8 @@ def _load_plugins(arguments: Sequence[str]) -> None:
     load_plugins(early.parse_known_args(arguments)[0].plugins)
 
 
-def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser of all commands. Only the one that the arguments name is filled."""
+def _parser(named: str | None) -> argparse.ArgumentParser:
+    """The parser of all commands. Only that of the command that is named is filled."""
     from stepsal._version import __version__
 
     parser = argparse.ArgumentParser(
@@ -95,8 +103,6 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"stepsal {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    words = os.environ.get("COMP_LINE", "").split() or arguments  # the shell asks for completions of COMP_LINE
-    named = next((word for word in words if word in COMMANDS), None)
     for name, command in COMMANDS.items():
         of_command = commands.add_parser(name, help=command.HELP, formatter_class=options.HelpFormatter)
         if name == named:

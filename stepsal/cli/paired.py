@@ -26,16 +26,14 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.json",
         help="keep it, for `stepsal figure benchmark` (default: print it only)",
     )
-    parser.add_argument(
-        "--names", nargs=2, metavar=("A", "B"), help="what the table calls them (default: as their files or folders)"
-    )
+    parser.add_argument("--names", nargs=2, metavar=("A", "B"), help="what the table calls them (default: their paths)")
     parser.add_argument(
         "--tasks", nargs="+", metavar="TASK", help="of those that both have (default: all, in both the same)"
     )
     parser.add_argument(
         "--metric",
         metavar="NAME",
-        help="where a task has several; of traces and sweeps: correct or score (default: the only one)",
+        help="where a task has several; of traces and sweeps: correct or score (default: correct; else the only one)",
     )
     parser.add_argument(
         "--filter", metavar="NAME", help="of the harness, where a task has several (default: the only one)"
