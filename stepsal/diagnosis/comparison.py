@@ -152,14 +152,14 @@ class Comparison:
 _group = several(
     (StepMap, Diagnosis),
     "a list of the step maps (or diagnoses) of a group of traces",
-    "Give two lists, compare(correct, wrong), with two traces in each at least; `stepsal.StepMap.load(path)` reads a file.",
+    "Give two lists, compare(correct, error), with two traces in each at least; `stepsal.StepMap.load(path)` reads a file.",
 )
 
 
-@checked(correct=_group, wrong=_group, resamples=whole(1), seed=whole(0))
+@checked(correct=_group, error=_group, resamples=whole(1), seed=whole(0))
 def compare(
     correct: Sequence[StepMap | Diagnosis],
-    wrong: Sequence[StepMap | Diagnosis],
+    error: Sequence[StepMap | Diagnosis],
     *,
     resamples: int = 2000,
     seed: int = 0,
@@ -167,7 +167,8 @@ def compare(
     """Compare the step maps of correct and of wrong traces, for each metric and layer, with controls.
 
     Args:
-        correct, wrong: the step maps or diagnoses of the two groups, all made with the same model, layers, rule and objective.
+        correct, error: the step maps or diagnoses of the right and of the wrong traces, all made with the same model, layers,
+            rule and objective.
         resamples: the number of resamples that the bootstrap draws, and of permutations that the test draws.
         seed: the seed of the bootstrap and of the permutations.
 
@@ -185,8 +186,8 @@ def compare(
     """
     if resamples < 99:
         raise InputError(f"resamples={resamples} are too few for 95 % intervals: give at least 99, better 2,000")
-    groups = [[one if isinstance(one, Diagnosis) else diagnose(one) for one in group] for group in (correct, wrong)]
-    for name, group in zip(("correct", "wrong"), groups, strict=True):
+    groups = [[one if isinstance(one, Diagnosis) else diagnose(one) for one in group] for group in (correct, error)]
+    for name, group in zip(("correct", "error"), groups, strict=True):
         if len(group) < 2:
             raise InputError(
                 f"{name} holds {len(group)} trace(s): a comparison needs two in each group, and should have dozens"
@@ -273,7 +274,7 @@ def _match(correct: list[Diagnosis], wrong: list[Diagnosis]) -> tuple[tuple[int,
         np.array([[d.meta["steps_of"][s] for s in ("thinking", "summary")] for d in group])
         for group in (correct, wrong)
     ]
-    tokens = [np.log([float(d.meta["tokens"]) for d in group]) for group in (correct, wrong)]
+    tokens = [np.log([float(d.meta["tokens"]) for d in group]) for group in (correct, error)]
     apart = np.abs(tokens[0][:, None] - tokens[1])
     allowed = (steps[0][:, None] == steps[1]).all(-1) & (apart <= np.log1p(LENGTH_TOLERANCE))
     forbidden = 1e3  # a cost that no saving among the allowed pairs could outweigh
