@@ -274,7 +274,7 @@ def _match(correct: list[Diagnosis], wrong: list[Diagnosis]) -> tuple[tuple[int,
         np.array([[d.meta["steps_of"][s] for s in ("thinking", "summary")] for d in group])
         for group in (correct, wrong)
     ]
-    tokens = [np.log([float(d.meta["tokens"]) for d in group]) for group in (correct, error)]
+    tokens = [np.log([float(d.meta["tokens"]) for d in group]) for group in (correct, wrong)]
     apart = np.abs(tokens[0][:, None] - tokens[1])
     allowed = (steps[0][:, None] == steps[1]).all(-1) & (apart <= np.log1p(LENGTH_TOLERANCE))
     forbidden = 1e3  # a cost that no saving among the allowed pairs could outweigh
