@@ -94,7 +94,7 @@ CALLS = {
     "thinking_to_summary list": (lambda t: stepsal.thinking_to_summary([t["stepmap"]]), ONE_MAP),
     "compare maps": (
         lambda t: stepsal.compare(t["stepmap"], t["stepmap"]),
-        r"Give two lists, compare\(correct, wrong\)",
+        r"Give two lists, compare\(correct, error\)",
     ),
     "compare one map": (lambda t: stepsal.compare(t["stepmap"]), "Give two lists"),
     "compare paths": (lambda t: stepsal.compare(["a.safetensors"], ["b.safetensors"]), r"correct\[0\]='a.safetensors'"),

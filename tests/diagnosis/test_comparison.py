@@ -216,7 +216,7 @@ def test_a_difference_that_distance_does_not_explain_is_weaker_in_the_position_o
     ("arguments", "message"),
     [
         (lambda: ([], GROUPS[1]), "correct holds 0 trace"),
-        (lambda: (GROUPS[0], GROUPS[1][:1]), "wrong holds 1 trace\\(s\\): a comparison needs two in each group"),
+        (lambda: (GROUPS[0], GROUPS[1][:1]), "error holds 1 trace\\(s\\): a comparison needs two in each group"),
         (lambda: (GROUPS[0], [some_map(i, model="other") for i in range(2)]), "differ in model"),
         (lambda: (GROUPS[0], [some_map(i, score="logit") for i in range(2)]), "differ in score: 'loss' and 'logit'"),
         (lambda: (GROUPS[0], [some_map(i, layers=5) for i in range(2)]), "differ in layers"),
