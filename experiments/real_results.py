@@ -33,15 +33,15 @@ STUDIED = {
 def study(name: str, traces: str, model: str) -> list[tuple[str, str]]:
     """The commands that make one model's maps and knockouts of traces, for `experiments.which_map`."""
     folder = f"OUT/study/{name}"
-    commands = [
-        (f"study-{name}-knockout", f"stepsal knockout {traces} --model {model} --subsets 64 --out {folder}/knockout")
-    ]
+    commands = [(f"study-{name}-knockout", f"stepsal knockout {traces} --model {model} --out {folder}/knockout")]
     for kind, options in STUDIED.items():
+        if kind == "loss" and name != "bundled":
+            continue  # made for the diagnosis
         commands.append(
             (f"study-{name}-{kind}", f"stepsal saliency {traces} --model {model} {options} --out {folder}/{kind}")
         )
     kinds = " ".join(f"{folder}/{kind}" for kind in STUDIED)
-    commands.append((f"study-{name}", f"stepsal faithfulness {kinds} --knockouts {folder}/knockout"))
+    commands.append((f"study-{name}", f"stepsal faithfulness {kinds} --knockouts {folder}/knockout --markdown"))
     return commands
 
 
@@ -51,11 +51,11 @@ def commands() -> list[tuple[str, str]]:
     for name, model in MODELS.items():
         generate = f"stepsal generate OUT/problems.jsonl --model {model} --format think --dtype bfloat16"
         listed += [
-            (f"{name}-answers", f"{generate} --max-new-tokens 300 --batch-size 40 --out OUT/{name}.jsonl"),
-            (f"{name}-own-maps", f"stepsal saliency OUT/{name}.jsonl --model {model} --out OUT/{name}-own"),
-            (f"{name}-own", f"stepsal compare OUT/{name}-own"),
+            (f"{name}-answers", f"{generate} --max-new-tokens 220 --batch-size 40 --out OUT/{name}.jsonl"),
+            (f"{name}-own-maps", f"stepsal saliency OUT/{name}.jsonl --model {model} --out OUT/study/{name}/loss"),
+            (f"{name}-own", f"stepsal compare OUT/study/{name}/loss --markdown"),
             (f"{name}-r1-maps", f"stepsal saliency {R1_TRACES} --model {model} --out OUT/{name}-r1"),
-            (f"{name}-r1", f"stepsal compare OUT/{name}-r1"),
+            (f"{name}-r1", f"stepsal compare OUT/{name}-r1 --markdown"),
             (f"{name}-r1-pairs", f"python -m experiments.same_problem OUT/{name}-r1"),
         ]
     listed += [("bundled-answers", "stepsal generate 120 --out OUT/bundled.jsonl")]

@@ -10,6 +10,8 @@ metric it has a row, of the layer in which the pairs differ most.
 3. The interval is a percentile bootstrap over pairs. The p-value is exact: it is the share of all 2^n ways to swap right and
    wrong within pairs whose largest |t| over layers is at least the observed |t| of the layer (Westfall and Young), so it is
    corrected over layers. The smallest p that n pairs can give is 2 / 2^n.
+
+A second table has the level of two metrics over all traces, right and wrong, and what distance alone would give.
 """
 
 import argparse
@@ -24,8 +26,9 @@ from stepsal import Diagnosis
 from stepsal.diagnosis.folder import diagnose_files
 from stepsal.diagnosis.metrics import LABELS
 from stepsal.errors import InputError
-from stepsal.markdown import markdown_table
+from stepsal.markdown import markdown_table, significant, with_interval
 from stepsal.saliency.folder import open_step_maps
+from stepsal.statistics.same_traces import means_with_intervals
 
 WRONG, RIGHT = "-incorrect", "-correct"
 MOST_PAIRS = 16
@@ -85,22 +88,47 @@ def table(pairs: Sequence[tuple[Diagnosis, Diagnosis]], resamples: int = 2000, s
         cells = []
         for values in (difference[:, at], beyond[:, at]):
             low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
-            cells.append(f"{values.mean():+.3f} ({low:+.3f} to {high:+.3f})")
+            cells.append(with_interval(float(values.mean()), float(low), float(high)))
         rows.append(
             [
                 LABELS.get(name, name),
                 str(first.layers[at]),
-                f"{right[:, at].mean():.3f}",
-                f"{wrong[:, at].mean():.3f}",
+                significant(float(right[:, at].mean())),
+                significant(float(wrong[:, at].mean())),
                 cells[0],
                 f"{(difference[:, at] > 0).sum()} of {known.sum()}",
-                f"{p[at]:.3f}",
-                f"{alone[:, at].mean():+.3f}",
+                significant(float(p[at]), 2),
+                significant(float(alone[:, at].mean()), sign="+"),
                 cells[1],
-                f"{p_beyond[at]:.3f}",
+                significant(float(p_beyond[at]), 2),
             ]
         )
     return markdown_table(header, rows)
+
+
+def levels(pairs: Sequence[tuple[Diagnosis, Diagnosis]], resamples: int = 2000, seed: int = 0) -> str:
+    """A Markdown table of how high two metrics are in each third of the layers, and what distance alone would give."""
+    diagnoses = [diagnosis for pair in pairs for diagnosis in pair]
+    thirds = np.array_split(np.arange(len(diagnoses[0].layers)), 3)
+    rows = []
+    for name, third in itertools.product(("lock_in", "thinking_to_summary"), thirds):
+        measured, alone = (
+            np.array([np.nanmean(kind[name].double().numpy()[third]) for kind in kinds])
+            for kinds in ([d.profile for d in diagnoses], [d.position_only for d in diagnoses])
+        )
+        beyond = measured - alone
+        mean, low, high = (float(each[0]) for each in means_with_intervals(beyond[:, None], resamples, seed))
+        layers = [diagnoses[0].layers[at] for at in third]
+        rows.append(
+            [
+                LABELS[name],
+                f"{layers[0]} to {layers[-1]}",
+                significant(float(np.nanmean(measured))),
+                significant(float(np.nanmean(alone))),
+                with_interval(mean, low, high),
+            ]
+        )
+    return markdown_table(["metric", "layers", "measured", "by distance alone", "difference (95 %)"], rows)
 
 
 def main() -> None:
@@ -108,7 +136,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="what `stepsal saliency` wrote")
     folder = parser.parse_args().folder
     pairs = pairs_of(diagnose_files(open_step_maps(folder, progress=True), progress=True))
-    print(f"{len(pairs)} problems, each answered right once and wrong once\n\n{table(pairs)}")
+    print(f"{len(pairs)} problems, each answered right once and wrong once\n\n{table(pairs)}\n\n{levels(pairs)}")
 
 
 if __name__ == "__main__":
