@@ -114,7 +114,8 @@ def faithfulness(
 
     Args:
         stepmaps: one or more maps of every trace. Maps of one trace are told apart by rule, objective and score, and every
-            trace needs the same kinds of maps. A map with `rule="attention"` is the attention baseline.
+            trace needs the same kinds of maps. Maps with `rule="attention"` and
+            `rule="value_attention"` are the baselines of attention alone and of attention weighted by values.
         knockouts: the knockout of every trace, all made alike. Their `kl` is what the maps are held against.
         resamples: the number of resamples of the bootstrap, and of flips of the test.
         seed: the seed of everything random.

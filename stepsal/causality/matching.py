@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from stepsal.causality.baselines import BASELINES, SHUFFLED
 from stepsal.causality.knockout import Knockout
 from stepsal.errors import InputError
+from stepsal.saliency.gradients import WITHOUT_GRADIENT
 from stepsal.saliency.stepmap import StepMap
 
 Matched = dict[str, tuple[Knockout, dict[str, StepMap]]]
@@ -18,11 +19,11 @@ Matched = dict[str, tuple[Knockout, dict[str, StepMap]]]
 def kind_of_map(stepmap: StepMap) -> str:
     """The name of a map's kind: its rule, objective and score, as far as its `meta` says them and they are not the defaults.
 
-    Attention is not differentiated, so it has no objective and no score.
+    What needs no gradient has no objective and no score.
     """
     said = [stepmap.meta.get(name) for name in ("rule", "objective", "score")]
-    if said[0] == "attention":
-        return "attention"
+    if said[0] in WITHOUT_GRADIENT:
+        return str(said[0])
     shown = [text for text, usual in zip(said, ("", "token", "loss"), strict=True) if text and text != usual]
     return " ".join(map(str, shown)) or "map"
 

@@ -15,7 +15,7 @@ def add(commands: "options.Commands") -> None:
     )
     options.add_traces(parser, "folder for the maps")
     parser.add_argument("--objective", default="token", choices=["token", "sequence"])
-    parser.add_argument("--rule", default="abs", choices=["abs", "signed", "grad", "attention"])
+    parser.add_argument("--rule", default="abs", choices=["abs", "signed", "grad", "attention", "value_attention"])
     parser.add_argument(
         "--score",
         default="loss",
