@@ -297,6 +297,25 @@ def official_metrics(influence, trace):
     }
 
 
+def receiver_kurtosis_by_loops(stepmap, control):
+    """Thought Anchors' kurtosis of vertical scores, over thinking steps, with scipy; `control` divides out distance."""
+    from scipy.stats import kurtosis
+
+    thinking = stepmap.segment("thinking")
+    pairs = [(i, j) for i in thinking for j in thinking if i - j >= 4]
+    found = torch.full(stepmap.mass.shape[:2], torch.nan)
+    for layer, head in itertools.product(*map(range, found.shape)):
+        density = {(i, j): float(stepmap.mass[layer, head, i, j] / stepmap.pairs[i, j]) for i, j in pairs}
+        if control:
+            mean = {d: np.mean([density[i, j] for i, j in pairs if i - j == d]) for d in {i - j for i, j in pairs}}
+            density = {(i, j): density[i, j] / mean[i - j] for i, j in pairs}
+        sources = sorted({j for _, j in pairs})
+        columns = [[density[i, j] for i, j in pairs if j == source] for source in sources]
+        vertical = [(np.mean(c) - 1) * math.sqrt(len(c)) if control else np.mean(c) for c in columns]
+        found[layer, head] = float(kurtosis(vertical, fisher=True, bias=True))
+    return found
+
+
 # --- statistics: the closed form -------------------------------------------------------------------------------------
 def wilson_interval(right, n):
     """Wilson's 95 % score interval of a proportion (1927, equation 5), with z of the normal distribution to all digits."""
