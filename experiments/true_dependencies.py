@@ -1,7 +1,7 @@
 """Do maps find what a step really depends on? `python -m experiments.true_dependencies --out DIR`.
 
 In: the bundled reasoner's own answers, those whose every line is right. Out: `dependencies.csv` (a row for each trace, map and
-score), `dependencies.md` (the table), `dependencies.png` and `.pdf`; and `faithfulness.md`, the same maps held against knockouts.
+score), `dependencies.md` (the table), `dependencies.png` and `.pdf`; `faithfulness.md`, the same maps held against knockouts.
 
 1. Steps are finer than usual: each premise of the question is a step, and so is the question's end (`with_premises`).
 2. What a line needs is known by rule (`true_sources`). The first line needs its premise and the question's end, which says

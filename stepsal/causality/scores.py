@@ -17,7 +17,7 @@ Source: causal.md section 2.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -86,10 +86,13 @@ def entries_of(stepmap: StepMap) -> Float[torch.Tensor, "query_step key_step"]:
     return (summed(stepmap) / counts).masked_fill(counts == 0, torch.nan)
 
 
-def pairs_of_trace(knockout: Knockout, stepmaps: dict[str, StepMap]) -> PairsOfTrace:
-    """The pairs below the diagonal for which the knockout and all the maps have a value."""
+def pairs_of_trace(
+    knockout: Knockout, stepmaps: dict[str, StepMap], reference: Mapping[str, Knockout] | None = None
+) -> PairsOfTrace:
+    """The pairs below the diagonal for which the knockout, all the maps and the reference have a value."""
     effect = knockout.kl.double()
     entries = {name: entries_of(stepmap) for name, stepmap in stepmaps.items()}
+    entries |= {name: each.kl.double() for name, each in (reference or {}).items()}
     known = torch.isfinite(effect).tril(-1)
     for each in entries.values():
         known &= torch.isfinite(each)

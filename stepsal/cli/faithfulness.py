@@ -25,6 +25,12 @@ def add(commands: "options.Commands") -> None:
         "--knockouts", type=Path, metavar="DIR", help="what `stepsal knockout` wrote (default: the first MAPS)"
     )
     parser.add_argument(
+        "--reference",
+        type=Path,
+        metavar="DIR",
+        help="knockouts of the same traces in the other mode, scored as if they were maps: an upper reference",
+    )
+    parser.add_argument(
         "--resamples", type=options.positive, default=2000, help="bootstrap and sign flips (default: %(default)s)"
     )
     parser.set_defaults(run=run, interrupted=options.STARTS_ANEW.format("DIR/faithfulness.csv"))
@@ -39,7 +45,8 @@ def run(given: argparse.Namespace) -> None:
     out = given.maps[0] if given.knockouts is None else given.knockouts
     knockouts = load_knockouts(out, progress=True)
     stepmaps = [stepmap for folder in given.maps for stepmap in load_step_maps(folder, progress=True)]
-    check = faithfulness(stepmaps, knockouts, resamples=given.resamples, seed=given.seed)
+    reference = [] if given.reference is None else load_knockouts(given.reference, progress=True)
+    check = faithfulness(stepmaps, knockouts, reference=reference, resamples=given.resamples, seed=given.seed)
     for name, table in (("faithfulness", check.table), ("faithfulness_traces", check.per_trace)):
         with atomic_path(out / f"{name}.csv") as temporary:
             table.to_csv(temporary, index=False)

@@ -7,10 +7,11 @@ from stepsal.cli import options
 
 
 def add(commands: "options.Commands") -> None:
+    from stepsal.figures.causality import CHECK_FIGURES
     from stepsal.figures.maps import MAP_FIGURES
     from stepsal.figures.save import FIGURES
 
-    of_sweeps = [name for name in FIGURES if name not in (*MAP_FIGURES, "before_after")]
+    of_sweeps = [name for name in FIGURES if name not in (*MAP_FIGURES, *CHECK_FIGURES, "before_after")]
     parser = commands.add_parser(
         "figure",
         parents=[options.plugins()],
@@ -19,10 +20,12 @@ def add(commands: "options.Commands") -> None:
     parser.add_argument(
         "name",
         metavar="NAME",
-        help=f"of step maps: {', '.join(MAP_FIGURES)}; of a sweep: {', '.join(of_sweeps)}; of two folders of step maps: "
-        "before_after",
+        help=f"of step maps: {', '.join(MAP_FIGURES)}; of what `stepsal faithfulness` wrote: {', '.join(CHECK_FIGURES)}; of a "
+        f"sweep: {', '.join(of_sweeps)}; of two folders of step maps: before_after",
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="what `stepsal saliency`, `demo` or `sweep` wrote")
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR", help="what `stepsal saliency`, `faithfulness`, `demo` or `sweep` wrote"
+    )
     parser.add_argument(
         "second", type=Path, nargs="?", metavar="DIR2", help="before_after: after; compute: a sweep with samples"
     )

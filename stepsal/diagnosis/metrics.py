@@ -99,8 +99,8 @@ def last_steps(stepmap: StepMap) -> Float[Tensor, "layer head"]:
 def receiver_kurtosis(stepmap: StepMap) -> Float[Tensor, "layer head"]:
     """Excess kurtosis, over thinking steps `j`, of what `j` gives far later ones: `mean_{i >= j + 4} d_ij`, `i` in thinking.
 
-    High where a head picks out a few steps that many later ones read: a receiver head (Thought Anchors, arXiv 2506.19143; theirs
-    is of a map with `rule="attention"`). The last steps are read from near by alone, so a head that looks at nothing but
+    High where a head picks out a few steps that many later ones read: a receiver head (Thought Anchors, arXiv 2506.19143, who
+    have it of attention: `rule="attention"`). The last steps are read from near by alone, so a head that looks at nothing but
     nearness has a high value, too: see `receiver_kurtosis_beyond_distance`. NaN with fewer than 8 thinking steps.
     """
     received = _received(stepmap, by_distance=False)

@@ -1,7 +1,7 @@
 """Every figure by name, drawn from a folder of results and written with its caption.
 
 In: a name in `FIGURES`, and the folder that the figure is of. Out: files. `stepsal.figures.maps` draws the figures of step
-maps, `stepsal.figures.sweeps` the figures and tables of sweeps.
+maps, `stepsal.figures.causality` that of a faithfulness check, `stepsal.figures.sweeps` the figures and tables of sweeps.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from stepsal import plot
 from stepsal.errors import InputError
+from stepsal.figures.causality import CHECK_FIGURES
 from stepsal.figures.maps import MAP_FIGURES
 from stepsal.figures.sweeps import SWEEP_FIGURES, FigureOrTables
 from stepsal.files import atomic_path, locked
@@ -21,7 +22,9 @@ else:  # imported where used: it takes a while
     Figure = Any
 
 
-def _of_maps(name: str, draw: Callable[[Path], tuple[Figure, str]]) -> Callable[[Path, Path | None], FigureOrTables]:
+def _of_one_folder(
+    name: str, draw: Callable[[Path], tuple[Figure, str]]
+) -> Callable[[Path, Path | None], FigureOrTables]:
     def checked(folder: Path, second: Path | None) -> FigureOrTables:
         if second is not None:
             raise InputError(f"figure {name!r} takes one folder; given a second one, {second}")
@@ -34,7 +37,7 @@ def _of_maps(name: str, draw: Callable[[Path], tuple[Figure, str]]) -> Callable[
 _SUFFIXES = (".png", ".pdf", ".md", ".tex")
 
 FIGURES: dict[str, Callable[[Path, Path | None], FigureOrTables]] = {
-    **{name: _of_maps(name, draw) for name, draw in MAP_FIGURES.items()},
+    **{name: _of_one_folder(name, draw) for name, draw in (MAP_FIGURES | CHECK_FIGURES).items()},
     **SWEEP_FIGURES,
 }
 """What a folder (or two) of results is made into."""

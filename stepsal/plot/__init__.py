@@ -6,6 +6,7 @@ Nothing here writes files, changes a global style, or computes what is not shown
 from stepsal.diagnosis.metrics import LABELS
 from stepsal.plot.canvas import style
 from stepsal.plot.circuits import step_heads
+from stepsal.plot.faithfulness import faithfulness
 from stepsal.plot.maps import answer_rows, log_scale, map_values, step_map, step_map_png, token_map
 from stepsal.plot.statistics import comparison, depth_profile, heads
 from stepsal.plot.sweeps import head_limit, in_math, sweep, sweep_compute, sweep_heads, sweep_lengths, sweep_strengths
@@ -16,6 +17,7 @@ __all__ = [
     "answer_rows",
     "comparison",
     "depth_profile",
+    "faithfulness",
     "head_limit",
     "heads",
     "in_math",
