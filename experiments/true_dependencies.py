@@ -252,7 +252,8 @@ def summarise(measured: Sequence[Mapping[str, Mapping[str, float]]]) -> tuple[st
 
 
 def _interval(mean: float, low: float, high: float, sign: str = "") -> str:
-    return f"{mean:{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f})"
+    ends = "" if math.isnan(low) else f" ({low:{sign}.2f} to {high:{sign}.2f})"
+    return "" if math.isnan(mean) else f"{mean:{sign}.2f}{ends}"
 
 
 def draw(ends: Mapping[str, Mapping[str, Sequence[float]]], out: Path) -> None:

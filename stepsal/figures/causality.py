@@ -19,8 +19,8 @@ else:  # imported where used: they take a while
 _PANELS = (
     ("per reader", "all", "per reader"),
     ("partial", "all", "partial"),
-    ("per reader", "no neighbours", "per reader, no neighbours"),
-    ("partial", "no neighbours", "partial, no neighbours"),
+    ("per reader", "no neighbours", "per reader,\nno neighbours"),
+    ("partial", "no neighbours", "partial,\nno neighbours"),
     ("LDS", "answer", "LDS"),
     ("deletion", "answer", "deletion"),
     ("insertion", "answer", "insertion"),
@@ -46,7 +46,7 @@ def faithfulness(folder: Path) -> tuple[Figure, str]:
         ax.set_visible(False)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=3, frameon=False, handletextpad=0.2, columnspacing=1
+        handles, labels, loc="outside lower center", ncols=2, frameon=False, handletextpad=0.2, columnspacing=1
     )
     n = int(table["n"].max())
     return figure, (

@@ -19,7 +19,7 @@ def faithfulness(table: DataFrame, *, score: str = "per reader", pairs: str = "a
     """Draw a score of every map and baseline as a point with its 95 % interval over traces.
 
     Maps are filled circles. An open circle below a map is the same map with its entries permuted within each distance: what it
-    knows of distance alone. Grey points are the baselines that need no map.
+    knows of distance alone. Grey points are the baselines that need no map, and a green one is the reference.
 
     Args:
         table: `Faithfulness.table`, or the file `faithfulness.csv` of `stepsal faithfulness`, read with pandas.
@@ -48,11 +48,12 @@ def faithfulness(table: DataFrame, *, score: str = "per reader", pairs: str = "a
     if score not in _LOWER_IS_BETTER:
         ax.axvline(0, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
     for place, name in enumerate(names):
-        colour = COLOURS[0] if name in maps else "0.4"
-        shown = "map" if name in maps else "baseline"
+        other = name.startswith("knockout ")
+        colour = COLOURS[0] if name in maps else COLOURS[2] if other else "0.4"
+        shown = "map" if name in maps else "another knockout" if other else "baseline"
         _point(ax, rows, name, place - 0.12 * (name in maps), colour, colour, shown)
         _point(ax, rows, name + _SHUFFLED, place + 0.24, COLOURS[1], "white", "map, shuffled within each distance")
-    ax.set_yticks(range(len(names)), names)
+    ax.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.set_xlabel(f"{score} (lower is better)" if score in _LOWER_IS_BETTER else score)
     ax.spines[["top", "right"]].set_visible(False)
