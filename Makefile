@@ -21,7 +21,7 @@ figures: $(STAMP)  ## the committed figures, from FIGURE_PROBLEMS test problems 
 	cp build/figures/demo.png build/figures/demo.pdf figures/
 
 sweeps: $(STAMP)  ## StepFlow on the bundled reasoner: every table and figure of docs/results.md about it (about an hour)
-	for name in select stepflow paper layers_heads compute sampled; do \
+	for name in select stepflow paper layers_heads compute sampled rivals; do \
 	  $(BIN)/stepsal sweep figures/sweeps/$$name.toml --out build/$$name || exit 1; done
 	$(BIN)/python figures/ablation.py build/stepflow
 	$(BIN)/python figures/effects.py build/stepflow

@@ -1,7 +1,8 @@
 """A 7B model on one GPU: `python benchmarks/gpu.py` (`--quick`: a tiny shape on the CPU, to see that it runs).
 
-The model has the shape of R1-Distill-Qwen-7B and random weights, made in bfloat16 on the device itself: no download, no copy in
-the machine's memory. Time and memory do not depend on what the weights are. Each case has a process of its own:
+The model has the shape of R1-Distill-Qwen-7B (or of `--size` 1.5B or 32B) and random weights, made in bfloat16 on the device
+itself: no download, no copy in the machine's memory. Time and memory do not depend on what the weights are. Each case has a
+process of its own:
 
 - saliency: `step_saliency` of all layers and heads, `chunk="auto"`, of random tokens in steps of 32.
 - floor: one forward and backward pass through the activations of the same tokens with fused (SDPA) attention. The loss is
@@ -29,14 +30,25 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-SIZES = {  # of deepseek-ai/DeepSeek-R1-Distill-Qwen-7B
+SEVEN = {  # of deepseek-ai/DeepSeek-R1-Distill-Qwen-7B
     "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
     "num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 131072, "rms_norm_eps": 1e-6,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, "tie_word_embeddings": False,
 }  # fmt: skip
-QUICK = SIZES | {
-    "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+SIZES = {  # of the R1-Distill-Qwen models
+    "1.5B": SEVEN | {
+        "vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+    },
+    "7B": SEVEN,
+    "32B": SEVEN | {
+        "hidden_size": 5120, "intermediate_size": 27648, "num_hidden_layers": 64, "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+    },
+    "quick": SEVEN | {
+        "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
 }  # fmt: skip
 SLICE, STEP = 1024, 32
 BANDWIDTH, PEAK = 4.8e12, {"torch.bfloat16": 989e12, "torch.float32": 67e12}  # an H200's data sheet, without sparsity
@@ -55,10 +67,10 @@ class Plan:
     repetitions: int
 
 
-def plan(quick: bool, device: str) -> Plan:
-    if quick:
-        return Plan(QUICK, device, (192,), (2,), 100, 8, 1)
-    return Plan(SIZES, device, (4096, 8192, 16384, 32768), (1, 16), 8192, 128, 3)
+def plan(size: str, device: str) -> Plan:
+    if size == "quick":
+        return Plan(SIZES[size], device, (192,), (2,), 100, 8, 1)
+    return Plan(SIZES[size], device, (4096, 8192, 16384, 32768), (1, 16), 8192, 128, 3)
 
 
 # --- what is measured --------------------------------------------------------------------------------------------------
@@ -296,8 +308,8 @@ def size_in_memory(tensor: Any) -> int:
 
 
 # --- running and writing -------------------------------------------------------------------------------------------------
-def isolated(quick: bool, device: str, kind: str, number: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--case", json.dumps([quick, device, kind, number])]
+def isolated(size: str, device: str, kind: str, number: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "--case", json.dumps([size, device, kind, number])]
     environment = {
         "HF_HUB_OFFLINE": "1",
         "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # each chunk's patterns are a little larger than the last's
@@ -362,17 +374,21 @@ def estimates(given: Plan) -> str:
 
 def main() -> None:
     if "--case" in sys.argv:
-        quick, device, kind, number = json.loads(sys.argv[2])
-        print(json.dumps(CASES[kind](plan(quick, device), number)))
+        size, device, kind, number = json.loads(sys.argv[2])
+        print(json.dumps(CASES[kind](plan(size, device), number)))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tiny shape on the CPU, to see that it runs")
+    parser.add_argument(
+        "--size", default="7B", choices=["1.5B", "7B", "32B"], help="the R1-Distill-Qwen model (default: %(default)s)"
+    )
     parser.add_argument("--estimate", action="store_true", help="count instead of measure; no GPU needed")
     parser.add_argument(
         "--out", type=Path, default=Path("build/gpu"), help="folder of the tables (default: %(default)s)"
     )
     options = parser.parse_args()
-    given = plan(options.quick, "cpu" if options.quick or options.estimate else "cuda")
+    size = "quick" if options.quick else options.size
+    given = plan(size, "cpu" if options.quick or options.estimate else "cuda")
     if options.estimate:
         print(estimates(given))
         return
@@ -384,8 +400,7 @@ def main() -> None:
         )
     numbers = {"saliency": given.lengths, "floor": given.lengths, "decoding": given.batches}
     results = {
-        kind: {str(number): isolated(options.quick, given.device, kind, number) for number in numbers[kind]}
-        for kind in CASES
+        kind: {str(number): isolated(size, given.device, kind, number) for number in numbers[kind]} for kind in CASES
     }
     options.out.mkdir(parents=True, exist_ok=True)
     about = hardware(given.device)

@@ -448,3 +448,45 @@ def starve(pattern, steps, rows, odds):
             new[key] *= odds
         result[head, query] = (new * row.sum() / new.sum()).to(pattern.dtype)
     return result
+
+
+# --- rivals of the bridge: the published equations on one attention row --------------------------------------------------
+def emphasised_keys(query, steps, step_of, span):
+    """The keys of the span of one query: nothing for question rows, and only steps that are over."""
+    own = steps[step_of[query]]
+    over = [] if own.segment == "question" else steps[: own.index]
+    chosen = [step for step in over if step.segment == ("question" if span == "question" else "thinking")]
+    if span == "last_steps":
+        chosen = chosen[-3:]
+    return [key for step in chosen for key in range(step.start, step.stop)]
+
+
+def pasta_row(row, keys, alpha):
+    """Zhang et al., equation 2: A / C in the span, alpha A / C outside it. C makes the row sum to 1."""
+    scaled = [float(p) * (1 if key in keys else alpha) for key, p in enumerate(row)]
+    return torch.tensor([p / sum(scaled) for p in scaled], dtype=row.dtype)
+
+
+def spotlight_row(row, keys, psi):
+    """Venkateswaran and Contractor: a bias of log(psi / share) on the span's scores, then a softmax."""
+    share = sum(float(row[key]) for key in keys)
+    scores = row.double().log()
+    if 0 < share < psi:
+        for key in keys:
+            scores[key] += math.log(psi / share)
+    return scores.softmax(-1).to(row.dtype)
+
+
+def tempered_row(row, tau):
+    """The softmax of the row's scores divided by tau."""
+    return (row.double().log() / tau).softmax(-1).to(row.dtype)
+
+
+def emphasised_model(patterns, trace, rule, span):
+    """One layer's attention pattern, `head query key`, with `rule(row, keys)` applied to the rows that have a span."""
+    result, step_of = patterns.clone(), trace.step_of.tolist()
+    for head, query in itertools.product(range(patterns.shape[0]), range(patterns.shape[1])):
+        keys = emphasised_keys(query, trace.steps, step_of, span)
+        if keys:
+            result[head, query, : query + 1] = rule(patterns[head, query, : query + 1], keys)
+    return result

@@ -143,6 +143,16 @@ CALLS = {
     "Trace.from_tokens model": (lambda t: Trace.from_tokens(t["raw"], [1, 2]), "model.tokenizer"),
     "read_traces name": (lambda t: stepsal.read_traces("a.jsonl", "gpt2"), r"stepsal.load_tokenizer\('gpt2'\)"),
     "read_traces paths": (lambda t: stepsal.read_traces(["a.jsonl"], t["tokenizer"]), "expected the path"),
+    "Trace.from_text meta": (lambda t: Trace.from_text(t["tokenizer"], "2+2?", "4", meta=["a"]), r"\{'name': value\}"),
+    "Trace.from_tokens meta": (lambda t: Trace.from_tokens(t["tokenizer"], [20, 21], meta="a"), r"\{'name': value\}"),
+    "Trace.from_text id": (lambda t: Trace.from_text(t["tokenizer"], "2+2?", "4", id=5), r"Give str\(id\)"),
+    **{
+        f"Trace.from_tokens prompt_tokens {given!r}": (
+            lambda t, given=given: Trace.from_tokens(t["tokenizer"], [20, 21, 22], prompt_tokens=given),
+            "prompt_tokens=.* must be a whole number, at least 1",
+        )
+        for given in ("1", 1.0, True, 0)
+    },
     "Trace.from_text tokens": (lambda t: Trace.from_text(t["tokenizer"], "2+2?", [1, 2]), "Trace.from_tokens"),
     # the rest
     "sweep config": (lambda t: stepsal.sweep(3, out=t["folder"]), "a TOML file or a dictionary"),

@@ -165,11 +165,14 @@ class Spelling:
 
 _WORD = r"[A-Za-z%µμΩ][A-Za-z.]*"
 _UNIT = re.compile(
-    r"^(?P<value>.*[\d})])(?:\s*(?:\\(?:text|textrm|mathrm|mbox|mathit|textbf|mathbf|operatorname)\s*\{\s*(?P<typeset>[^{}]*?)\s*\}"
-    r"(?P<power>\s*\^\s*(?:\{\s*-?\d\s*\}|\d))?|\^\s*\{?\s*\\circ\s*\}?\s*(?P<scale>[CF]?)|\\degree(?![A-Za-z]))"
+    r"^(?P<value>.*(?:[\d})]|\\pi))"
+    r"(?:\s*(?:\\(?:text|textrm|mathrm|mbox|mathit|textbf|mathbf|operatorname)\s*\{\s*(?P<typeset>[^{}]*?)\s*\}"
+    r"(?P<power>\s*\^\s*(?:\{\s*-?\d\s*\}|\d))?"
+    r"|\^\s*\{?\s*\\circ\s*\}?\s*(?:\\(?:text|mathrm)\s*\{)?\s*(?P<scale>[CF]?)\s*\}?|\\degree(?![A-Za-z]))"
     r"|(?P<joined>mm|cm|km|mg|kg|ml|ft|min|ms)"
     rf"|\s+(?P<words>(?:{_WORD})(?:[\s/*]+(?:{_WORD}))*(?:\^\{{?-?\d\}}?)?))\s*$"
 )
+_UNIT_FRACTION = re.compile(r"\}\s*/\s*\\(?:text|textrm|mathrm)\s*\{(?=[^{}]*\}(?:\s*\^\s*(?:\{\s*-?\d\s*\}|\d))?\s*$)")
 _CURRENCY = re.compile(r"^(-?)\s*(\\\$|\$|€|£|¥|US\\?\$)\s*(?=[\d.])")
 _NAMES = {
     "mm": "millimeter millimetre",
@@ -195,6 +198,8 @@ _NAMES = {
     "ml": "milliliter millilitre",
     "l": "liter litre",
     "degree": "deg °",
+    "degreec": "celsius degreecelsius",
+    "degreef": "fahrenheit degreefahrenheit",
     "radian": "rad",
     "cent": "¢",
     "$": "dollar usd",
@@ -216,7 +221,7 @@ def spelling(text: str) -> Spelling:
     unit = ""
     if money := _CURRENCY.match(value):
         unit, value = money[2].replace("\\", "").removeprefix("US"), value[: money.end(1)] + value[money.end() :]
-    elif found := _UNIT.match(value):
+    elif found := _UNIT.match(_UNIT_FRACTION.sub("/", value)):
         words = next((found[name] for name in ("typeset", "words", "joined") if found[name] is not None), None)
         words = "degree" + (found["scale"] or "") if words is None else words + (found["power"] or "")
         if not re.search(r"\b(?:or|and)\b|[\d=]$(?<!\^\d)", words) or found["power"]:
@@ -244,6 +249,12 @@ def _known(unit: str) -> bool:
     return all(part in _NAMES for part in unit.partition("^")[0].split("/"))
 
 
+def _differ(one: str, other: str) -> bool:
+    """Whether two units are known and not the same; degrees that do not say of which scale are those of any."""
+    angle = "degree" in (one, other) and one.startswith("degree") and other.startswith("degree")
+    return one != other and not angle and bool(one and other) and _known(one) and _known(other)
+
+
 def pairs_to_compare(expected: str, given: str) -> list[tuple[str, str]]:
     r"""The spellings of two answers to compare as expressions: as they stand, then without what only one of them says.
 
@@ -254,8 +265,7 @@ def pairs_to_compare(expected: str, given: str) -> list[tuple[str, str]]:
     """
     one, other = spelling(expected), spelling(given)
     pairs = [(one.text, other.text)]
-    differ = one.unit != other.unit and bool(one.unit and other.unit) and _known(one.unit) and _known(other.unit)
-    if not differ and (not one.variable or not other.variable or one.variable == other.variable):
+    if not _differ(one.unit, other.unit) and (not one.variable or not other.variable or one.variable == other.variable):
         pairs.append((one.value, other.value))
     return list(dict.fromkeys(pairs))
 

@@ -30,7 +30,7 @@ from stepsal.models.host import Model
 from stepsal.models.lookup import model_fingerprint, tokenizer_fingerprint
 from stepsal.traces.files import read_traces, rule_name, trace_line, write_traces
 from stepsal.traces.formats import FormatSpec, StepsSpec
-from stepsal.traces.prompt import encode_prompt, template_time
+from stepsal.traces.prompt import encode_prompt, prompt_record
 from stepsal.traces.trace import Trace
 
 
@@ -145,8 +145,7 @@ def _grade(model: Model, trace: Trace, question: Question, name: str, grader: st
     graded = grade_trace(model.tokenizer, question, trace, grader)
     known = {"length": question.length, "error": graded.error} | graded.record
     known |= {"task": asdict(question.gym)} if question.gym else {}
-    time = template_time(model.tokenizer, question.prompt)
-    known |= {"template_time": time.isoformat()} if time else {}
+    known |= prompt_record(model.tokenizer, question.prompt)
     meta = trace.meta | {key: value for key, value in known.items() if value is not None}
     return replace(trace, id=name, answer=question.answer, correct=graded.correct, meta=meta)
 

@@ -13,7 +13,7 @@ the model's host (`Host.decode`): Hugging Face's for a bridge.
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from stepsal.models.checks import a_model
 from stepsal.models.host import Model
 from stepsal.models.memory import free_bytes
 from stepsal.traces.formats import FormatSpec, StepsSpec
-from stepsal.traces.prompt import Prompt, encode_prompt
+from stepsal.traces.prompt import Prompt, encode_prompt, prompt_record
 from stepsal.traces.segment import question_length
 from stepsal.traces.trace import Trace, split_tokens, unopened
 
@@ -91,7 +91,9 @@ def generate(
     traces: dict[int, Trace] = {}
     with tqdm(total=len(prompts) * samples, desc="generating", unit="trace", disable=not progress) as bar:
         for batch in stream(model, encoded, decoding, interventions, format=format, steps=steps):
-            traces.update(batch)
+            for index, trace in batch.items():
+                made = prompt_record(model.tokenizer, prompts[index // samples])
+                traces[index] = replace(trace, meta=trace.meta | made)
             bar.update(len(batch))
     return [traces[index] for index in range(len(traces))]
 

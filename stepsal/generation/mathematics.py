@@ -69,7 +69,7 @@ def _extracted_letter(chosen: str, summary: str) -> Finding:
 def _extracted(expected: str, summary: str) -> Finding:
     """The finding for any other problem where nothing is boxed."""
     one = spelling(expected)
-    reply = _ask(extract=summary, expected=list(dict.fromkeys((one.text, one.value))))
+    reply = _ask(extract=re.sub(r"\\\$\s*(?=[\d.])", "", summary), expected=list(dict.fromkeys((one.text, one.value))))
     text, right = reply.get("text"), bool(reply.get("right"))
     if text and not right and "failed" not in reply:
         right = same_text(expected, text)

@@ -24,6 +24,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from numbers import Real
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from jaxtyping import Bool, Float
@@ -69,12 +70,14 @@ class PatternEdit(NamedTuple):
     pattern: the new pattern, in the precision of the old one.
     opportunity: the rows that could have been edited. active: the rows that were.
     measures: for each of the class's `measures` a number per row; the report shows its mean over the opportunities.
+    counts: for each of the class's `counts` the rows that count; the report shows how many of the opportunities do.
     """
 
     pattern: Float[Tensor, "batch head query key"]
     opportunity: Bool[Tensor, "batch _ query"]
     active: Bool[Tensor, "batch head query"]
     measures: Mapping[str, Float[Tensor, "batch head query"]]
+    counts: Mapping[str, Bool[Tensor, "batch head query"]] = MappingProxyType({})
 
 
 class HeadOutputEdit(NamedTuple):
@@ -165,6 +168,7 @@ class Intervention:
         neutral: the strength at which it does nothing at all.
         control_of: for a negative control, the intervention that it controls for.
         measures: the columns of `live.report()` in which it reports, beside opportunities and activations.
+        counts: more such columns, for numbers of rows.
 
     A class overrides `edit_pattern`, `edit_head_outputs` or both. Both must return new tensors and leave what they are given
     alone. Heads that are not chosen stay as they are whatever an edit returns as a plain tensor.
@@ -176,6 +180,7 @@ class Intervention:
     neutral: ClassVar[float] = 0.0
     control_of: ClassVar["type[Intervention] | None"] = None
     measures: ClassVar[tuple[str, ...]] = ()
+    counts: ClassVar[tuple[str, ...]] = ()
 
     if TYPE_CHECKING:  # fields of the dataclasses, whose order and defaults are theirs
         layers: LayerSpec

@@ -4,13 +4,21 @@ A query in the current group `S` has the bridge group `B` and the rest `O`. Thei
 and `|B|` are the numbers of their keys that the query can see.
 
 1. share  r = sqrt(|B| / (|B| + |S|)),     target  tau_B = min(r, tau_max)
-2. cap = (1 - p_O) * r  (`feasible="share"`; it leaves `S` its count share) or 1 - p_O - 1e-6  (`"clamp"`, the official code)
+2. cap = (1 - p_O) * r  (`feasible="share"`; it leaves `S` its count share) or 1 - p_O - e  (`"clamp"`), e = 1e-6
 3. Where 0 < p_B < min(tau_B, cap) and p_S > 0, `B` is scaled to that minimum, `S` is scaled to what is left of 1 - p_O, and `O`
    stays as it is.
 
 The result is the KL-closest row with those group masses. Where the probabilities of a row sum to less than 1 (an attention
 sink), the remainder belongs to `O`. The result is differentiable in the pattern. Source: method.md section 5; the paper's
 equations 5 to 8.
+
+`feasible="official"` is the authors' code to the letter. It has the cap of `"clamp"`, but adds e to every mass before it takes
+ratios, and then normalises the row again:
+
+    B is scaled by (target + e) / (p_B + e),  S by (1 - p_O - target + e) / (p_S + e);  then the row, O too, to its total
+
+where p_B < tau_B and p_S > e. So a bridge that holds less than e is lifted only in part (p_B = 0 not at all, while S is lowered
+all the same), and O changes. `"clamp"` is that code without the addition.
 """
 
 from dataclasses import dataclass
@@ -24,12 +32,12 @@ from stepsal.errors import InputError
 from stepsal.interventions.base import Intervention, PatternEdit, check_choice, is_number, option
 from stepsal.interventions.heads import HeadSpec
 from stepsal.interventions.layer_pass import LayerPass
+from stepsal.interventions.odds import TINY, TINY_MASS
 from stepsal.interventions.text_state import THINKING
 from stepsal.models.layer_choice import LayerSpec
 
-SCOPES, FEASIBLE = ("segment", "step"), ("share", "clamp")
+SCOPES, FEASIBLE = ("segment", "step"), ("share", "clamp", "official")
 EPSILON = 1e-6  # as in the official code
-TINY = torch.finfo(torch.float32).tiny  # a mass below this cannot be scaled up exactly, so it counts as zero
 _NO_SEGMENT = -9  # no token belongs to this segment
 
 GroupMasks = tuple[Bool[Tensor, "batch query key"], Bool[Tensor, "batch query key"]]
@@ -50,7 +58,8 @@ class OddsEqualBridge(Intervention):
             layer; chosen layers that it does not mention keep all their heads. The field keeps them as tuples.
         tau_max: the upper limit of the target, in [0, 1). 0 changes nothing at all.
         scope: `segment` (the paper) or `step`.
-        feasible: `share` or `clamp` (the official code); see the equations above.
+        feasible: `share`, `clamp` (the official code's target, reached exactly) or `official` (the official code to the
+            letter); see the equations above.
         bos_in_bridge: whether the first token, an attention sink in most models, can belong to the bridge group.
 
     Raises `InputError` for other values. Source: the paper's equations 5 to 8.
@@ -63,6 +72,7 @@ class OddsEqualBridge(Intervention):
     label: ClassVar[str] = "OEB"
     strength: ClassVar[str | None] = "tau_max"
     measures: ClassVar[tuple[str, ...]] = ("mean_bridge_before", "mean_bridge_after")
+    counts: ClassVar[tuple[str, ...]] = ("lifted_from_tiny",)
 
     layers: LayerSpec = "shallow"
     heads: HeadSpec = None
@@ -90,7 +100,8 @@ class OddsEqualBridge(Intervention):
         edited = bridge_pattern(pattern, groups, self.tau_max, self.feasible, heads)
         after = torch.where(edited.active, edited.target, edited.before)
         measures = {"mean_bridge_before": edited.before, "mean_bridge_after": after}
-        return PatternEdit(edited.pattern, groups.opportunity, edited.active, measures)
+        counts = {"lifted_from_tiny": edited.active & (edited.before < TINY_MASS)}
+        return PatternEdit(edited.pattern, groups.opportunity, edited.active, measures, counts)
 
     def idle_reason(self) -> str:
         """Why the bridge may never have acted."""
@@ -256,17 +267,24 @@ def bridge_pattern(
     before = (pattern * groups.bridge).sum(-1, dtype=wide)
     own = (pattern * groups.current).sum(-1, dtype=wide)
     reach = before + own  # 1 - p_O
-    cap = reach * groups.share if feasible == "share" else torch.minimum(reach - EPSILON, groups.share)
-    target = cap.clamp(max=tau_max)
-    active = (before < target) & (torch.minimum(before, own) >= TINY)
+    if feasible == "official":
+        target = torch.minimum(groups.share.clamp(max=tau_max), reach - EPSILON).clamp(min=EPSILON)
+        active = (before < groups.share.clamp(max=tau_max)) & (torch.minimum(reach, own) > EPSILON) & groups.opportunity
+    else:
+        cap = reach * groups.share if feasible == "share" else torch.minimum(reach - EPSILON, groups.share)
+        target = cap.clamp(max=tau_max)
+        active = (before < target) & (torch.minimum(before, own) >= TINY)
     if heads is not None:
         active = active & heads[:, None]
-    from_before, from_own = before, own
+    from_before, from_own, smoothing = before, own, EPSILON if feasible == "official" else 0.0
     if pattern.requires_grad:  # inactive rows are divided by 1, since a division by zero would spoil the gradient
         from_before, from_own = torch.where(active, before, 1.0), torch.where(active, own, 1.0)
-    lift = torch.where(active, target / from_before, 1.0)
-    lower = torch.where(active, (reach - target) / from_own, 1.0)
+    lift = torch.where(active, (target + smoothing) / (from_before + smoothing), 1.0)
+    lower = torch.where(active, (reach - target + smoothing) / (from_own + smoothing), 1.0)
     # For each key two of the three products are zero, so the sum is exact, and it is 1 outside both groups.
     factor = torch.addcmul(groups.rest.to(wide), lift[..., None], groups.bridge.to(wide))
     factor = torch.addcmul(factor, lower[..., None], groups.current.to(wide))
+    if feasible == "official":  # what the sums of the two groups are off by is taken from, or given to, the whole row
+        total = torch.where(active, 1 - reach + lift * before + lower * own, 1.0)
+        factor, target = factor / total[..., None], lift * before / total
     return Bridged((pattern * factor).to(pattern.dtype), active, before.detach(), target.detach())

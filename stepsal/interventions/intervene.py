@@ -56,9 +56,9 @@ def intervene(
     """Apply interventions to every forward pass of the model inside the context, however it is run.
 
     A teacher-forced pass over whole traces, a hand-written loop over a cache (chunks or single tokens), `hf_generate`, the
-    model's `generate` and `step_saliency` all work, batches with an attention mask too; padding without one is left out of the
-    text, too, but the model itself reads it. Not followed: beam search, which reorders the cache; two sequences decoded in
-    turns; cropped and static caches (refused).
+    model's `generate` and `step_saliency` all work, batches with an attention mask too; padding before the text and after its
+    end is left out without one, too, but the model itself reads it. Not followed: beam search, which reorders the cache; two
+    sequences decoded in turns; cropped and static caches (refused).
 
     Args:
         model: a `TransformerBridge`, from `load_model` or booted by you, or a `HookedTransformer` of TransformerLens 3.9; its
@@ -108,7 +108,7 @@ class Interventions:
         self._n_heads = size.heads
         self.interventions, self.format, self.steps = interventions, format, steps
         self._heads = [each.heads_by_layer(size.layers, size.heads, attention) for each in interventions]
-        self._follower = Follower(model.tokenizer, format, steps, self._host.end_tokens())
+        self._follower = Follower(model.tokenizer, format, steps, self._host.stop_tokens(), self._host.pad_tokens())
         self._activities = {(index, layer): Activity() for index, each in enumerate(self._heads) for layer in each}
         self._running = RunningPass(self._refuse)
         self._tokens: Tensor | None = None  # of the pass that is running, until the first scores are seen
@@ -254,8 +254,11 @@ class Interventions:
           momentum the first tokens of steps that may receive. activations: how many of them were changed.
         - mean_bridge_before, mean_bridge_after: the bridge group's mass (of a starvation: the starved keys'), over the
           opportunities.
+        - lifted_from_tiny: how many rows a bridge or `SpotLight` lifted from a mass below 1e-4.
         - mean_injected_norm: norm of what was added relative to the head output's, over the activations.
-        - a column for each measure of the other interventions that are defined.
+        - mean_span_before, mean_span_after: the mass of the span that `Pasta` or `SpotLight` emphasises, likewise.
+        - mean_entropy_before, mean_entropy_after: of the rows of `AttentionTemperature`, in nats, likewise.
+        - a column for each measure and count of the other interventions that are defined.
 
         A number that an intervention does not have is NaN.
         """

@@ -238,7 +238,7 @@ def _value_weights(text: PassState, window: int | None) -> ValueWeights:
                 count = len(chosen)
             elif text.open_before[row] == opening.step - 1 and text.held_before[row]:
                 count += int(text.held_before[row]) - 1
-            weights[row, size + event, chosen] = 1 / count
+            weights[row, size + event, chosen] = 1 / max(1, count)
     return ValueWeights(torch.from_numpy(weights).to(text.device), size)
 
 

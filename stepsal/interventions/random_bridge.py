@@ -44,12 +44,12 @@ class RandomBridge(OddsEqualBridge):
     def _masks(self, at: LayerPass, visible: Bool[Tensor, "batch query key"]) -> GroupMasks:
         bridge, current = super()._masks(at, visible)
         positions = at.text.positions(visible.shape[2]).clamp(min=0)
-        priority = _priorities(self.seed, 1 << int(positions.max()).bit_length()).to(visible.device)
+        priority = priorities(self.seed, 1 << int(positions.max()).bit_length()).to(visible.device)
         return random_groups(bridge, current, priority[positions.to(visible.device)])
 
 
 @lru_cache(maxsize=16)
-def _priorities(seed: int, length: int) -> Float[Tensor, " position"]:
+def priorities(seed: int, length: int) -> Float[Tensor, " position"]:
     """The ranks of random numbers. Each number is drawn for its position alone, so their order stays in longer texts."""
     numbers = [np.random.default_rng((seed, position)).random() for position in range(length)]
     return torch.from_numpy(np.argsort(np.argsort(numbers))).to(torch.float32)

@@ -16,8 +16,8 @@ _TOGETHER = 64
 
 
 def report_columns() -> list[str]:
-    """The columns of `live.report()`: where, what, how often, and every measure of every intervention that is defined."""
-    measures = dict.fromkeys(name for kind in INTERVENTIONS.values() for name in kind.measures)
+    """The columns of `live.report()`: where, what, how often, and what the interventions that are defined measure and count."""
+    measures = dict.fromkeys(name for kind in INTERVENTIONS.values() for name in (*kind.measures, *kind.counts))
     return ["layer", "head", "part", "opportunities", "activations", *measures]
 
 
@@ -27,6 +27,7 @@ class RowEdits(NamedTuple):
     opportunity: Tensor
     active: Tensor
     measures: Mapping[str, Tensor]
+    counts: Mapping[str, Tensor]
 
 
 class Activity:
@@ -41,13 +42,15 @@ class Activity:
         self._outputs: list[Mapping[str, Tensor]] = []  # measures of head outputs that are not in the sums yet
         self._output_sums: dict[str, Tensor] = {}  # measure -> head
         self._rows: list[RowEdits] = []  # pattern edits that are not in the sums yet
-        self._row_sums: dict[str, Tensor] = {}  # opportunities, activations, measures -> head
+        self._row_sums: dict[str, Tensor] = {}  # opportunities, activations, measures, counts -> head
+        self._counts: set[str] = set()  # which of these sums are numbers of rows
 
     def add_pattern_edit(self, edit: PatternEdit) -> None:
         """Count one forward pass's edit of a pattern."""
         if self._rows and len(self._rows[0].active) != len(edit.active):
             self._sum_up_rows()
-        self._rows.append(RowEdits(edit.opportunity, edit.active, edit.measures))  # without the pattern, which is large
+        # without the pattern, which is large
+        self._rows.append(RowEdits(edit.opportunity, edit.active, edit.measures, edit.counts))
         if len(self._rows) == _TOGETHER or edit.active.shape[2] > 1:
             self._sum_up_rows()
 
@@ -77,6 +80,7 @@ class Activity:
             opportunities = rows.pop("opportunities")
             found["opportunities"] += round(opportunities)
             found["activations"] += round(rows.pop("activations"))
+            found |= {name: round(rows.pop(name)) for name in self._counts}
             if opportunities:
                 found |= {name: total / opportunities for name, total in rows.items()}
         return found
@@ -87,9 +91,9 @@ class Activity:
         active, opportunity = (
             torch.cat([getattr(each, name) for each in self._rows], -1) for name in ("active", "opportunity")
         )
-        measures = {
-            name: torch.cat([each.measures[name] for each in self._rows], -1) for name in self._rows[0].measures
-        }
+        self._counts.update(self._rows[0].counts)
+        both = [{**each.measures, **each.counts} for each in self._rows]
+        measures = {name: torch.cat([each[name] for each in both], -1) for name in both[0]}
         self._rows = []
         numbers = {"opportunities": opportunity.expand_as(active), "activations": active}
         numbers |= {name: values * opportunity for name, values in measures.items()}

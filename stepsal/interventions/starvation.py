@@ -9,9 +9,9 @@ from torch import Tensor
 
 from stepsal.errors import InputError
 from stepsal.interventions.base import Intervention, PatternEdit, check_choice, is_number
-from stepsal.interventions.bridge import TINY, Bridged
 from stepsal.interventions.heads import HeadSpec
 from stepsal.interventions.layer_pass import LayerPass
+from stepsal.interventions.odds import scale_odds
 from stepsal.interventions.text_state import CODES, QUESTION, THINKING
 from stepsal.models.layer_choice import LayerSpec
 
@@ -68,9 +68,8 @@ class Starvation(Intervention):
             at.shared[name] = self._starved(at, visible.shape[2])
         starved = at.shared[name].to(pattern.device) & visible
         heads = None if at.heads is None else at.heads.to(pattern.device)
-        edited = starve_pattern(pattern, starved[:, None], self.odds, heads)
-        after = torch.where(edited.active, edited.target, edited.before)
-        measures = {"mean_bridge_before": edited.before, "mean_bridge_after": after}
+        edited = scale_odds(pattern, starved[:, None], self.odds, heads)
+        measures = {"mean_bridge_before": edited.before, "mean_bridge_after": edited.after}
         return PatternEdit(edited.pattern, starved.any(-1)[:, None], edited.active, measures)
 
     def idle_reason(self) -> str:
@@ -91,31 +90,3 @@ class Starvation(Intervention):
         for opening in text.openings:
             opens[opening.row, opening.query] = opening.segment == THINKING
         return (segments == THINKING) & earlier & opens[..., None]
-
-
-def starve_pattern(
-    pattern: Float[Tensor, "batch head query key"],
-    starved: Bool[Tensor, "batch 1 query key"],
-    odds: float,
-    heads: Bool[Tensor, " head"] | None = None,
-) -> Bridged:
-    """The pattern with the odds of the starved keys multiplied by `odds`, in some of the heads.
-
-    `before` and `target` of the result are the mass of the starved keys. A row that can read nothing else stays as it is.
-
-    >>> row, starved = torch.tensor([0.5, 0.5]), torch.tensor([True, False])
-    >>> starve_pattern(row[None, None, None], starved[None, None, None], 0.25).pattern.flatten()
-    tensor([0.2000, 0.8000])
-    """
-    wide = torch.promote_types(pattern.dtype, torch.float32)
-    total = pattern.sum(-1, dtype=wide)
-    before = torch.where(starved, pattern, 0.0).sum(-1, dtype=wide)
-    left = torch.where(starved, pattern * odds, pattern).sum(
-        -1, dtype=wide
-    )  # a difference to `before` would not be exact
-    active = (before > 0) & (left >= TINY)
-    if heads is not None:
-        active = active & heads[:, None]
-    scale = torch.where(active, total / torch.where(active, left, 1.0), 1.0)
-    factor = torch.where(starved & active[..., None], odds * scale[..., None], scale[..., None])
-    return Bridged((pattern * factor).to(pattern.dtype), active, before.detach(), (odds * scale * before).detach())

@@ -5,9 +5,9 @@ segment and step of every token so far, and the steps that the tokens of this pa
 
 1. A pass of `n` tokens with `n` keys begins new sequences. A pass with more keys goes on at the end of the cache.
 2. A token that may not attend to itself is padding, as the attention mask of a left- or right-padded batch says. Without a
-   mask, padding is a token that fills sequences before the text, or after the token that ends it (the model's own output is
-   wrong then, as it reads the padding). A token that ends or fills a sequence, right after another such token, is what
-   `generate` feeds to a finished row. It is left out too.
+   mask (the model's own output is wrong then, as it reads the padding), the rule is that of `Trace.from_tokens`: padding before
+   the text is left out, and so are the end tokens and the padding that follow an end token, as `generate` feeds them to a
+   finished row. If text follows those after all, they were text. Padding anywhere else is text.
 3. Every other token goes to the `Segmenter` of its row, which finds the same causal steps as in a `Trace`. A token that is
    undecided when it is read (`stepsal.traces.segment`) counts as question then: its own row stays as it is, whenever it is
    read. For the tokens after the decision it is a key of the segment that was decided.
@@ -63,7 +63,7 @@ class PassState:
         single: whether each row has exactly one token that is not padding, as in decoding.
         grows: whether `single` holds and each row sees one key more than in the pass before.
         new_steps: the step of each token of this pass, `batch length`.
-        open_before, held_before: for each row the step that was open before this pass, and the number of tokens it had.
+        open_before, held_before: for each row the step that was open before this pass, and how many tokens were read in it.
     """
 
     length: int
@@ -132,23 +132,25 @@ class _Row:
     def __init__(self, segmenter: Segmenter) -> None:
         self.segmenter = segmenter
         self.step = NONE
-        self.held = 0  # the number of tokens in the open step
-        self.ended = False  # whether the last token ends a sequence
+        self.held = 0  # the number of tokens that were read in the open step
+        self.ended = False  # whether the last token of the text ends a sequence
         self.first: int | None = None  # the column of the first token
+        self.fill: list[tuple[int, int]] = []  # the columns and tokens since then that are text if more text follows
         self.undecided: list[int] = []  # the columns of the last tokens as long as their segment is open
 
 
 class Follower:
     """Follows one batch of sequences. Its state is made anew whenever a new batch begins."""
 
-    def __init__(self, tokenizer: Tokenizer, format: FormatSpec, steps: StepsSpec, ends: frozenset[int]) -> None:
-        pad, end, bos = (getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "eos", "bos"))
-        self._pad = None if pad == bos else pad
-        self._only_pads = pad not in (end, bos)
+    def __init__(
+        self, tokenizer: Tokenizer, format: FormatSpec, steps: StepsSpec, ends: frozenset[int], pads: frozenset[int]
+    ) -> None:
+        self._pad, bos = (getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "bos"))
+        self._begins_with_pad = self._pad == bos
         self._segmenter = partial(Segmenter, tokenizer, format, steps)
         self._segmenter()  # this refuses an unknown format or step rule at once
         self.question_tokens: Sequence[int] | int | None = None  # of each row of the next batch, or of all rows
-        self._ends = ends
+        self._ends, self._fills = ends, ends | pads
         self._rows: list[_Row] = []
         self._end = 0
         self._kept = torch.zeros(0)  # the buffers: (segments, steps), batch, capacity
@@ -220,22 +222,41 @@ class Follower:
         return lengths
 
     def _push(self, index: int, row: _Row, query: int, token: int, codes: Any, openings: list[Opening]) -> None:
-        """Give a token to the segmenter of its row, and add what it says to `codes` and `openings`."""
-        if (row.ended and token in self._ends) or (token == self._pad and (self._only_pads or row.first is None)):
-            return
+        """Take in a token of a row, if it is text, and before it those that are text because of it."""
+        column = self._end + query
+        if row.first is None and token == self._pad:
+            row.fill = [(column, token)] if self._begins_with_pad else []
+        elif row.ended and token in self._fills:
+            row.fill.append((column, token))
+        else:
+            for earlier, fill in row.fill:
+                segment, step = self._read(index, row, query, earlier, fill, openings)
+                self._decided.append((index, earlier, segment, step))
+            row.fill = []
+            codes[0][index][query], codes[1][index][query] = self._read(index, row, query, column, token, openings)
+            row.held += 1
+
+    def _read(
+        self, index: int, row: _Row, query: int, column: int, token: int, openings: list[Opening]
+    ) -> tuple[int, int]:
+        """Give a token to the segmenter of its row: its segment and step. Add what it opens to `openings`."""
         row.ended = token in self._ends and row.first is not None
         if row.first is None:
-            row.first = self._end + query
+            row.first = column
         giver = CODES[row.segmenter.segment] if row.step >= 0 else NONE
         if opened := row.segmenter.push(token):
             row.step, row.held = row.step + 1, 0
+            if openings and (openings[-1].row, openings[-1].query) == (
+                index,
+                query,
+            ):  # of a step that has no other token
+                giver = openings.pop().giver
             openings.append(Opening(index, query, row.step, CODES[opened], giver))
             if row.segmenter.back:
                 held_back = row.undecided[-row.segmenter.back :]
                 self._decided += [(index, column, CODES[opened], row.step) for column in held_back]
-        row.undecided = [*row.undecided, self._end + query] if row.segmenter.undecided else []
-        row.held += 1
-        codes[0][index][query], codes[1][index][query] = CODES[row.segmenter.segment], row.step
+        row.undecided = [*row.undecided, column] if row.segmenter.undecided else []
+        return CODES[row.segmenter.segment], row.step
 
     def _check_cache(self, batch: int, length: int, keys: int, slides: bool) -> None:
         before = keys - length

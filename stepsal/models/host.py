@@ -223,9 +223,9 @@ class Host(ABC):
         """Tokens that end a sequence, of the tokenizer and of the generation settings."""
         return self._special_tokens("eos_token_id")
 
-    def end_tokens(self) -> frozenset[int]:
-        """Tokens that end a sequence or fill it up after its end."""
-        return self._special_tokens("eos_token_id") | self._special_tokens("pad_token_id")
+    def pad_tokens(self) -> frozenset[int]:
+        """Tokens that fill a sequence up, of the tokenizer and of the generation settings."""
+        return self._special_tokens("pad_token_id")
 
     def _special_tokens(self, name: str) -> frozenset[int]:
         ids: list[int] = []

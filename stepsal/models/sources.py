@@ -131,7 +131,8 @@ def _in_the_cache(name: str, cause: Exception) -> str:
     try:
         return snapshot_download(name, local_files_only=True)
     except Exception as error:  # as above
-        reason = str(cause).strip().splitlines()[0][:200] if str(cause).strip() else type(cause).__name__
-        raise FileError(
-            f"{name!r}: no such folder, and the hub cannot be reached ({ENDPOINT}: {reason}). {_GIVE}"
-        ) from error
+        said = getattr(cause, "response", None)  # it was reached, and has no answer to give now
+        status = None if said is None else f"{said.status_code} {getattr(said, 'reason_phrase', '')}".strip()
+        reason = status or str(cause).strip().partition("\n")[0][:200] or type(cause).__name__
+        what = "cannot be reached" if status is None else "answers with an error"
+        raise FileError(f"{name!r}: no such folder, and the hub {what} ({ENDPOINT}: {reason}). {_GIVE}") from error

@@ -96,6 +96,17 @@ def template_time(tokenizer: Tokenizer, prompt: Prompt) -> datetime | None:
         ) from error
 
 
+def prompt_record(tokenizer: Tokenizer, prompt: Prompt | None) -> dict[str, str]:
+    """What a trace's `meta` says of how its prompt was made: `template_time`, where the template writes a time.
+
+    >>> from stepsal import load_tokenizer
+    >>> prompt_record(load_tokenizer(), "2+2?")
+    {}
+    """
+    time = None if prompt is None else template_time(tokenizer, prompt)
+    return {} if time is None else {"template_time": time.isoformat()}
+
+
 def _with_time(tokenizer: Any, time: datetime, tools: Any) -> str:
     """The tokenizer's template, with a fixed time in the place of the clock."""
     template = str(tokenizer.get_chat_template(None, tools))
@@ -230,8 +241,19 @@ def tokens_within(tokenizer: Tokenizer, tokens: Sequence[int], characters: int) 
 
 def _missing_bos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
     """The BOS as a list, where the tokenizer puts one before a text by default and the ids have none; else an empty list."""
+    bos = [tokenizer.bos_token_id] if begins_with_bos(tokenizer) else []  # type: ignore[attr-defined]
+    return [] if ids[:1] == bos else bos
+
+
+def begins_with_bos(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer puts a BOS before a text by default.
+
+    >>> from stepsal import load_tokenizer
+    >>> begins_with_bos(load_tokenizer())
+    False
+    """
     bos = getattr(tokenizer, "bos_token_id", None)
-    return [bos] if bos is not None and ids[:1] != [bos] == list(tokenizer.encode("a"))[:1] else []
+    return bos is not None and list(tokenizer.encode("a"))[:1] == [bos]
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:

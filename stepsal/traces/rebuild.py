@@ -70,7 +70,7 @@ def put_together(
     pair = pair or _named_pair(tokenizer, pairs, format, needed=bool(reasoning))
     if pair is None or (not reasoning and (started or inside)):
         return Rebuilt(content)
-    reasoning, whole = _without_markers(pair, reasoning, content)
+    reasoning, content, whole = _without_markers(pair, reasoning, content)
     if whole:
         return Rebuilt(content)
     name = next(each.name for each in formats if pair in each.markers) if inside and format == "auto" else ""
@@ -119,8 +119,9 @@ def _after_closed_thinking(closing: str, reasoning: str, content: str) -> Rebuil
     return Rebuilt(reasoning if reasoning.strip() else content, False, "", "")
 
 
-def _without_markers(pair: Pair, reasoning: str, content: str) -> tuple[str, bool]:
-    """The thinking without the markers that the server left around it, and whether the content has it all, with markers."""
+def _without_markers(pair: Pair, reasoning: str, content: str) -> tuple[str, str, bool]:
+    """Thinking and answer without the markers that the server left around the thinking, and whether the content has it all,
+    with markers."""
     inner = reasoning
     if (at := find_marker(pair[0], inner.lstrip())) and at[0] == 0:
         inner = inner.lstrip()[at[1] :]
@@ -130,9 +131,12 @@ def _without_markers(pair: Pair, reasoning: str, content: str) -> tuple[str, boo
     opened = find_marker(pair[0], content)
     if reasoning and closed:
         begin = opened[1] if opened and opened[1] <= closed[0] and not content[: opened[0]].strip() else 0
-        if _bare(content[begin : closed[0]]) == _bare(inner):
-            return inner, True
-    return inner, False
+        between = _bare(content[begin : closed[0]])
+        if between == _bare(inner):
+            return inner, content, True
+        if not between:  # the server left the closing marker in the answer, or a pair with nothing in it
+            return inner, content[closed[1] :], False
+    return inner, content, False
 
 
 def _named_pair(tokenizer: Tokenizer, pairs: list[Pair], format: FormatSpec, *, needed: bool) -> Pair | None:

@@ -18,11 +18,12 @@ from stepsal.traces.formats import FORMATS, FormatSpec, StepsSpec, find_marker
 from stepsal.traces.messages import Said, field, read_message
 from stepsal.traces.prompt import (
     Prompt,
+    begins_with_bos,
     encode_prompt,
+    prompt_record,
     prompt_text,
     shown,
     starts_thinking,
-    template_time,
     tokens_within,
 )
 from stepsal.traces.rebuild import (
@@ -57,7 +58,7 @@ def trace_of(
         return _of_ids(record, tokenizer, prompt, keep)
     prompt_ids = field(record, "prompt_token_ids", list)
     if prompt_ids is None:
-        _require_prompt(prompt, record)
+        _check_prompt_options(record, tokenizer, _require_prompt(prompt, record))
     refuse_unread_texts(record)
     if left_out := record.get("left_out"):
         raise InputError(
@@ -78,10 +79,23 @@ def _kept(record: dict[str, Any], tokenizer: Tokenizer, prompt: Prompt | None) -
     id = "" if id is None else str(id)
     if any("\ud800" <= character <= "\udfff" for character in id):
         raise InputError(f"the id {id!r} has half a surrogate pair, which is no character: give the trace another id")
-    time = None if prompt is None else template_time(tokenizer, prompt)
-    if time is not None:
-        meta = {**(meta or {}), "template_time": time.isoformat()}
+    if made := prompt_record(tokenizer, prompt):
+        meta = {**(meta or {}), **made}
     return {"id": id, "answer": record.get("answer"), "correct": field(record, "correct", bool), "meta": meta}
+
+
+def _check_prompt_options(record: dict[str, Any], tokenizer: Tokenizer, prompt: Prompt) -> None:
+    """Refuse what a request asked of its prompt's tokens, where that is not what a prompt's tokens are by default."""
+    name, cut, special = "", record.get("truncate_prompt_tokens"), record.get("add_special_tokens")
+    if cut not in (None, -1):
+        name = "truncate_prompt_tokens"
+    elif isinstance(special, bool) and special != isinstance(prompt, str) and begins_with_bos(tokenizer):
+        name = "add_special_tokens"
+    if name:
+        raise InputError(
+            f"the request asked with {name}={shown(record[name])} for other tokens of its prompt than the text gives: give the "
+            "ids that the model saw as 'prompt_token_ids' (in a request to vLLM, \"return_token_ids\": true)"
+        )
 
 
 def _prompt(record: dict[str, Any]) -> Prompt | None:

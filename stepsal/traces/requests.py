@@ -13,6 +13,8 @@ from stepsal.traces.prompt import REQUEST_FIELDS, shown
 NATIVE_PROMPTS = frozenset({"input_ids", "text", "inputs"})
 """What SGLang's /generate and others call the prompt; beside an answer, such a field may be anything."""
 PROMPT_FIELDS = frozenset((*REQUEST_FIELDS, *names("prompt input instructions system extra_body functions")))
+PROMPT_OPTIONS = ("truncate_prompt_tokens", "add_special_tokens")
+"""Options without text that change the prompt's tokens."""
 OPTIONS = names(
     "model user stop metadata response_format tool_choice stream_options service_tier provider models route transforms plugins "
     "extra_headers headers options format keep_alive guided_json guided_regex guided_choice guided_grammar "

@@ -35,11 +35,16 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_NEVER_LAST = _words("Mr Mrs Ms Dr Prof vs cf viz eg ie wrt aka e.g i.e w.r.t s.t a.k.a c.f resp approx")
+_NEVER_LAST = _words(
+    "Mr Mrs Ms Dr Prof vs cf viz eg ie wrt aka e.g i.e w.r.t s.t a.k.a c.f resp approx "
+    "bzw vgl sog ggf evtl bspw d.h z.b u.a o.b.d.a abb gl nr kap bd "  # German
+    "Mme Mlle MM p.ex Sr Sra Srta Dra Lic pág págs núm p.ej Sig Dott "  # French, Spanish, Portuguese, Italian
+    "т.е т.к т.н рис стр табл гл напр np tzn tzw tj bijv d.w.z bl.a t.ex"  # Russian, Polish, Dutch, Swedish
+)
 _RARELY_LAST = _words(
     "eq eqs eqn eqns fig figs sec sect ch chap thm lem prop cor def defn ex ref refs tab vol no nos p pp art num ver "
     "etc al ph.d st inc ltd co corp dept univ ave blvd mt jr sr gen gov sen rep rev capt lt col sgt "
-    "jan feb mar apr jun jul aug sep sept oct nov dec est ca incl esp misc avg"
+    "jan feb mar apr jun jul aug sep sept oct nov dec est ca incl esp misc avg ft lb lbs oz yd sq hr hrs"
 )
 _STARTERS = _words(
     "A After All Also Alternatively And Another Are As At Because But By Can Check Compute Consider Could Does Each "
@@ -49,7 +54,8 @@ _STARTERS = _words(
 )
 _WORD = re.compile(r"[^\W\d_](?:[^\W\d_]|\.(?=[^\W\d_]))*$")
 _FIRST_WORD = re.compile(r"[\"'“‘(\[*_]*([^\W\d_]+)")
-_ITEM_NUMBER = re.compile(r"(?:^|[\r\n])[\s>#*]*[(\[]?\d{1,3}$")
+_NUMERAL = r"(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{2,5})"  # of a list's item
+_ITEM_NUMBER = re.compile(rf"(?:^|[\r\n])[\s>#*]*[(\[]?{_NUMERAL}$")
 _FACTORIAL = re.compile(r"(?:\d|[)\]}]|(?<![^\W\d_])[a-z])!$")
 
 _DELIMITER = re.compile(
@@ -59,11 +65,16 @@ _DISPLAY = re.compile(r"\\\[|\$\$|\\begin\{(?:align|equation|gather|multline|eqn
 _FENCE = re.compile(r"\s*(?:[-*+]\s+|\d{1,3}[.)]\s+)?(`{3,}|~{3,})([^`]*)$")
 _FENCE_END = re.compile(r"\s*(`{3,}|~{3,})\s*$")
 _HEADING = re.compile(r"\s*(?:#{1,6}\s|\*\*[^*]+\*\*[:.]?\s*$|__[^_]+__[:.]?\s*$)")
-_ITEM = re.compile(r"\s*(?:[-*+•‣◦▪·]|\d{1,3}[.)]|\(?[a-zA-Z0-9]{1,3}\)|\[\d{1,3}\])\s")
-_ITEM_BEGINS = re.compile(
-    r"(?:[-*+•‣◦▪]|\d{1,3}[.)]|\(?[a-zA-Z0-9]{1,3}\))\s|[-*+•‣◦▪]$|\*\*|#{1,6}(?:\s|$)|`{3}|~{3}|\\$"
+_BULLETS = "-*+•‣◦▪–●○■□◆◇▶►➤✓✔✗✘☐☑"
+_CIRCLED = "①-⑳⑴-⑽"
+_ITEM = re.compile(
+    rf"\s*(?:[{_BULLETS}·]|{_NUMERAL}\.|\d{{1,3}}\)|\(?[a-zA-Z0-9]{{1,3}}\)|\[\d{{1,3}}\])\s"
+    rf"|\s*(?:[{_CIRCLED}]|[（(]?[\d一二三四五六七八九十]{{1,3}}[、）．])"
 )
-_ITEM_MAY_BEGIN = re.compile(r"\(?\d{0,3}[.)]?$")
+_ITEM_BEGINS = re.compile(
+    rf"(?:[{_BULLETS}]|\d{{1,3}}[.)]|\(?[a-zA-Z0-9]{{1,3}}\))\s|[{_BULLETS}]$|[{_CIRCLED}]|\*\*|#{{1,6}}(?:\s|$)|`{{3}}|~{{3}}|\\$"
+)
+_ITEM_MAY_BEGIN = re.compile(r"[（(]?(?:\d{0,3}|[一二三四五六七八九十]{1,3})[.)、）．]?$")
 
 
 class StepText:
@@ -234,7 +245,7 @@ def _opens_line_of_its_own(step: StepText, lead: str, said: str) -> bool:
         return True
     if step.in_item and not step.indent(lead):
         return True
-    after = step.in_item or step.tail.rstrip(_CLOSERS)[-1:] in {*".!?:;", *_UNSPACED}
+    after = step.in_item or step.tail.rstrip(_CLOSERS)[-1:] in {*".!?:;：；", *_UNSPACED}
     return after and bool(_ITEM_MAY_BEGIN.match(said))
 
 

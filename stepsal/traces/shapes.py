@@ -27,6 +27,7 @@ from stepsal.traces.requests import (
     NATIVE_PROMPTS,
     OPTIONS,
     PROMPT_FIELDS,
+    PROMPT_OPTIONS,
     chat_messages,
     left_out_thinking,
     prompt_of,
@@ -50,6 +51,7 @@ _DATA = sorted(
     )
 )
 """Fields about the problem or the run, which are kept in `meta`."""
+_BESIDE = "object that the request is in"
 _READ = frozenset({*_IDS, *_OURS, *_TRANSPORT, *_ABOUT, *_DATA, *PROMPT_FIELDS, *OPTIONS})
 # Fields that are read where their values are of these kinds.
 _BY_KIND = {
@@ -97,7 +99,8 @@ def answers(record: dict[str, Any], id: str, requests: Mapping[str, dict[str, An
     as_chat = server is not None and server[2] and (answer is not record or _BY_OLLAMA(answer))
     several = len(choices) > 1
     return [
-        _choice(choice, answer, request, record, as_chat) | {"id": f"{id}-{index}" if several else id}
+        _choice(choice, answer, request, record, as_chat=as_chat, apart=given is not record)
+        | {"id": f"{id}-{index}" if several else id}
         for index, choice in enumerate(choices)
     ]
 
@@ -207,9 +210,9 @@ _SERVERS: tuple[tuple[Callable[[dict[str, Any], bool], bool], Callable[[dict[str
 
 # --- answers ---------------------------------------------------------------------------------------------------------
 def _choice(
-    choice: Any, answer: dict[str, Any], request: dict[str, Any], record: dict[str, Any], as_chat: bool
+    choice: Any, answer: dict[str, Any], request: dict[str, Any], record: dict[str, Any], *, as_chat: bool, apart: bool
 ) -> dict[str, Any]:
-    """One of the choices of a server's response, with the prompt that it answers."""
+    """One of the choices of a server's response, with the prompt that it answers. `apart`: the request is another object."""
     if not isinstance(choice, dict) or not isinstance(choice.get("message", choice.get("text")), dict | str):
         raise InputError(
             f"a choice needs a 'message' or a 'text', found {shown(choice)}: the pieces of a stream are not put together"
@@ -224,7 +227,12 @@ def _choice(
     else:  # OpenRouter's completions have the thinking beside the text
         found = {"content": choice.get("text")} | {name: choice[name] for name in MESSAGE_FIELDS if name in choice}
     found["about"] = {"message": choice["message"]} if is_message else {}
-    found["about"] |= {"choice": choice, "server's response": answer, "request": request, "object": record}
+    found["about"] |= {
+        "choice": choice,
+        "server's response": answer,
+        "request": request,
+        _BESIDE if apart else "object": record,
+    }
     if answer is choice.get("message"):
         del found["about"]["choice"], found["about"]["message"]
         found["about"] = {"answer": answer} | found["about"]
@@ -233,7 +241,13 @@ def _choice(
     found["meta"] = _meta(record, answer is record) | {k: v for k, v in notes.items() if v is not None}
     found |= _asked(request, answer, as_chat)
     places = {"prompt_token_ids": (choice, answer), "token_ids": (choice,)}
-    return found | {name: place[name] for name, all_of in places.items() for place in all_of if place.get(name)}
+    found |= {name: place[name] for name, all_of in places.items() for place in all_of if place.get(name)}
+    if apart and request.get("context") and not found.get("prompt_token_ids"):
+        raise InputError(
+            "the request has the 'context' of an earlier answer, which the model read before the prompt: give the whole "
+            "conversation as 'messages', or the ids that the model saw as 'prompt_token_ids'"
+        )
+    return found
 
 
 def _asked(request: dict[str, Any], answer: dict[str, Any], as_chat: bool) -> dict[str, Any]:
@@ -244,6 +258,7 @@ def _asked(request: dict[str, Any], answer: dict[str, Any], as_chat: bool) -> di
     found: dict[str, Any] = {"prompt": _dated(prompt, answer, request), "prompt_token_ids": ids}
     found["echo"] = request.get("echo") is True
     found["left_out"] = left_out_thinking(request)
+    found |= {name: request[name] for name in PROMPT_OPTIONS if name in request}
     return found
 
 
@@ -295,6 +310,7 @@ def _own_answer(record: dict[str, Any], id: str, requests: Mapping[str, dict[str
         found.setdefault("prompt_token_ids", ids)
     found["echo"] = record.get("echo") is True
     found["left_out"] = left_out_thinking(record)
+    found |= {name: request[name] for name in PROMPT_OPTIONS if name in request}
     found["meta"] = _meta(record, own=True)
     return [found | {"id": id if record.get("id") in (None, "") else record["id"]}]
 
@@ -310,6 +326,7 @@ def refuse_unread_texts(record: dict[str, Any]) -> None:
         "message": message | ABOUT_MESSAGES,
         "choice": message | ABOUT_MESSAGES | {"message", "text", "content_filter_results"},
         "request": _READ | NATIVE_PROMPTS,
+        _BESIDE: _READ - PROMPT_FIELDS,
         "answer": _READ | message,
     }
     seen: list[Any] = []

@@ -21,14 +21,16 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from stepsal.checks import checked, instance
+from stepsal.checks import checked, instance, whole
 from stepsal.checks import tokenizer as check_tokenizer
 from stepsal.errors import InputError
 from stepsal.models.tokenizers import fingerprint
 from stepsal.traces.formats import FormatSpec, StepsSpec, find_formats, find_marker, last_marker, usual
-from stepsal.traces.prompt import Prompt, encode_text, prompt_text, shown, starts_thinking
+from stepsal.traces.prompt import Prompt, encode_text, prompt_record, prompt_text, shown, starts_thinking
 from stepsal.traces.segment import Segmenter, Tokenizer, decode, marked_text, question_length
 
+an_id = instance(str, "the trace's name, a text", "Give str(id).")
+a_meta = instance(Mapping, "what is known of the trace, by name", "Give a dictionary, {'name': value}.", optional=True)
 a_response = instance(str, "the text of the response", "Of token ids make a trace with `Trace.from_tokens`.")
 
 
@@ -55,8 +57,9 @@ class Trace:
             opens the thinking.
         id, answer, correct, meta: the caller's own. To `meta` are added `tokenizer`, the fingerprint of the tokenizer that
             the ids belong to (unless the caller has something else there); `lossy_tokenization`, where the tokenizer could
-            not give the text back; `padding`, how many tokens before and after the text were left out; and
-            `doubtful_markers`, what looks like a marker and does not count.
+            not give the text back; `padding`, how many tokens before and after the text were left out; `template_time`, the
+            time that the chat template of the prompt was told; and `doubtful_markers`, what looks like a marker and does not
+            count.
         format, step_rule: what the steps were found with.
 
     >>> from stepsal import load_tokenizer
@@ -111,7 +114,7 @@ class Trace:
         return tuple(step for step in self.steps if step.segment == name)
 
     @classmethod
-    @checked(tokenizer=check_tokenizer)
+    @checked(tokenizer=check_tokenizer, prompt_tokens=whole(1, optional=True), id=an_id, meta=a_meta)
     def from_tokens(
         cls,
         tokenizer: Tokenizer,
@@ -151,7 +154,7 @@ class Trace:
         return trace
 
     @classmethod
-    @checked(tokenizer=check_tokenizer, response=a_response)
+    @checked(tokenizer=check_tokenizer, response=a_response, id=an_id, meta=a_meta)
     def from_text(
         cls,
         tokenizer: Tokenizer,
@@ -183,6 +186,8 @@ class Trace:
                 f"trace {id!r}: the prompt ends with {usual(pair[0])!r} and the response begins with another: drop one of them"
             )
         ids, prompt_tokens, lossy = encode_text(tokenizer, prompt, response)
+        if made := prompt_record(tokenizer, prompt):
+            meta = {**(meta or {}), **made}
         if lossy:
             warnings.warn(f"trace {id!r}: {lossy}", stacklevel=2)
             meta = {**(meta or {}), "lossy_tokenization": True}

@@ -262,6 +262,10 @@ def test_a_template_that_asks_for_the_time_is_told_one_that_the_trace_records(tm
     assert trace.meta["template_time"] == DEFAULT_TIME.isoformat()
     assert trace.prompt.startswith(f"{DEFAULT_TIME.year}")
     assert read_traces(tmp_path / "t.jsonl", model.tokenizer)[0].meta == trace.meta
+    for trace in stepsal.generate(model, [question.prompt] * 2, max_new_tokens=2, progress=False):
+        assert trace.meta["template_time"] == DEFAULT_TIME.isoformat()
+    trace = stepsal.Trace.from_text(model.tokenizer, question.prompt, "It is 4.</think>4", meta={"mine": 1})
+    assert trace.meta | {"template_time": DEFAULT_TIME.isoformat(), "mine": 1} == trace.meta
     (plain,) = generate_file(stepsal.load_model(), [question], tmp_path / "p.jsonl", decoding, progress=False)
     assert "template_time" not in plain.meta
 

@@ -160,6 +160,58 @@ OTHER = {
 }
 
 
+UNITS = {
+    "5": [r"5\text{ m}", r"\$5", "$5", r"\$5.00", "£5", r"5\text{ dollars}", "5 square units"],
+    "50": [r"50\%", "50%", r"50\text{ percent}"],
+    "50%": ["50", "0.5", "50 percent"],
+    r"\$5": ["5", r"5\text{ dollars}", "$5.00"],
+    "90": [r"90^\circ", r"90^{\circ}", r"90\degree", "90°", r"90\text{ degrees}"],
+    "37": ["37 °C", r"37^\circ C", r"37\,^\circ\text{C}", r"37^{\circ}\mathrm{C}"],
+    "37 °C": [r"37^\circ\text{C}", "37", "37°", "37 celsius"],
+    "9.8 m/s^2": ["9.8", r"9.8\,\mathrm{m/s^2}", r"9.8\,\mathrm{m}/\mathrm{s}^2", r"9.8\ \text{m}/\text{s}^{2}"],
+    r"5\pi": [r"5\pi\text{ cm}^2", r"5\pi \text{ square inches}"],
+    r"2\sqrt{3}": [r"2\sqrt{3}\text{ cm}"],
+}
+NOT_CONVERTED = {
+    "5 m": ["500 cm", r"500\text{ cm}", "5 cm"],
+    "5 hours": ["300 minutes", "5 minutes"],
+    "37 °C": ["98.6 °F", "37 °F", r"37^\circ\text{F}"],
+    "$5": ["€5", "500 cents"],
+    "5 kg": [r"5\text{ lbs}"],
+    "9.8 m/s": [r"9.8\,\mathrm{m}/\mathrm{s}^2"],
+    "90°": [r"\frac{\pi}{2}\text{ rad}"],
+    "5": [r"5\pi\text{ cm}", "-5 cm", r"5\text{ or }6"],
+    r"5\pi": [r"5\pi\text{ or }6"],
+}
+
+
+@pytest.mark.parametrize(("expected", "given"), [(one, other) for one, others in UNITS.items() for other in others])
+def test_a_unit_that_only_one_side_says_or_that_both_say_is_no_matter(expected, given):
+    assert compare_math(expected, boxed(given)).right
+
+
+@pytest.mark.parametrize(
+    ("expected", "given"), [(one, other) for one, others in NOT_CONVERTED.items() for other in others]
+)
+def test_units_that_differ_are_not_converted(expected, given):
+    assert not compare_math(expected, boxed(given)).right
+
+
+@pytest.mark.parametrize(
+    ("expected", "summary", "right"),
+    [
+        ("5", "The length is 5 cm.", True),
+        ("5", "It costs $5.", True),
+        ("5", r"It costs \$5.", True),
+        ("50", r"It is $50\%$.", True),
+        ("90", r"The angle is $90^\circ$.", True),
+        ("5 m", "It is 500 cm.", False),
+    ],
+)
+def test_a_unit_is_no_matter_where_nothing_is_boxed(expected, summary, right):
+    assert compare_math(expected, summary).right is right
+
+
 @pytest.mark.parametrize(("expected", "given"), [(one, other) for one, others in SAME.items() for other in others])
 def test_one_answer_may_be_typeset_in_many_ways(expected, given):
     assert compare_math(expected, boxed(given)).right

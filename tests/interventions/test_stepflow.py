@@ -1,5 +1,6 @@
 import itertools
 import math
+import random
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,19 +22,26 @@ from torch.nn.functional import cross_entropy
 import stepsal
 from stepsal import InputError, Trace, UnsupportedModelError, step_saliency
 from stepsal.interventions import (
+    AttentionTemperature,
     NoiseMomentum,
     OddsEqualBridge,
+    Pasta,
     RandomBridge,
     RandomMomentum,
+    RandomPasta,
+    RandomSpotLight,
+    RandomTemperature,
+    SpotLight,
     Starvation,
     StepMomentum,
 )
 from stepsal.interventions.base import INTERVENTIONS
 from stepsal.interventions.bridge import bridge_pattern, make_groups
 from stepsal.interventions.intervene import intervene
+from stepsal.interventions.odds import scale_odds
 from stepsal.interventions.random_bridge import random_groups
-from stepsal.interventions.starvation import starve_pattern
 from stepsal.interventions.stepflow import stepflow
+from stepsal.interventions.text_state import CODES, Follower
 from stepsal.models import host_of, support
 from stepsal.models.bridge import BridgeHost
 from stepsal.traces.segment import Segmenter
@@ -51,6 +59,13 @@ PARTS = {
     "noise": NoiseMomentum("all", alpha=1.5, seed=3),
     "starvation": Starvation("thinking", "all", odds=0.1),
     "starved openings": Starvation("openings", "all"),
+    "PASTA": Pasta("all", coefficient=0.1, span="last_steps", bos_in_span=False),
+    "SpotLight": SpotLight("all", psi=0.7),
+    "attention temperature": AttentionTemperature("all", tau=3),
+    "random PASTA": RandomPasta("all", coefficient=0.1, span="thinking", seed=3),
+    "random SpotLight": RandomSpotLight("all", psi=0.7, bos_in_span=False, seed=3),
+    "random temperature": RandomTemperature("all", tau=3, seed=3),
+    "official bridge": OddsEqualBridge("all", feasible="official", **STRONG),
     "both": stepflow(oeb_layers="all", smi_layers="all", tau_max=0.7, alpha=1.5),
 }
 each_part = pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS.keys())
@@ -185,7 +200,41 @@ def test_multiplying_the_pattern_by_group_is_adding_a_constant_to_the_logits_by_
             assert shift[group].max() - shift[group].min() < 1e-5
 
 
-def test_clamping_equals_the_official_rule():
+@pytest.mark.parametrize("sharp", [3.0, 12.0])
+def test_the_official_rule_is_reproduced_to_the_letter(sharp):
+    """Also where a group holds much less than what the official code adds to every mass (`sharp=12`)."""
+    tiny = 0
+    for seed in range(20):
+        pattern, bridge, current = random_rows(seed, sharp)
+        logits = pattern.double().log()
+        pattern = logits.softmax(-1)
+        for tau_max in (0.15, 0.6):
+            found = bridge_pattern(pattern, make_groups(bridge, current), tau_max, "official")
+            for b, h, q in itertools.product(range(2), range(3), range(5)):
+                groups = bridge[b, q], current[b, q]
+                if not all(group.any() for group in groups):
+                    assert torch.equal(found.pattern[b, h, q], pattern[b, h, q])
+                    continue
+                expected = official_bridge(logits[b, h, q], *groups, tau_max, smoothing=1e-6)
+                torch.testing.assert_close(found.pattern[b, h, q], expected, rtol=1e-5, atol=1e-7)  # shares are float32
+                if found.active[b, h, q]:
+                    torch.testing.assert_close(
+                        float(found.target[b, h, q]), float(expected[groups[0]].sum()), rtol=2e-6, atol=0
+                    )
+                    tiny += bool(found.before[b, h, q] < 1e-6)
+    assert tiny or sharp == 3.0
+
+
+def test_next_to_nothing_is_lifted_in_part_by_the_official_rule_and_wholly_by_the_clamp():
+    pattern = torch.tensor([1e-9, 0.0, 1.0], dtype=torch.float64)[None, None, None]
+    groups = make_groups(torch.tensor([[[True, True, False]]]), torch.tensor([[[False, False, True]]]))
+    clamp, official = (bridge_pattern(pattern, groups, 0.6, rule).pattern[0, 0, 0] for rule in ("clamp", "official"))
+    assert clamp.tolist() == pytest.approx([0.6, 0, 0.4])
+    assert official[0] == pytest.approx(0.6 * 1e-3 / 0.4, rel=0.01)  # 1e-9 of 1e-6, and the row is normalised again
+    assert (clamp - official).abs().max() > 0.5
+
+
+def test_clamping_equals_the_official_rule_without_what_it_adds_to_every_mass():
     clamped = 0
     for seed in range(10):
         pattern, bridge, current = random_rows(seed)
@@ -363,16 +412,13 @@ def test_undecided_text_counts_alike_whole_and_token_by_token(qwen2, parts, watc
     assert trace.steps[1].start == len(prompt)
     for segments, steps in states:
         assert steps[0].tolist() == trace.step_of.tolist()
-        assert segments[0].tolist() == [
-            ("question", "thinking", "summary").index(trace.steps[i].segment) for i in steps[0]
-        ]
+        assert segments[0].tolist() == codes_of(trace)
 
 
 @pytest.mark.filterwarnings("ignore:Watch")
 def test_padding_without_a_mask_belongs_to_no_step(qwen2, traces, watch):
-    tokens, _ = padded(traces)
     end, pad = qwen2.tokenizer.eos_token_id, qwen2.tokenizer.pad_token_id
-    tokens = torch.cat([tokens, torch.tensor([[end, pad], [end, end], [pad, pad]])], 1)
+    tokens = torch.cat([padded(traces)[0], torch.tensor([[end, pad], [end, end], [end, pad]])], 1)
     with intervene(qwen2, watch[0]):
         qwen2(tokens)
     ((_, steps),) = watch[1]
@@ -380,8 +426,84 @@ def test_padding_without_a_mask_belongs_to_no_step(qwen2, traces, watch):
         before = len(row) - 2 - len(trace.tokens)
         assert row[:before] == [-1] * before
         assert row[before:-2] == trace.step_of.tolist()
+        assert row[-2] == row[-3]
         assert row[-1] == -1
-    assert steps[2, -2] == -1
+
+
+@pytest.fixture(scope="module")
+def interrupted(traces):
+    """A trace with padding in the middle of its question, its thinking and its summary."""
+    tokenizer, trace = stepsal.load_tokenizer(), traces[0]
+    ids, pad = trace.tokens.tolist(), tokenizer.pad_token_id
+    for at in sorted((3, trace.steps[1].start + 2, trace.steps[2].start, len(ids) - 4), reverse=True):
+        ids[at:at] = [pad, pad]
+    found = Trace.from_tokens(tokenizer, ids)
+    assert found.tokens.tolist() == ids
+    assert [step.segment for step in found.steps] == [step.segment for step in trace.steps]
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:Watch")
+@each_part
+def test_padding_inside_a_text_is_text_whole_and_token_by_token(qwen2, interrupted, parts, watch):
+    watching, seen = watch
+    tokens = interrupted.tokens[None]
+    with intervene(qwen2, (*(parts if isinstance(parts, tuple) else (parts,)), watching)):
+        whole = qwen2(tokens)
+        states = [seen[-1]]
+        for size in (1, 5):
+            assert (in_chunks(qwen2, tokens, size) - whole).abs().max() <= 1e-5
+            states.append(seen[-1])
+    for segments, steps in states:
+        assert steps[0].tolist() == interrupted.step_of.tolist()
+        assert segments[0].tolist() == codes_of(interrupted)
+
+
+def test_padding_inside_a_text_is_in_the_groups_of_the_bridge_and_in_the_mean_of_the_momentum(qwen2, interrupted):
+    options = {"scope": "segment", "feasible": "share", "tau_max": 0.7, "bos": True}
+    expected = logits_with_interventions(
+        qwen2,
+        interrupted,
+        bridges=[(range(3), range(4), options)],
+        momenta=[(range(3), range(4), {"alpha": 1.5, "window": None, "into": ("thinking", "summary")})],
+    )
+    with intervene(qwen2, PARTS["both"]):
+        torch.testing.assert_close(qwen2(interrupted.tokens[None])[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def codes_of(trace):
+    return [CODES[trace.steps[step].segment] for step in trace.step_of.tolist()]
+
+
+FILLS = {"padding alone": (0, 2, 1), "as the end": (2, 2, 1), "as the beginning": (1, 2, 1), "all one": (2, 2, 2)}
+
+
+@pytest.mark.parametrize(("pad", "end", "bos"), FILLS.values(), ids=FILLS.keys())
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_padding_while_decoding_is_padding_in_a_trace(pad, end, bos, seed):
+    """Random runs of padding, ends and text: each token of the trace has its segment and step, whatever the chunks are."""
+    tokenizer = stepsal.load_tokenizer()
+    tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id = pad, end, bos
+    draw = random.Random(seed)
+    text = tokenizer.encode("2+2?<think>Add.\n\nIt is 4.\n\nYes.</think>\n\nIt\n\nis 4.")
+    for at in sorted((draw.randrange(len(text)) for _ in range(4)), reverse=True):
+        text[at:at] = draw.choices((pad, end, bos), k=draw.randint(1, 4))
+    ids = [pad] * draw.randint(0, 3) + text + draw.choice([[], [end], [end, pad, pad], [end, end, pad, end]])
+    trace = Trace.from_tokens(tokenizer, ids)
+    before = trace.meta.get("padding", {"before": 0})["before"]
+    after = len(ids) - before - len(trace.tokens)
+    if after and end not in (ids[len(ids) - after - 1], ids[-after]):
+        after = 0  # padding after a text that is cut off: while decoding, more may come
+    for size in (1, 3, len(ids)):
+        follower, end_of_pass = Follower(tokenizer, "auto", "auto", frozenset({end}), frozenset({pad})), 0
+        while end_of_pass < len(ids):
+            start, end_of_pass = end_of_pass, min(end_of_pass + size, len(ids))
+            visible = torch.ones(1, end_of_pass - start, end_of_pass, dtype=torch.bool).tril(start)
+            state = follower.advance(torch.tensor([ids[start:end_of_pass]]), visible, False)
+        stop = before + len(trace.tokens)
+        assert state.steps[0].tolist()[before:stop] == trace.step_of.tolist()
+        assert state.segments[0].tolist()[before:stop] == codes_of(trace)
+        assert set(state.steps[0].tolist()[:before] + state.steps[0].tolist()[len(ids) - after :]) <= {-1}
 
 
 @pytest.mark.bridge
@@ -690,6 +812,25 @@ def bridges_of(trace):
         yield (step, 0, question) if step.segment == "thinking" else (step, thinking[0].start, thinking[-1].stop)
 
 
+def test_the_report_counts_the_rows_that_were_lifted_from_next_to_nothing(qwen2, traces):
+    """Sums of many passes, of one token each, too."""
+    trace = traces[0]
+    starve = Starvation("thinking", [1], odds=1e-5)  # so that some masses are tiny
+    plain, _ = patterns(qwen2, trace.tokens[None], starve)
+    for part, spans in (
+        (OddsEqualBridge([1], tau_max=0.5), list(bridges_of(trace))),
+        (SpotLight([1], psi=0.5), [(step, 0, trace.steps[0].stop) for step in trace.steps[1:]]),
+    ):
+        with intervene(qwen2, [starve, part]) as live:
+            in_chunks(qwen2, trace.tokens[None], 1)
+        report = live.report().groupby("part").get_group(type(part).__name__)
+        masses = torch.cat([plain[1][0, :, s.start : s.stop, first:last].sum(-1) for s, first, last in spans], 1)
+        used, _ = patterns(qwen2, trace.tokens[None], [starve, part])
+        lifted = (used[1] != plain[1]).any(-1)[0, :, trace.steps[0].stop :]
+        assert report.lifted_from_tiny.tolist() == (lifted & (masses < 1e-4)).sum(1).tolist()
+        assert report.lifted_from_tiny.sum() > 0
+
+
 def test_finished_rows_of_a_batch_are_not_counted(qwen2, traces):
     trace, end = traces[1], qwen2.tokenizer.eos_token_id
     ended = torch.cat([trace.tokens, torch.tensor([end])])[None]
@@ -738,7 +879,7 @@ def test_a_part_that_never_fired_is_warned_about_once(qwen2, part, tokens, reaso
         (OddsEqualBridge, {"tau_max": -0.1}, "tau_max=-0.1"),
         (OddsEqualBridge, {"tau_max": math.nan}, "tau_max=nan"),
         (OddsEqualBridge, {"scope": "token"}, "unknown scope 'token': expected 'segment' or 'step'"),
-        (OddsEqualBridge, {"feasible": "cap"}, "unknown feasible 'cap': expected 'share' or 'clamp'"),
+        (OddsEqualBridge, {"feasible": "cap"}, "unknown feasible 'cap': expected 'share' or 'clamp' or 'official'"),
         (OddsEqualBridge, {"layers": "top"}, "unknown layers 'top'"),
         (OddsEqualBridge, {"heads": "all"}, "heads='all': expected None"),
         (OddsEqualBridge, {"bos_in_bridge": 1}, "bos_in_bridge=1 must be True or False"),
@@ -865,15 +1006,15 @@ def test_a_starved_model_equals_loops_over_the_rows(tiny, traces, rows):
 def test_a_starved_row_keeps_its_total_and_its_other_keys_their_proportions():
     pattern = torch.softmax(3 * torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(1)), -1)
     starved = torch.rand(2, 1, 5, 7, generator=torch.Generator().manual_seed(2)) < 0.4
-    result = starve_pattern(pattern, starved, 0.1).pattern
+    result = scale_odds(pattern, starved, 0.1).pattern
     assert torch.allclose(result.sum(-1), pattern.sum(-1), atol=1e-6)
     logits = (result / pattern).log()
     for outside in (True, False):
         there = torch.where(starved == outside, logits, torch.nan)
         assert torch.nan_to_num(there - there.nanmean(-1, keepdim=True)).abs().max() < 1e-5
-    assert torch.equal(starve_pattern(pattern, starved, 1.0).pattern, pattern)
+    assert torch.equal(scale_odds(pattern, starved, 1.0).pattern, pattern)
     everything = torch.ones_like(starved)
-    assert torch.equal(starve_pattern(pattern, everything, 0.0).pattern, pattern)
+    assert torch.equal(scale_odds(pattern, everything, 0.0).pattern, pattern)
 
 
 @pytest.mark.parametrize("rows", ROWS)

@@ -371,6 +371,18 @@ def test_paragraphs_begin_after_a_blank_line(pieces, steps):
                 "(e.g.",
             )
         ),
+        *(
+            ((f"This is said in {language}, {short}", " drei"), [f"This is said in {language}, {short}| drei"])
+            for language, abbreviations in {
+                "German": "z.B. d.h. bzw. vgl. Abb. Gl. Nr.",
+                "French": "Mme. M. p.ex.",
+                "Spanish": "Sr. Dra. pág. págs. p.ej.",
+                "Russian": "т.е. т.д. рис. стр. табл.",
+                "Polish": "np. tzn.",
+            }.items()
+            for short in abbreviations.split()
+        ),
+        (("The plank has a length of 5 ft.", " and"), ["The plank has a length of 5 ft.| and"]),
         (("It is shown in Fig.", " 3", ".", " Then"), ["It is shown in Fig.| 3|.", " Then"]),
         (("So we choose answer B.", " Let", " us"), ["So we choose answer B.", " Let| us"]),
         (("So the answer is no.", " We"), ["So the answer is no.", " We"]),
@@ -415,6 +427,20 @@ def test_sentences_end_with_a_terminator_and_white_space(pieces, steps):
             ["These\n", "-| one\n", "-| two\n| and more\n", "So"],
         ),
         (("These:\n", "1", ".", " one\n", "2", ".", " two"), ["These:\n", "1|.| one\n", "2|.| two"]),
+        (("These:\n", "–", " one\n", "–", " two\n", "So"), ["These:\n", "–| one\n", "–| two\n", "So"]),
+        (("These:\n", "✓", " one\n", "✗", " two\n", "●", " x"), ["These:\n", "✓| one\n", "✗| two\n", "●| x"]),
+        (("These:\n", "①", " one\n", "②", " two"), ["These:\n", "①| one\n", "②| two"]),
+        (("首先：\n", "1", "、", "加\n", "2", "、", "减"), ["首先：\n", "1|、|加\n", "2|、|减"]),
+        (("首先：\n", "（", "1", "）加\n", "（", "2", "）减"), ["首先：\n", "（|1|）加\n", "（|2|）减"]),
+        (("首先：\n", "一", "、", "加\n", "二", "、", "减"), ["首先：\n", "一|、|加\n", "二|、|减"]),
+        (
+            ("These are the cases:\n", "a", ".", " one\n", "b", ".", " x"),
+            ["These are the cases:\n|a|.| one\n", "b|.| x"],
+        ),
+        (
+            ("These are the cases:\n", "II", ".", " one\n", "III", ".", " x"),
+            ["These are the cases:\n|II|.| one\n", "III|.| x"],
+        ),
         (("the total is\n", "12", " apples"), ["the total is\n|12| apples"]),
         (("the total is\n", "3", ".14", " at most"), ["the total is\n|3|.14| at most"]),
         (("We get\n", "\\[", "x. Then y", "\\]", "\n", "so"), ["We get\n", "\\[|x. Then y|\\]|\n", "so"]),

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from toy_tokenizers import MODELS, _with_specials, byte_level
+from toy_tokenizers import MODELS, _with_specials, byte_fallback, byte_level
 
 import stepsal
 from stepsal import InputError, Trace, read_traces
@@ -250,6 +250,56 @@ UNREAD = {
 def test_a_field_with_text_that_nothing_reads_is_refused_by_its_name(name, read):
     with pytest.raises(InputError, match=rf"the field '{name}' with text that nothing here reads"):
         read("qwen3", UNREAD[name])
+
+
+BESIDE = {
+    "system": "Be brief.",
+    "instructions": "Be brief.",
+    "prompt": "What is 3+3?",
+    "tools": [{"type": "function", "function": {"name": "add"}}],
+    "messages": [{"role": "user", "content": "What is 3+3?"}],
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_prompt_beside_the_request_is_refused_unless_it_is_the_same(name, read):
+    record = answered({"messages": QUESTION}, content="It is 4.")
+    with pytest.raises(InputError, match=rf"the object that the request is in has the field '{name}' with text"):
+        read("qwen3", {name: BESIDE[name], **record})
+    (plain,) = read("qwen3", record)
+    for same in (
+        {"prompt": USER["content"]},
+        {"messages": QUESTION},
+        {"messages": [*QUESTION, {"content": "It is 4."}]},
+    ):
+        assert read("qwen3", {**same, **record})[0].text == plain.text
+
+
+@pytest.mark.parametrize(
+    ("request_", "response", "reason"),
+    [
+        ({"truncate_prompt_tokens": 5}, {"choices": [{"message": {"content": "4"}}]}, "truncate_prompt_tokens=5"),
+        ({"add_special_tokens": True}, {"choices": [{"message": {"content": "4"}}]}, "add_special_tokens=True"),
+        ({"context": [1, 2]}, {"message": {"content": "4"}, "done": True}, "'context' of an earlier answer"),
+    ],
+)
+def test_what_a_request_does_to_the_tokens_of_its_prompt_is_refused(request_, response, reason, read):
+    tokenizer = byte_fallback()  # puts a BOS before a text
+    tokenizer.chat_template = CHAT
+    with pytest.raises(InputError, match=reason):
+        read(tokenizer, {"request": {"messages": QUESTION, **request_}, "response": response})
+    nothing = {"truncate_prompt_tokens": -1, "add_special_tokens": False, "context": []}
+    read(
+        tokenizer,
+        {"request": {"messages": QUESTION, **{name: nothing[name] for name in request_}}, "response": response},
+    )
+
+
+def test_a_completion_without_special_tokens_is_refused_where_the_tokenizer_adds_one(read):
+    record = {"prompt": "2+2?", "add_special_tokens": False, "choices": [{"text": " 4"}]}
+    with pytest.raises(InputError, match="add_special_tokens=False"):
+        read(byte_fallback(), record)
+    assert read("qwen3", record)[0].prompt == "2+2?"
 
 
 def test_a_thinking_that_a_message_has_is_never_dropped(read):
@@ -504,10 +554,10 @@ def test_markers_that_the_server_left_around_the_thinking_are_not_put_there_twic
     for thinking in (f"{opening}Add.{closing}", f"{opening}Add.", f"Add.{closing}"):
         (trace,) = read(family, answered({"messages": QUESTION}, reasoning_content=thinking, content="4"))
         assert trace.text == plain.text
-    (trace,) = read(
-        family, answered({"messages": QUESTION}, reasoning_content="Add.", content=f"{opening}Add.{closing}4")
-    )
-    assert said(trace) == ("Add.", "4")
+    for left in (f"{opening}Add.{closing}", closing, f"{opening}{closing}"):
+        (trace,) = read(family, answered({"messages": QUESTION}, reasoning_content="Add.", content=f"{left}4"))
+        assert said(trace) == ("Add.", "4")
+        assert trace.text.count(closing) == plain.text.count(closing)
 
 
 def test_a_marker_within_the_thinking_would_end_it_and_is_refused(read):
