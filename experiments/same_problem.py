@@ -20,11 +20,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from stepsal import Diagnosis, diagnose
+from stepsal import Diagnosis
+from stepsal.diagnosis.folder import diagnose_files
 from stepsal.diagnosis.metrics import LABELS
 from stepsal.errors import InputError
 from stepsal.markdown import markdown_table
-from stepsal.saliency.folder import load_step_maps
+from stepsal.saliency.folder import open_step_maps
 
 WRONG, RIGHT = "-incorrect", "-correct"
 MOST_PAIRS = 16
@@ -106,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="what `stepsal saliency` wrote")
     folder = parser.parse_args().folder
-    pairs = pairs_of([diagnose(stepmap) for stepmap in load_step_maps(folder, progress=True)])
+    pairs = pairs_of(diagnose_files(open_step_maps(folder, progress=True), progress=True))
     print(f"{len(pairs)} problems, each answered right once and wrong once\n\n{table(pairs)}")
 
 

@@ -4,6 +4,7 @@ from . import formats as formats
 from . import plot
 from . import reasoner as reasoner
 from ._version import __version__ as __version__
+from .ablation.paired_runs import PairedRuns, paired_runs
 from .causality.faithfulness import Faithfulness, faithfulness
 from .causality.folder import save_knockouts
 from .causality.knockout import Knockout, step_knockout
@@ -35,6 +36,7 @@ from .interventions.intervene import intervene
 from .interventions.stepflow import stepflow
 from .models.loading import load_model
 from .models.tokenizers import load_tokenizer
+from .saliency.export import export_step_maps
 from .saliency.folder import save_step_maps
 from .saliency.influence import step_saliency, token_influence
 from .saliency.stepmap import StepMap
@@ -57,6 +59,7 @@ __all__ = [
     "NumericalError",
     "OddsEqualBridge",
     "Paired",
+    "PairedRuns",
     "Pasta",
     "RandomBridge",
     "RandomMomentum",
@@ -75,6 +78,7 @@ __all__ = [
     "choose_layers",
     "compare",
     "diagnose",
+    "export_step_maps",
     "faithfulness",
     "generate",
     "grader",
@@ -84,6 +88,7 @@ __all__ = [
     "lock_in",
     "metric",
     "paired",
+    "paired_runs",
     "plot",
     "read_thought_anchors",
     "read_traces",

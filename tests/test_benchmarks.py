@@ -25,6 +25,7 @@ REASONER = str(BUNDLED)
         ("saliency", ["--quick", "--model", REASONER], 2 + 1),  # a heading, one length
         ("decoding", ["--quick", "--model", REASONER], 2 + 5),  # a heading, five ways
         ("sweep", ["--quick"], 2 + 4),  # a heading, the plain loop, three sweeps
+        ("maps_at_scale", ["--quick", "--maps", "12"], 2 + 7),  # a heading, seven commands
         ("precision", ["--problems", "2"], 2 + 8),  # a heading, the layers
         ("tiny_masses", ["bundled", "--noise", "--traces", "1"], 2 + 2 + 2 + 2),  # two headings, each with two rows
         ("gpu", ["--quick"], 2 + 1 + 2 + 1),  # two headings, one length, one batch

@@ -108,6 +108,8 @@ CALLS = {
     "report map": (lambda t: stepsal.report(t["folder"] / "r.html", t["stepmap"]), r"make a list, \[stepmap\]"),
     "report swapped": (lambda t: stepsal.report([t["stepmap"]], "r.html"), "expected the path"),
     "report head": (lambda t: stepsal.report(t["folder"] / "r.html", [t["stepmap"]], heads=0), r"make a list, \[0\]"),
+    "export_step_maps map": (lambda t: stepsal.export_step_maps(t["stepmap"], "a.parquet"), "expected the path"),
+    "StepMap.load layer": (lambda t: stepsal.StepMap.load("a", layers=3), r"Of one layer make a list, \[0\]"),
     "StepMap.load map": (lambda t: stepsal.StepMap.load(t["stepmap"]), "expected the path"),
     "Comparison.load number": (lambda t: stepsal.Comparison.load(3), "expected the path"),
     "plot.step_map path": (lambda t: plot.step_map("a.safetensors"), ONE_MAP),
@@ -120,6 +122,7 @@ CALLS = {
     "plot.depth_profile groups": (lambda t: plot.depth_profile({"a": [t["stepmap"]]}), r"stepsal.diagnose\(stepmap\)"),
     "plot.heads map": (lambda t: plot.heads(t["stepmap"]), r"stepsal.diagnose\(stepmap\)"),
     "plot.comparison diagnosis": (lambda t: plot.comparison(t["diagnosis"]), "stepsal.compare"),
+    "plot.faithfulness folder": (lambda t: plot.faithfulness("folder"), "Give `check.table`"),
     "plot.sweep folder": (lambda t: plot.sweep("folder"), "pandas.read_parquet"),
     "plot.sweep_heads": (lambda t: plot.sweep_heads("folder"), "head_panels"),
     "plot.head_limit": (lambda t: plot.head_limit("folder"), "head_panels"),
@@ -161,6 +164,8 @@ CALLS = {
         lambda t: stepsal.sweep({}, out=t["folder"] / "s", workers="two"),
         "workers='two' must be a whole",
     ),
+    "paired_runs number": (lambda t: stepsal.paired_runs(3, "b.jsonl"), "baseline=3 is an int: expected a logged run"),
+    "plot.benchmark": (lambda t: plot.benchmark("folder"), "a table of accuracies"),
     "grader": (lambda t: stepsal.grader(lambda question, summary: True), "over a function"),
 }
 

@@ -291,12 +291,12 @@ def test_a_missing_command_or_argument_is_bad_usage(capsys):
         (["sweep", "c.toml", "--dry-run"], "stepsal.sweeps.run.estimate", "a dry run writes nothing"),
         (
             ["compare", "d"],
-            "stepsal.saliency.folder.load_step_maps",
+            "stepsal.saliency.folder.open_step_maps",
             "comparison.json is as it was before, and .* starts anew",
         ),
         (
             ["diagnose", "d"],
-            "stepsal.saliency.folder.load_step_maps",
+            "stepsal.saliency.folder.open_step_maps",
             "diagnosis.jsonl is as it was before, and .* starts anew",
         ),
         (
@@ -304,7 +304,7 @@ def test_a_missing_command_or_argument_is_bad_usage(capsys):
             "stepsal.causality.folder.load_knockouts",
             "faithfulness.csv is as it was before, and .* starts anew",
         ),
-        (["report", "d"], "stepsal.saliency.folder.load_step_maps", "the page is as it was before, and .* starts anew"),
+        (["report", "d"], "stepsal.saliency.folder.open_step_maps", "the page is as it was before, and .* starts anew"),
         (["figure", "maps", "d", "--out", "f"], "stepsal.figures.save.save_figure", "every file is whole, old or new"),
     ],
 )
@@ -321,6 +321,6 @@ def test_a_path_that_may_not_be_used_is_named_whatever_the_system_calls_it(monke
     def forbidden(*given, **options):
         raise PermissionError(13, "Permission denied", "secret/maps")
 
-    monkeypatch.setattr("stepsal.saliency.folder.load_step_maps", forbidden)
+    monkeypatch.setattr("stepsal.saliency.folder.open_step_maps", forbidden)
     assert main(["compare", "secret"]) == 2
     assert capsys.readouterr().err == "stepsal: cannot use secret/maps: Permission denied\n"

@@ -29,6 +29,7 @@ from stepsal.causality.knockout import Knockout
 from stepsal.causality.scores import queries_of, summed
 from stepsal.causality.subsets import removable
 from stepsal.saliency.stepmap import StepMap
+from stepsal.saliency.stepmapfile import StepMapFile
 from stepsal.statistics.ranks import rank_correlation
 
 Entries = Float[np.ndarray, " step"]
@@ -66,7 +67,7 @@ class MeasuredSets:
 
 
 def answer_entries(
-    knockout: Knockout, stepmaps: Mapping[str, StepMap], seed: int, trace_id: str
+    knockout: Knockout, stepmaps: Mapping[str, StepMap | StepMapFile], seed: int, trace_id: str
 ) -> dict[str, Float[np.ndarray, "draw step"]]:
     """The entries of every step for the answer, of the maps and of the baselines; empty where there is no answer."""
     if (span := knockout.meta.get("answer")) is None:

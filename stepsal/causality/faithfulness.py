@@ -33,6 +33,7 @@ from stepsal.errors import InputError
 from stepsal.markdown import markdown_table
 from stepsal.saliency.checks import maps
 from stepsal.saliency.stepmap import StepMap
+from stepsal.saliency.stepmapfile import StepMapFile
 from stepsal.statistics.same_traces import means_with_intervals, sign_flip_p
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ _knockouts = several(
 
 @checked(stepmaps=maps, knockouts=_knockouts, reference=_knockouts, resamples=whole(1), seed=whole(0))
 def faithfulness(
-    stepmaps: Sequence[StepMap],
+    stepmaps: Sequence[StepMap | StepMapFile],
     knockouts: Sequence[Knockout],
     *,
     reference: Sequence[Knockout] = (),
@@ -161,7 +162,11 @@ def faithfulness(
 
 
 def _scores(
-    name: str, knockout: Knockout, of_kind: Mapping[str, StepMap], reference: Mapping[str, Knockout], seed: int
+    name: str,
+    knockout: Knockout,
+    of_kind: Mapping[str, StepMap | StepMapFile],
+    reference: Mapping[str, Knockout],
+    seed: int,
 ) -> list[tuple[Any, ...]]:
     """The rows of one trace: its id, the score, the selection of pairs, the map, and the value."""
     whole_trace = pairs_of_trace(knockout, dict(of_kind), reference)

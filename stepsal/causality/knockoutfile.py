@@ -37,7 +37,7 @@ def read_knockout(path: str | Path, verify: bool) -> dict[str, Any]:
         _check_tensors(tensors, len(said["steps"]))
     except (ValueError, RecursionError) as error:
         raise damaged(path, KNOCKOUT, error) from error
-    return said | tensors
+    return {name: said[name] for name in ("steps", "meta")} | tensors
 
 
 def _check_tensors(tensors: Mapping[str, Tensor], n: int) -> None:

@@ -11,12 +11,14 @@ from stepsal.causality.knockout import Knockout
 from stepsal.errors import InputError
 from stepsal.saliency.gradients import WITHOUT_GRADIENT
 from stepsal.saliency.stepmap import StepMap
+from stepsal.saliency.stepmapfile import StepMapFile
 
-Matched = dict[str, tuple[Knockout, dict[str, StepMap]]]
+Map = StepMap | StepMapFile
+Matched = dict[str, tuple[Knockout, dict[str, Map]]]
 """By the trace's id: its knockout, and its maps by their kind."""
 
 
-def kind_of_map(stepmap: StepMap) -> str:
+def kind_of_map(stepmap: Map) -> str:
     """The name of a map's kind: its rule, objective and score, as far as its `meta` says them and they are not the defaults.
 
     What needs no gradient has no objective and no score.
@@ -28,7 +30,7 @@ def kind_of_map(stepmap: StepMap) -> str:
     return " ".join(map(str, shown)) or "map"
 
 
-def match(stepmaps: Sequence[StepMap], knockouts: Sequence[Knockout]) -> Matched:
+def match(stepmaps: Sequence[Map], knockouts: Sequence[Knockout]) -> Matched:
     """Every trace's knockout and maps, in the order of ids. Raises `InputError` for what does not match."""
     matched: Matched = {}
     for knockout in knockouts:
@@ -75,7 +77,7 @@ def match_reference(matched: Matched, reference: Sequence[Knockout]) -> dict[str
     return found
 
 
-def _add(matched: Matched, stepmap: StepMap) -> None:
+def _add(matched: Matched, stepmap: Map) -> None:
     """Add a map to its trace."""
     name, kind = stepmap.meta.get("trace", ""), kind_of_map(stepmap)
     if name not in matched:
@@ -99,7 +101,7 @@ def _add(matched: Matched, stepmap: StepMap) -> None:
 
 
 def _check_alike(
-    first: str, one: tuple[Knockout, dict[str, StepMap]], second: str, other: tuple[Knockout, dict[str, StepMap]]
+    first: str, one: tuple[Knockout, dict[str, Map]], second: str, other: tuple[Knockout, dict[str, Map]]
 ) -> None:
     """Raise `InputError` unless two traces' knockouts were made alike, and so were their maps."""
     names = ("mode", "keep_first", "model")

@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float, Int
 
 from stepsal.causality.knockout import Knockout
 from stepsal.saliency.stepmap import StepMap
+from stepsal.saliency.stepmapfile import StepMapFile, loaded
 from stepsal.statistics.ranks import rank_correlation
 from stepsal.traces.trace import Step
 
@@ -75,19 +76,21 @@ def queries_of(steps: Sequence[Step]) -> Float[torch.Tensor, " query_step"]:
     return torch.tensor([max(0, min(step.stop, last) - step.start) for step in steps], dtype=torch.float64)
 
 
-def summed(stepmap: StepMap) -> Float[torch.Tensor, "query_step key_step"]:
+def summed(stepmap: StepMap | StepMapFile) -> Float[torch.Tensor, "query_step key_step"]:
     """A map's influence, summed over layers and heads."""
-    return reduce(stepmap.mass.double(), "layer head query_step key_step -> query_step key_step", "sum").cpu()
+    return reduce(loaded(stepmap).mass.double(), "layer head query_step key_step -> query_step key_step", "sum").cpu()
 
 
-def entries_of(stepmap: StepMap) -> Float[torch.Tensor, "query_step key_step"]:
+def entries_of(stepmap: StepMap | StepMapFile) -> Float[torch.Tensor, "query_step key_step"]:
     """A map's influence for each query, summed over layers and heads; NaN for a reader without any query."""
     counts = queries_of(stepmap.steps)[:, None]
     return (summed(stepmap) / counts).masked_fill(counts == 0, torch.nan)
 
 
 def pairs_of_trace(
-    knockout: Knockout, stepmaps: dict[str, StepMap], reference: Mapping[str, Knockout] | None = None
+    knockout: Knockout,
+    stepmaps: Mapping[str, StepMap | StepMapFile],
+    reference: Mapping[str, Knockout] | None = None,
 ) -> PairsOfTrace:
     """The pairs below the diagonal for which the knockout, all the maps and the reference have a value."""
     effect = knockout.kl.double()

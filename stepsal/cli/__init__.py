@@ -12,11 +12,13 @@ from stepsal.cli import (
     compare,
     demo,
     diagnose,
+    export,
     faithfulness,
     figure,
     generate,
     knockout,
     options,
+    paired,
     report,
     saliency,
     sweep,
@@ -24,7 +26,21 @@ from stepsal.cli import (
 )
 from stepsal.errors import FileError, InputError, StepsalError, UnsupportedModelError
 
-COMMANDS = (demo, generate, traces, saliency, knockout, diagnose, compare, faithfulness, sweep, figure, report)
+COMMANDS = (
+    demo,
+    generate,
+    traces,
+    saliency,
+    knockout,
+    diagnose,
+    compare,
+    faithfulness,
+    sweep,
+    paired,
+    figure,
+    report,
+    export,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -24,11 +24,13 @@ def add(commands: "options.Commands") -> None:
 
 def run(given: argparse.Namespace) -> None:
     from stepsal.diagnosis.comparison import compare
-    from stepsal.saliency.folder import group_maps, load_step_maps
+    from stepsal.diagnosis.folder import diagnose_files
+    from stepsal.saliency.folder import group_maps, open_step_maps
     from stepsal.traces.files import read_grades
 
     grades = None if given.traces is None else read_grades(given.traces)
-    groups = group_maps(load_step_maps(given.folder, progress=True), grades)
-    result = compare(groups["correct"], groups["wrong"], resamples=given.resamples, seed=given.seed)
+    groups = group_maps(open_step_maps(given.folder, progress=True), grades)
+    correct, wrong = (diagnose_files(groups[name], progress=True) for name in ("correct", "wrong"))
+    result = compare(correct, wrong, resamples=given.resamples, seed=given.seed)
     result.save(given.folder / "comparison.json")
     print(f"{result.summary()}\n\n{given.folder}/comparison.json   all of it (stepsal.Comparison.load)")

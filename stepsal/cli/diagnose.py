@@ -20,14 +20,15 @@ def add(commands: "options.Commands") -> None:
 
 
 def run(given: argparse.Namespace) -> None:
-    from stepsal.diagnosis.diagnosis import diagnose, summarise, write_diagnoses
-    from stepsal.saliency.folder import group_maps, load_step_maps
+    from stepsal.diagnosis.diagnosis import summarise, write_diagnoses
+    from stepsal.diagnosis.folder import diagnose_files
+    from stepsal.saliency.folder import group_maps, open_step_maps
 
-    maps = load_step_maps(given.folder, progress=True)
+    maps = open_step_maps(given.folder, progress=True)
     reference = None
     if given.reference is not None:
-        correct = group_maps(load_step_maps(given.reference, progress=True))["correct"]
-        reference = [diagnose(stepmap) for stepmap in correct]
-    diagnoses = [diagnose(stepmap, reference=reference) for stepmap in maps]
+        correct = group_maps(open_step_maps(given.reference, progress=True))["correct"]
+        reference = diagnose_files(correct, progress=True)
+    diagnoses = diagnose_files(maps, reference=reference, progress=True)
     write_diagnoses(given.folder / "diagnosis.jsonl", diagnoses)
     print(f"{summarise(diagnoses)}\n\n{given.folder}/diagnosis.jsonl   a line per trace")

@@ -40,11 +40,11 @@ def run(given: argparse.Namespace) -> None:
     from stepsal.causality.faithfulness import faithfulness
     from stepsal.causality.folder import load_knockouts
     from stepsal.files import atomic_path
-    from stepsal.saliency.folder import load_step_maps
+    from stepsal.saliency.folder import open_step_maps
 
     out = given.maps[0] if given.knockouts is None else given.knockouts
     knockouts = load_knockouts(out, progress=True)
-    stepmaps = [stepmap for folder in given.maps for stepmap in load_step_maps(folder, progress=True)]
+    stepmaps = [stepmap for folder in given.maps for stepmap in open_step_maps(folder, progress=True)]
     reference = [] if given.reference is None else load_knockouts(given.reference, progress=True)
     check = faithfulness(stepmaps, knockouts, reference=reference, resamples=given.resamples, seed=given.seed)
     for name, table in (("faithfulness", check.table), ("faithfulness_traces", check.per_trace)):

@@ -11,7 +11,7 @@ def add(commands: "options.Commands") -> None:
     from stepsal.figures.maps import MAP_FIGURES
     from stepsal.figures.save import FIGURES
 
-    of_sweeps = [name for name in FIGURES if name not in (*MAP_FIGURES, *CHECK_FIGURES, "before_after")]
+    of_sweeps = [name for name in FIGURES if name not in (*MAP_FIGURES, *CHECK_FIGURES, "before_after", "benchmark")]
     parser = commands.add_parser(
         "figure",
         parents=[options.plugins()],
@@ -21,10 +21,14 @@ def add(commands: "options.Commands") -> None:
         "name",
         metavar="NAME",
         help=f"of step maps: {', '.join(MAP_FIGURES)}; of what `stepsal faithfulness` wrote: {', '.join(CHECK_FIGURES)}; of a "
-        f"sweep: {', '.join(of_sweeps)}; of two folders of step maps: before_after",
+        f"sweep: {', '.join(of_sweeps)}; of two folders of step maps: before_after; of a folder of what `stepsal paired --out` "
+        "wrote: benchmark",
     )
     parser.add_argument(
-        "folder", type=Path, metavar="DIR", help="what `stepsal saliency`, `faithfulness`, `demo` or `sweep` wrote"
+        "folder",
+        type=Path,
+        metavar="DIR",
+        help="what `stepsal saliency`, `faithfulness`, `demo`, `sweep` or `paired` wrote",
     )
     parser.add_argument(
         "second", type=Path, nargs="?", metavar="DIR2", help="before_after: after; compute: a sweep with samples"

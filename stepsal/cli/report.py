@@ -23,10 +23,10 @@ def add(commands: "options.Commands") -> None:
 
 def run(given: argparse.Namespace) -> None:
     from stepsal.html_report.report import report
-    from stepsal.saliency.folder import load_step_maps
+    from stepsal.saliency.folder import open_step_maps
 
     options.check_out(given.out or given.folder / "report.html")
-    maps = load_step_maps(given.folder, progress=True)
+    maps = open_step_maps(given.folder, progress=True)
     if given.traces is not None:
         ids = [stepmap.meta.get("trace") for stepmap in maps]
         if missing := [wanted for wanted in given.traces if wanted not in ids]:

@@ -16,7 +16,7 @@ Source: Xu et al. (arXiv 2604.06695), whose diagnosis is by eye; method.md secti
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,13 +28,14 @@ from torch import Tensor
 
 from stepsal.checks import checked, several
 from stepsal.diagnosis.metrics import LABELS, METRICS, decay_ratio, decay_slope, middle_half, position_only
-from stepsal.diagnosis.registry import shown_metrics
+from stepsal.diagnosis.registry import Metric, shown_metrics
 from stepsal.errors import InputError
 from stepsal.files import exclusive_path
 from stepsal.markdown import markdown_table
 from stepsal.models.layer_choice import band
 from stepsal.saliency.checks import a_map
 from stepsal.saliency.stepmap import StepMap
+from stepsal.saliency.stepmapfile import StepMapFile
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -160,35 +161,43 @@ def diagnose(stepmap: StepMap, *, reference: Sequence["StepMap | Diagnosis"] | N
     >>> diagnose(step_saliency(model, trace)).table["summary_self"].shape
     (8,)
     """
+    return judged(unjudged(stepmap, measure(stepmap, METRICS)), reference)
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Metrics of a map by name: per layer and head; and their means over heads if influence depended on distance alone."""
+
+    values: dict[str, Float[Tensor, "layer head"]]
+    position_only: dict[str, Float[Tensor, " layer"]]
+
+
+def measure(stepmap: StepMap, metrics: Mapping[str, Metric]) -> Measured:
+    """These metrics of a map. Raises `InputError` for a map with signed influence."""
     if (stepmap.mass < 0).any():
         raise InputError(
             f"the map holds negative influence (rule {stepmap.meta.get('rule', 'unknown')!r}), of which shares mean nothing. "
             "Make it with rule='abs'."
         )
-    unjudged = _measure(stepmap)
-    others = None
-    if reference is not None:
-        others = [other if isinstance(other, Diagnosis) else diagnose(other) for other in reference]
-        for other in others:
-            check_alike(unjudged, other)
-    verdicts = (
-        _judge(unjudged, others, "shallow lock-in", "lock_in", "shallow", high=True),
-        _judge(unjudged, others, "deep decay", "thinking_to_summary", "deep", high=False),
-    )
-    return replace(unjudged, verdicts=verdicts)
-
-
-def _measure(stepmap: StepMap) -> Diagnosis:
-    """The diagnosis of a map without its verdicts."""
-    layers, n_layers = stepmap.layers, model_layers(stepmap)
     control = position_only(stepmap)
-    values = {name: metric(stepmap) for name, metric in METRICS.items()}
-    share = values["thinking_to_summary"].nanmean(1)
-    sizes = {segment: len(stepmap.segment(segment)) for segment in ("question", "thinking", "summary")}
+    return Measured(
+        {name: metric(stepmap) for name, metric in metrics.items()},
+        {name: metric(control).nanmean(1) for name, metric in metrics.items()},
+    )
+
+
+def unjudged(stepmap: StepMap | StepMapFile, measured: Measured) -> Diagnosis:
+    """The diagnosis of a map without its verdicts, from its metrics and from what its header says."""
+    layers, n_layers = stepmap.layers, model_layers(stepmap)
+    share = measured.values["thinking_to_summary"].nanmean(1)
+    sizes = {
+        segment: sum(step.segment == segment for step in stepmap.steps)
+        for segment in ("question", "thinking", "summary")
+    }
     counts = {"model_layers": n_layers, "steps": len(stepmap.steps), "steps_of": sizes}
     return Diagnosis(
-        values=values,
-        position_only={name: metric(control).nanmean(1) for name, metric in METRICS.items()},
+        values=measured.values,
+        position_only=measured.position_only,
         decay={function.__name__: float(function(share, layers, n_layers)) for function in (decay_slope, decay_ratio)},
         layers=layers,
         verdicts=(),
@@ -196,7 +205,21 @@ def _measure(stepmap: StepMap) -> Diagnosis:
     )
 
 
-def model_layers(stepmap: StepMap) -> int:
+def judged(diagnosis: Diagnosis, reference: Sequence["StepMap | Diagnosis"] | None) -> Diagnosis:
+    """The diagnosis with its verdicts; `reference` is that of `diagnose`."""
+    others = None
+    if reference is not None:
+        others = [other if isinstance(other, Diagnosis) else diagnose(other) for other in reference]
+        for other in others:
+            check_alike(diagnosis, other)
+    verdicts = (
+        _judge(diagnosis, others, "shallow lock-in", "lock_in", "shallow", high=True),
+        _judge(diagnosis, others, "deep decay", "thinking_to_summary", "deep", high=False),
+    )
+    return replace(diagnosis, verdicts=verdicts)
+
+
+def model_layers(stepmap: StepMap | StepMapFile) -> int:
     """How many layers the model has (a map may hold some of them only)."""
     return int(stepmap.meta.get("model_layers", max(stepmap.layers) + 1))
 

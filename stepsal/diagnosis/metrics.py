@@ -200,14 +200,20 @@ def position_only(stepmap: StepMap) -> StepMap:
     classes = (2 * torch.log2(distance.clamp(min=0) + 1)).round().long()
     question = torch.tensor([step.segment == "question" for step in stepmap.steps])
     classes[question] = -1
-    mass = torch.where(question[:, None].to(stepmap.mass.device), stepmap.mass, 0)
+    flat = rearrange(stepmap.mass, "layer head query_step key_step -> layer head (query_step key_step)")
+    pairs, classes = stepmap.pairs.flatten(), classes.flatten()
+    where = torch.zeros_like(classes)  # the column of `densities` for each pair of steps; the first one is zero
+    densities = [flat.new_zeros(*flat.shape[:2], 1)]
     for number in set(classes.unique().tolist()) - {-1}:
-        chosen = ((classes == number) & (stepmap.pairs > 0)).to(stepmap.mass.device)
-        if not chosen.any():
+        chosen = torch.nonzero((classes == number) & (pairs > 0)).flatten()
+        if not len(chosen):
             continue
-        pairs = stepmap.pairs[chosen]
-        density = reduce(stepmap.mass[:, :, chosen], "layer head pair -> layer head 1", "sum") / pairs.sum()
-        mass[:, :, chosen] = density * pairs
+        total = reduce(flat.index_select(2, chosen.to(flat.device)), "layer head pair -> layer head 1", "sum")
+        where[chosen] = len(densities)
+        densities.append(total / pairs[chosen].sum())
+    mass = torch.cat(densities, -1).index_select(2, where.to(flat.device)).mul_(pairs)
+    mass = mass.unflatten(-1, stepmap.pairs.shape)
+    mass[:, :, question] = stepmap.mass[:, :, question]
     return replace(stepmap, mass=mass, meta=stepmap.meta | {"control": "position only"})
 
 

@@ -15,13 +15,14 @@ import torch
 
 from stepsal import plot
 from stepsal.diagnosis.comparison import Comparison
-from stepsal.diagnosis.diagnosis import Diagnosis, diagnose
+from stepsal.diagnosis.diagnosis import Diagnosis
+from stepsal.diagnosis.folder import diagnose_files
 from stepsal.diagnosis.metrics import METRICS
 from stepsal.diagnosis.registry import shown_metrics
 from stepsal.errors import FileError
 from stepsal.files import atomic_path, sha256_of
 from stepsal.plot.canvas import new_figure
-from stepsal.saliency.folder import find_map, folder_traces, group_maps, load_step_maps
+from stepsal.saliency.folder import find_map, folder_traces, group_maps, open_step_maps
 from stepsal.saliency.stepmap import StepMap
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def tokens(folder: Path) -> tuple[Figure, str]:
 def maps(folder: Path) -> tuple[Figure, str]:
     """Step maps of the shallow and deep layers of a correct and a wrong trace, on one colour scale."""
     figure = new_figure(3.7)
-    draw_maps(figure, {name: group[0] for name, group in group_maps(load_step_maps(folder)).items() if group})
+    draw_maps(figure, {name: group[0].load() for name, group in group_maps(open_step_maps(folder)).items() if group})
     return figure, (
         "Step maps of one correct and one wrong trace, mean over the heads of the shallow (bottom quarter) and the deep (top "
         "quarter) layers, on one logarithmic colour scale (the question's own row may exceed it). "
@@ -216,8 +217,7 @@ def load_example(folder: Path) -> tuple[torch.Tensor, StepMap]:
 
 
 def _diagnosed(folder: Path) -> dict[str, Sequence[Diagnosis]]:
-    groups = group_maps(load_step_maps(folder))
-    return {name: [diagnose(stepmap) for stepmap in group] for name, group in groups.items() if group}
+    return {name: diagnose_files(group) for name, group in group_maps(open_step_maps(folder)).items() if group}
 
 
 def _rows(shown: Sequence[str]) -> int:

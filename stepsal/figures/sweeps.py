@@ -17,6 +17,7 @@ from stepsal.ablation.votes import self_consistency
 from stepsal.errors import FileError, InputError
 from stepsal.plot.canvas import new_figure
 from stepsal.saliency.stepmap import StepMap
+from stepsal.saliency.stepmapfile import StepMapFile
 from stepsal.sweeps.settings import Setting, kind_label
 
 if TYPE_CHECKING:
@@ -385,15 +386,16 @@ def _pair(before: Path, after: Path) -> tuple[str, StepMap, StepMap]:
         raise InputError(f"{before} and {after} have no trace in common: make the maps of both from the same problems")
     chosen = None
     for name in common:
-        pair = StepMap.load(files[0][name]), StepMap.load(files[1][name])
+        pair = StepMapFile.open(files[0][name]), StepMapFile.open(files[1][name])
         chosen = chosen or pair
         if (pair[0].meta.get("correct"), pair[1].meta.get("correct")) == (False, True):
             return (
                 f"trace {pair[0].meta.get('trace', name)}, the first that was wrong before and is correct after",
-                *pair,
+                pair[0].load(),
+                pair[1].load(),
             )
     assert chosen is not None
-    return f"trace {chosen[0].meta.get('trace', common[0])}, the first in both", *chosen
+    return f"trace {chosen[0].meta.get('trace', common[0])}, the first in both", chosen[0].load(), chosen[1].load()
 
 
 def _map_files(path: Path) -> dict[str, Path]:

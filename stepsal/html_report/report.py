@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from stepsal.checks import checked, path, several
 from stepsal.diagnosis.diagnosis import diagnose, model_layers
+from stepsal.diagnosis.folder import diagnose_loaded
 from stepsal.diagnosis.metrics import METRICS
 from stepsal.diagnosis.registry import shown_metrics
 from stepsal.errors import InputError
@@ -33,6 +34,7 @@ from stepsal.files import exclusive_path
 from stepsal.models.layer_choice import band
 from stepsal.saliency.checks import maps
 from stepsal.saliency.stepmap import StepMap
+from stepsal.saliency.stepmapfile import StepMapFile, heads_of, loaded
 
 _PROFILES = ("lock_in", "thinking_to_summary")
 _MISSING = 2**16 - 1
@@ -43,12 +45,16 @@ _SMALLEST = 1e-50  # of the largest mass; what is below counts as zero
     path=path, stepmaps=maps, heads=several(int, "a list of heads", "Of one head make a list, [0].", optional=True)
 )
 def report(
-    path: str | Path, stepmaps: Sequence[StepMap], *, heads: Sequence[int] | None = None, title: str = "Step maps"
+    path: str | Path,
+    stepmaps: Sequence[StepMap | StepMapFile],
+    *,
+    heads: Sequence[int] | None = None,
+    title: str = "Step maps",
 ) -> Path:
     """Write step maps as one self-contained HTML page, and return its path.
 
     The page shows a trace's text beside its map, for each layer, band, measure and embedded head; what a step reads and
-    who reads it; the depth profiles and verdicts of `stepsal.diagnose`. It is written whole or not at all.
+    who reads it; the depth profiles and verdicts of `stepsal.diagnose`. It is written map by map, whole or not at all.
 
     Args:
         path: the file to write, usually `*.html`.
@@ -74,10 +80,8 @@ def report(
     chosen = list(heads or ())
     for index, stepmap in enumerate(stepmaps):
         _check(stepmap, chosen, _name(stepmap, index))
-    traces = [_trace(stepmap, chosen, _name(stepmap, index)) for index, stepmap in enumerate(stepmaps)]
-    page = _page({"title": title, "traces": traces})
-    with exclusive_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    with exclusive_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(_page(title, (_trace(each, chosen, _name(each, index)) for index, each in enumerate(stepmaps))))
     return Path(path)
 
 
@@ -105,12 +109,13 @@ def quantise(
     return codes, low, step
 
 
-def _name(stepmap: StepMap, index: int) -> str:
+def _name(stepmap: StepMap | StepMapFile, index: int) -> str:
     return str(stepmap.meta.get("trace") or f"trace {index}")
 
 
-def _check(stepmap: StepMap, heads: list[int], name: str) -> None:
-    n_heads = stepmap.mass.shape[1]
+def _check(stepmap: StepMap | StepMapFile, heads: list[int], name: str) -> None:
+    """Raise `InputError` for what can be seen to be wrong before any map is read from its file."""
+    n_heads = heads_of(stepmap)
     for head in heads:
         if isinstance(head, bool) or not 0 <= head < n_heads:
             raise InputError(
@@ -119,21 +124,22 @@ def _check(stepmap: StepMap, heads: list[int], name: str) -> None:
             )
     if len(set(heads)) < len(heads):
         raise InputError(f"heads={heads} names a head twice: give each once")
+
+
+def _trace(given: StepMap | StepMapFile, heads: list[int], trace: str) -> dict[str, Any]:
+    """What the page needs of one map."""
+    stepmap = loaded(given)
     if (stepmap.mass < 0).any():
         raise InputError(
-            f"the map of {name!r} holds negative influence (rule {stepmap.meta.get('rule', 'unknown')!r}), which a "
+            f"the map of {trace!r} holds negative influence (rule {stepmap.meta.get('rule', 'unknown')!r}), which a "
             "logarithmic scale cannot show and of which shares mean nothing. Make it with rule='abs'."
         )
-
-
-def _trace(stepmap: StepMap, heads: list[int], trace: str) -> dict[str, Any]:
-    """What the page needs of one map."""
     n = len(stepmap.steps)
     row, column = torch.tril_indices(n, n)
     mass = stepmap.mass.detach().cpu().double()
     planes = torch.cat([mass.mean(1, keepdim=True), mass[:, heads]], 1)[:, :, row, column]
     codes, low, step = quantise(rearrange(planes, "layer head pair -> (layer head pair)").numpy())
-    diagnosis = diagnose(stepmap)
+    diagnosis = diagnose_loaded(given, stepmap) if isinstance(given, StepMapFile) else diagnose(stepmap)
     bands = {key: band(key, model_layers(stepmap)) for key in ("shallow", "deep")}
     only_mean = stepmap.meta.get("heads") == "mean"
     return {
@@ -180,12 +186,28 @@ def _base64(values: np.ndarray, kind: str) -> str:
     return base64.b64encode(values.astype(kind).tobytes()).decode("ascii")
 
 
-def _page(data: dict[str, Any]) -> str:
-    """The template with style sheet, script and data put in, and the hashes that allow these two and no others."""
+def _page(title: str, traces: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """The template with style sheet, script and data put in, and the hashes that allow these two and no others.
+
+    The page comes in parts, each trace in one of its own.
+    """
     folder = Path(__file__).parent
     parts = {name: (folder / f"report.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
-    parts["data"] = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     for name in ("css", "js"):
         digest = hashlib.sha256(parts[name].encode()).digest()
         parts[f"{name}-hash"] = "sha256-" + base64.b64encode(digest).decode("ascii")
-    return re.sub(r"\{\{([a-z-]+)\}\}", lambda found: parts[found[1]], parts["html"])  # one pass: data stays data
+    for index, part in enumerate(re.split(r"\{\{([a-z-]+)\}\}", parts["html"])):  # one pass: data stays data
+        if index % 2 == 0:  # between two places to fill
+            yield part
+        elif part != "data":
+            yield parts[part]
+        else:
+            yield f'{{"title":{_json(title)},"traces":['
+            for number, trace in enumerate(traces):
+                yield ("," if number else "") + _json(trace)
+            yield "]}"
+
+
+def _json(data: Any) -> str:
+    """JSON that no browser takes for markup."""
+    return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")

@@ -4,6 +4,7 @@ Nothing here writes files, changes a global style, or computes what is not shown
 """
 
 from stepsal.diagnosis.metrics import LABELS
+from stepsal.plot.benchmark import benchmark
 from stepsal.plot.canvas import style
 from stepsal.plot.circuits import step_heads
 from stepsal.plot.faithfulness import faithfulness
@@ -15,6 +16,7 @@ from stepsal.saliency.stepmap import StepMap
 __all__ = [
     "LABELS",
     "answer_rows",
+    "benchmark",
     "comparison",
     "depth_profile",
     "faithfulness",

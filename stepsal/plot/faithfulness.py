@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from stepsal.checks import checked, kind_of, shown
 from stepsal.errors import InputError
 from stepsal.plot.canvas import COLOURS, new_axes
 
@@ -11,10 +12,21 @@ if TYPE_CHECKING:
 else:  # imported where used: they take a while
     Axes = DataFrame = Any
 
+_COLUMNS = {"score", "pairs", "map", "mean", "low", "high"}
 _SHUFFLED = ", shuffled"
 _LOWER_IS_BETTER = ("deletion", "insertion")
 
 
+def _table(name: str, value: Any) -> None:
+    """The table of a `Faithfulness`. That it is one, its columns say: pandas takes a while."""
+    if not set(getattr(value, "columns", ())) >= _COLUMNS:
+        raise InputError(
+            f"{name}={shown(value)} is {kind_of(value)}: expected the table of a faithfulness check. Give `check.table` "
+            "of what `stepsal.faithfulness` returned, or read its faithfulness.csv with pandas."
+        )
+
+
+@checked(table=_table)
 def faithfulness(table: DataFrame, *, score: str = "per reader", pairs: str = "all", ax: Axes | None = None) -> Axes:
     """Draw a score of every map and baseline as a point with its 95 % interval over traces.
 

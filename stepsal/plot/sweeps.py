@@ -27,7 +27,7 @@ _POINTS = "accuracy difference (points)"
 _SMALLEST = (15.0, 8.0)  # the width and height, in points, of the smallest cell that a value is printed in
 
 
-def _table(expected: str, *, results: bool = False, optional: bool = False) -> Check:
+def table_check(expected: str, *, results: bool = False, optional: bool = False) -> Check:
     """A DataFrame, or where `results` are welcome, `Results`. What a DataFrame is, its columns say: pandas takes a while."""
 
     def check(name: str, value: Any) -> None:
@@ -45,7 +45,7 @@ def _table(expected: str, *, results: bool = False, optional: bool = False) -> C
 _PANEL = "from `stepsal.ablation.effects.head_panels(results)`"
 
 
-@checked(results=_table("the rows that `stepsal.sweep` returns", results=True))
+@checked(results=table_check("the rows that `stepsal.sweep` returns", results=True))
 def sweep(results: "DataFrame | Results", *, ax: Axes | None = None) -> Axes:
     """Draw a forest plot of every setting's paired accuracy difference to the baseline, with its 95 % interval.
 
@@ -205,7 +205,7 @@ def sweep_strengths(lines: Sequence[StrengthLine], *, ax: Axes | None = None) ->
     return ax
 
 
-@checked(costs=_table("a table of costs"), votes=_table("a table of votes"))
+@checked(costs=table_check("a table of costs"), votes=table_check("a table of votes"))
 def sweep_compute(costs: DataFrame, votes: DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw accuracy against compute: settings as points, and the baseline with more samples (self-consistency) as a line.
 
@@ -244,7 +244,7 @@ def sweep_compute(costs: DataFrame, votes: DataFrame, *, ax: Axes | None = None)
     return ax
 
 
-@checked(table=_table("a table of accuracies"), others=_table("a table of accuracies", optional=True))
+@checked(table=table_check("a table of accuracies"), others=table_check("a table of accuracies", optional=True))
 def sweep_lengths(table: DataFrame, others: DataFrame | None = None, *, ax: Axes | None = None) -> Axes:
     """Draw accuracy by chain length, a line for each setting, with 95 % intervals.
 

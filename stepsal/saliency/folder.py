@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
 from stepsal._version import __version__
@@ -30,14 +30,16 @@ from stepsal.models.layer_choice import LayerSpec, resolve_layers
 from stepsal.models.lookup import model_fingerprint
 from stepsal.models.support import check_supported
 from stepsal.saliency.influence import Objective, Rule, Score, check_options, check_trace, step_saliency
-from stepsal.saliency.stepmap import StepMap
+from stepsal.saliency.stepmap import Precision, StepMap, in_precision
+from stepsal.saliency.stepmapfile import StepMapFile
 from stepsal.traces.checks import traces
 from stepsal.traces.trace import Trace
 
+_Map = TypeVar("_Map", StepMap, StepMapFile)
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)")  # names that Windows keeps for devices
 _OF_THE_TRACE = ("its steps differ", "its tokens differ")
 _FIX = "Use another --out folder."
-_BEFORE = {"score": "loss"}  # what earlier versions did where they do not say it
+_BEFORE = {"score": "loss", "heads": "all", "precision": None}  # what earlier versions did where they do not say it
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class ResultKind:
 STEP_MAPS = ResultKind(
     "step map", "map", "maps", "saliency.json", "stepsal saliency", "`stepsal saliency` or `stepsal demo`", StepMap.load
 )
+_MAP_FILES = replace(STEP_MAPS, load=lambda path, verify: StepMapFile.open(path))
 
 
 def map_path(out: str | Path, trace_id: str) -> Path:
@@ -99,7 +102,7 @@ def find_map(out: str | Path, trace_id: str) -> Path:
         name = f"{name[:120]}-{_short_hash(trace_id)}"
     old = path.with_name(f"{name}.safetensors")
     # Where case does not count, the old name of one trace may be that of another.
-    if old != path and not path.exists() and old.exists() and StepMap.load(old).meta.get("trace") == trace_id:
+    if old != path and not path.exists() and old.exists() and StepMapFile.open(old).meta.get("trace") == trace_id:
         return old
     return path
 
@@ -123,9 +126,14 @@ def save_step_maps(
     score: Score = "loss",
     layers: LayerSpec = "all",
     chunk: int | Literal["auto"] = "auto",
+    heads: Literal["all", "mean"] = "all",
+    precision: Precision | None = None,
     progress: bool = True,
 ) -> list[Path]:
     """Compute the step map of every trace that has none in `out` yet, and return the paths of all, in order.
+
+    `heads="mean"` keeps the mean over heads alone (`StepMap.mean_heads`), and `precision="bfloat16"` two bytes of each number
+    (`StepMap.save`): what is computed is the same, and the files are smaller.
 
     An interrupted run goes on where it stopped. Every trace, and every map that is there, is checked before the first map is
     computed. From then on these traces' maps are the folder's: those of others stay where they are and are left out.
@@ -146,13 +154,24 @@ def save_step_maps(
             "step_saliency(model, trace, objective='answer', answer=(start, stop)) for every trace, and save the maps yourself"
         )
     check_options(0, objective, rule, chunk, None, score)
+    for name, value, known in (("heads", heads, ("all", "mean")), ("precision", precision, (None, "bfloat16"))):
+        if value not in known:
+            raise InputError(f"unknown {name} {value!r}: expected one of {', '.join(map(repr, known))}")
     check_traces(model, traces)
     indices = resolve_layers(layers, host_of(model).shape.layers, host_of(model).attention_layers or None)
     check_supported(model)
-    settings = {"objective": objective, "rule": rule, "score": score, "layers": list(indices)} | model_settings(model)
+    settings: dict[str, Any] = {
+        "objective": objective,
+        "rule": rule,
+        "score": score,
+        "layers": list(indices),
+    } | model_settings(model)
+    settings |= {"heads": heads, "precision": precision}
 
     def compute(trace: Trace) -> StepMap:
-        return step_saliency(model, trace, objective=objective, rule=rule, score=score, layers=layers, chunk=chunk)
+        stepmap = step_saliency(model, trace, objective=objective, rule=rule, score=score, layers=layers, chunk=chunk)
+        stepmap = stepmap.mean_heads() if heads == "mean" else stepmap
+        return stepmap if precision is None else in_precision(stepmap, precision)
 
     return save_results(STEP_MAPS, traces, out, settings, compute, progress)
 
@@ -287,7 +306,7 @@ def _differences(kind: ResultKind, result: Any, made_of: Mapping[str, Any], trac
     A map of stepsal 0.1 says some of it elsewhere.
     """
     said = _BEFORE | result.meta.get("made_of", result.meta)
-    if "made_of" not in result.meta and isinstance(result, StepMap):
+    if "made_of" not in result.meta and isinstance(result, StepMap | StepMapFile):
         said = said | {"layers": list(result.layers)}
     texts = {"tokens_sha256": _OF_THE_TRACE[1], "model_sha256": "the model's weights or configuration differ"}
     different = [
@@ -332,6 +351,14 @@ def load_step_maps(out: str | Path, *, progress: bool = False, verify: bool = Tr
     with its settings.
     """
     return load_results(STEP_MAPS, Path(out), progress, verify)
+
+
+def open_step_maps(out: str | Path, *, progress: bool = False) -> list[StepMapFile]:
+    """What `load_step_maps` reads, as files of which the headers alone were read: any number of maps takes little memory.
+
+    All that can be seen in the headers is checked, with the same warnings and errors. The rest is checked when a map is loaded.
+    """
+    return load_results(_MAP_FILES, Path(out), progress, verify=False)
 
 
 def load_results(kind: ResultKind, out: Path, progress: bool, verify: bool) -> list[Any]:
@@ -432,12 +459,12 @@ def _check_made_alike(kind: ResultKind, files: Sequence[Path], maps: Sequence[An
             )
 
 
-def group_maps(maps: Sequence[StepMap], graded: Mapping[str, bool | None] | None = None) -> dict[str, list[StepMap]]:
+def group_maps(maps: Sequence[_Map], graded: Mapping[str, bool | None] | None = None) -> dict[str, list[_Map]]:
     """Maps of correct and of wrong traces, by what the trace said when the map was made, or by `graded` (id -> correct).
 
     Raises `InputError` where that is not known of a trace.
     """
-    groups: dict[str, list[StepMap]] = {"correct": [], "wrong": []}
+    groups: dict[str, list[_Map]] = {"correct": [], "wrong": []}
     for stepmap in maps:
         name = stepmap.meta.get("trace", "")
         correct = stepmap.meta.get("correct") if graded is None else graded.get(name)

@@ -8,14 +8,16 @@ reads of it was found to be what it expects. A header has
     ...          entries of the kind's own
     meta         how the tensors were made
     sha256       of all of these and of the tensors; step maps of stepsal 0.1 have none
+
+`read_tensors` reads a file whole; `read_header` what its header says, `read_slices` parts of a tensor, without the rest.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from einops import rearrange
@@ -25,8 +27,9 @@ from stepsal.errors import FileError, InputError
 from stepsal.files import atomic_path, sha256_of
 from stepsal.traces.trace import Step
 
+_Read = TypeVar("_Read")
 MOST = 2**31 - 1
-_SEGMENTS = ("question", "thinking", "summary")
+SEGMENTS = ("question", "thinking", "summary")
 _TEXTS = (
     *(
         "trace",
@@ -51,7 +54,7 @@ _COUNTS = ("tokens", "model_layers", "chunk")
 class FileKind:
     """A kind of file. `entries` are the names of its header, in order; `command` is the command that makes such files.
 
-    `optional` tensors may be missing.
+    `optional` tensors may be missing. Files of the `earlier` formats are read, too.
     """
 
     format: str
@@ -60,6 +63,7 @@ class FileKind:
     tensors: tuple[str, ...]
     command: str
     optional: tuple[str, ...] = ()
+    earlier: tuple[str, ...] = ()
 
 
 def write_tensors(
@@ -95,19 +99,45 @@ def read_tensors(path: str | Path, kind: FileKind, verify: bool) -> tuple[dict[s
 
     Raises `FileError` for what is no such file, and `ValueError` for one that is damaged; see `damaged`.
     """
-    header, tensors = _open(Path(path), kind)
+    header, tensors = _open(Path(path), kind, lambda file: {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     if verify:
         _verify(kind, header, tensors)
+    return _said(kind, header, set(tensors)), tensors
+
+
+def read_header(
+    path: str | Path, kind: FileKind
+) -> tuple[dict[str, Any], dict[str, tuple[str, list[int]]], str | None]:
+    """What the header says, as `read_tensors` gives it; each tensor's type, as safetensors names it, and shape; the checksum.
+
+    The tensors are not read, so the checksum is not compared. Raises what `read_tensors` raises.
+    """
+
+    def shapes(file: Any) -> dict[str, tuple[str, list[int]]]:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {name: (each.get_dtype(), each.get_shape()) for name, each in slices.items()}
+
+    header, found = _open(Path(path), kind, shapes)
+    return _said(kind, header, set(found)), found, header.get("sha256")
+
+
+def read_slices(path: str | Path, kind: FileKind, name: str, places: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """A tensor's parts at these places of its first axes, without the rest. No checksum covers them. Raises `FileError`."""
+    return _open(Path(path), kind, lambda file: [file.get_slice(name)[place or ...] for place in places])[1]
+
+
+def _said(kind: FileKind, header: Mapping[str, str], tensors: set[str]) -> dict[str, Any]:
+    """The entries of a header, checked."""
     if missing := [name for name in kind.entries if name not in header]:
         raise ValueError(f"its header has no {missing[0]!r}")
-    if set(tensors) - set(kind.optional) != set(kind.tensors):
+    if tensors - set(kind.optional) != set(kind.tensors):
         raise ValueError(
             f"its tensors are {', '.join(sorted(tensors)) or 'none'}, expected {' and '.join(kind.tensors)}"
         )
-    said = {name: _parse(header, name) for name in kind.entries if name != "format"}
+    said: dict[str, Any] = {name: header[name] if name == "format" else _parse(header, name) for name in kind.entries}
     said["steps"] = _steps(said["steps"])
     _check_meta(said["meta"], said["steps"])
-    return said, tensors
+    return said
 
 
 def damaged(path: str | Path, kind: FileKind, error: Exception) -> FileError:
@@ -118,7 +148,8 @@ def damaged(path: str | Path, kind: FileKind, error: Exception) -> FileError:
     )
 
 
-def _open(path: Path, kind: FileKind) -> tuple[dict[str, str], dict[str, Tensor]]:
+def _open(path: Path, kind: FileKind, read: Callable[[Any], _Read]) -> tuple[dict[str, str], _Read]:
+    """The header of a file, and what `read` reads of it."""
     from safetensors import SafetensorError, safe_open
 
     if path.is_dir():
@@ -130,13 +161,12 @@ def _open(path: Path, kind: FileKind) -> tuple[dict[str, str], dict[str, Tensor]
             pass
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
-            if (found := header.get("format")) != kind.format:
+            if (found := header.get("format")) not in (kind.format, *kind.earlier):
                 raise FileError(
                     f"{path} is not a {kind.name} this version can read: its format is {found!r}, expected {kind.format!r}. "
                     f"Make it again with `{kind.command}`, or read it with the version of stepsal that wrote it."
                 )
-            names = file.keys()
-            return header, {name: file.get_tensor(name) for name in names}
+            return header, read(file)
     except FileError:
         raise
     except FileNotFoundError as error:
@@ -184,8 +214,8 @@ def _steps(found: Any) -> tuple[Step, ...]:
             raise ValueError(f"step {index} is {shown(record)}, expected index, segment, start, stop and text")
         for name in ("index", "start", "stop"):
             check_count(record[name], f"{name!r} of step {index}", least=0)
-        if record["index"] != index or record["segment"] not in _SEGMENTS:
-            raise ValueError(f"step {index} is {shown(record)}, expected that index and one of {', '.join(_SEGMENTS)}")
+        if record["index"] != index or record["segment"] not in SEGMENTS:
+            raise ValueError(f"step {index} is {shown(record)}, expected that index and one of {', '.join(SEGMENTS)}")
         _check_text(record["text"], f"the text of step {index}")
         steps.append(Step(**record))
     if steps[0].start != 0:
@@ -198,7 +228,7 @@ def _steps(found: Any) -> tuple[Step, ...]:
             raise ValueError(
                 f"step {other.index} begins at token {other.start}, expected {one.stop}, where the last one ends"
             )
-        if _SEGMENTS.index(other.segment) < _SEGMENTS.index(one.segment):
+        if SEGMENTS.index(other.segment) < SEGMENTS.index(one.segment):
             raise ValueError(f"step {other.index} is of the {other.segment}, but comes after one of the {one.segment}")
     return tuple(steps)
 

@@ -78,11 +78,7 @@ def _bootstrap(x: Correct, y: Wrong, resamples: int, seed: int) -> tuple[np.ndar
 
     masks = [np.isfinite(group).astype(float) for group in (x, y)]
     filled = [np.nan_to_num(group) for group in (x, y)]
-    # For each pair of traces, 1 where the wrong trace has the higher value and 1/2 where they tie: `column correct wrong`.
-    higher = [
-        ((a[:, None] < b) + 0.5 * (a[:, None] == b)) * np.outer(i, j)
-        for a, b, i, j in zip(filled[0].T, filled[1].T, masks[0].T, masks[1].T, strict=True)
-    ]
+    sorted_columns = [_order(a, b) for a, b in zip(x.T, y.T, strict=True)]
 
     def statistic(i: np.ndarray, j: np.ndarray, axis: int) -> np.ndarray:
         """The statistics, `statistic resample`. `i` and `j` are the indices drawn from the groups, along the last axis."""
@@ -90,7 +86,7 @@ def _bootstrap(x: Correct, y: Wrong, resamples: int, seed: int) -> tuple[np.ndar
         present = [w @ mask for w, mask in zip(weights, masks, strict=True)]
         with np.errstate(invalid="ignore", divide="ignore"):  # a resample without any value gives NaN
             means = [w @ f / n for w, f, n in zip(weights, filled, present, strict=True)]
-            wins = np.stack([((weights[0] @ h) * weights[1]).sum(-1) for h in higher], -1)
+            wins = np.stack([_wins(*weights, *column) for column in sorted_columns], -1)
             out = np.concatenate([means[1] - means[0], wins / (present[0] * present[1])], -1)
         return out[0] if i.ndim == 1 else out.T
 
@@ -108,6 +104,30 @@ def _bootstrap(x: Correct, y: Wrong, resamples: int, seed: int) -> tuple[np.ndar
     drawn = result.bootstrap_distribution
     low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=-1)
     return statistic(*indices, axis=-1), low, high
+
+
+def _order(correct: Float[np.ndarray, " correct"], wrong: Float[np.ndarray, " wrong"]) -> tuple[np.ndarray, ...]:
+    """Of one column: the correct traces by value, the wrong traces with a value, and for each how many correct ones are below.
+
+    The last is counted twice: those below, and those below or equal.
+    """
+    present = np.flatnonzero(np.isfinite(wrong))
+    order = np.argsort(correct, kind="stable")[: np.isfinite(correct).sum()]
+    below, upto = (np.searchsorted(correct[order], wrong[present], side) for side in ("left", "right"))
+    return order, present, below, upto
+
+
+def _wins(
+    drawn_correct: Float[np.ndarray, "resample correct"],
+    drawn_wrong: Float[np.ndarray, "resample wrong"],
+    order: np.ndarray,
+    present: np.ndarray,
+    below: np.ndarray,
+    upto: np.ndarray,
+) -> Float[np.ndarray, " resample"]:
+    """In how many of the drawn pairs the wrong trace has the higher value, ties counted half: exact, as sums of halves are."""
+    so_far = np.pad(drawn_correct[:, order].cumsum(1), ((0, 0), (1, 0)))
+    return ((so_far[:, below] + so_far[:, upto]) * 0.5 * drawn_wrong[:, present]).sum(1)
 
 
 def counts_of_draws(indices: np.ndarray, n: int) -> np.ndarray:

@@ -172,11 +172,11 @@ def _metric_means(metric: Metric, maps: Path, written: int) -> dict[int, list[fl
     """The mean of a metric over the maps of a folder, by layer and head."""
     import torch
 
-    from stepsal.saliency.folder import load_step_maps
+    from stepsal.saliency.folder import open_step_maps
 
-    stepmaps = load_step_maps(maps)
-    first = stepmaps[0]
-    if any(stepmap.layers != first.layers or stepmap.mass.shape[1] != first.mass.shape[1] for stepmap in stepmaps):
+    files = open_step_maps(maps)
+    first = files[0]
+    if any((file.layers, file.header.heads) != (first.layers, first.header.heads) for file in files):
         raise FileError(f"the maps in {maps} differ in their layers or heads: give a folder of one model's maps")
-    means = torch.stack([metric(stepmap) for stepmap in stepmaps]).nanmean(0)
+    means = torch.stack([metric(file.load()) for file in files]).nanmean(0)
     return dict(zip(first.layers, means.tolist(), strict=True))

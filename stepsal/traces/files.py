@@ -117,7 +117,7 @@ def _read_line(
 ) -> Iterator[Trace | FileError | InputError]:
     """The traces of a line, and in the place of each that cannot be made the error that says why."""
     try:
-        records = answers(_parse(line, verify), id, requests)
+        records = answers(parse_record(line, verify), id, requests)
     except (FileError, InputError) as error:
         yield error
         return
@@ -137,7 +137,7 @@ def _answered_requests(paths: Sequence[str | Path]) -> dict[str, dict[str, Any]]
             record = {}
             if b'"custom_id"' in line:
                 with suppress(FileError, InputError):  # said when its turn comes
-                    record = _parse(line, verify=False)
+                    record = parse_record(line, verify=False)
             id = record.get("custom_id")
             if not isinstance(id, str):
                 continue
@@ -225,7 +225,8 @@ def _verify(record: dict[str, Any]) -> None:
         )
 
 
-def _parse(line: bytes, verify: bool) -> dict[str, Any]:
+def parse_record(line: bytes, verify: bool) -> dict[str, Any]:
+    """What a line of a file of traces says, without its checksum, which is compared if `verify`."""
     record = parse_line(line)
     if not isinstance(record, dict):
         cure = ": `jq -c '.[]'` makes lines of a list" if isinstance(record, list) else ""

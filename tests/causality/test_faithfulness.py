@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import make_steps
@@ -17,6 +18,7 @@ import stepsal
 from stepsal import InputError, Knockout, StepMap, faithfulness
 from stepsal.causality.scores import entries_of, overall, pairs_of_trace, partial
 from stepsal.saliency.pooling import count_pairs
+from stepsal.saliency.stepmapfile import StepMapFile
 from stepsal.statistics.ranks import rank_correlation
 from stepsal.statistics.same_traces import means_with_intervals, sign_flip_p
 
@@ -155,6 +157,17 @@ def test_what_is_not_defined_is_missing_and_never_zero():
 def some_traces(n=5, kinds=({"rule": "abs"},)):
     maps = [map_of(random_entries(i + 50 * k), f"t{i}", **kind) for i in range(n) for k, kind in enumerate(kinds)]
     return maps, [make_knockout(random_entries(1000 + i), f"t{i}") for i in range(n)]
+
+
+def test_maps_that_stay_in_their_files_have_the_scores_of_loaded_ones(tmp_path):
+    stepmaps, knockouts = some_traces(kinds=({"rule": "abs"}, {"rule": "attention"}))
+    files = []
+    for index, stepmap in enumerate(stepmaps):
+        stepmap.save(tmp_path / f"{index}.safetensors")
+        files.append(StepMapFile.open(tmp_path / f"{index}.safetensors"))
+    found, expected = faithfulness(files, knockouts, resamples=99), faithfulness(stepmaps, knockouts, resamples=99)
+    pd.testing.assert_frame_equal(found.table, expected.table, check_exact=True)
+    pd.testing.assert_frame_equal(found.per_trace, expected.per_trace, check_exact=True)
 
 
 def test_the_order_of_the_traces_does_not_matter():

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import stepsal.saliency.folder
 from stepsal import FileError, InputError, StepMap, save_step_maps
-from stepsal.saliency.folder import load_step_maps, map_path
+from stepsal.saliency.folder import group_maps, load_step_maps, map_path, open_step_maps
+from stepsal.saliency.stepmapfile import dtype_of, heads_of, loaded
 
 
 def some_traces(count=5):
@@ -477,3 +478,66 @@ def test_with_the_disk_full_what_is_finished_is_kept(qwen2, tmp_path, computed):
         assert len(computed) == 10  # the map that there was no room for
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+# --- smaller maps, and maps that stay in their files --------------------------------------------------------------------
+def test_maps_can_keep_the_mean_over_heads_and_two_bytes_a_number(qwen2, tmp_path):
+    (whole,) = map(StepMap.load, save(qwen2, some_traces(1), tmp_path / "whole"))
+    (mean,) = map(StepMap.load, save(qwen2, some_traces(1), tmp_path / "mean", heads="mean"))
+    (small,) = map(StepMap.load, save(qwen2, some_traces(1), tmp_path / "small", precision="bfloat16"))
+    assert torch.equal(mean.mass, whole.mean_heads().mass)
+    assert mean.meta["heads"] == "mean"
+    assert torch.equal(small.mass, whole.mass.bfloat16().float())
+    assert 0 < small.meta["precision_error"] <= 2**-8
+    assert [load_step_maps(tmp_path / name)[0].meta["made_of"]["heads"] for name in ("whole", "mean")] == [
+        "all",
+        "mean",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [({"heads": "mean"}, "heads 'all' -> 'mean'"), ({"precision": "bfloat16"}, "precision None -> 'bfloat16'")],
+)
+def test_smaller_maps_do_not_mix_with_others(qwen2, tmp_path, options, difference):
+    save(qwen2, some_traces(1), tmp_path)
+    settings = json.loads((tmp_path / "saliency.json").read_text())
+    (tmp_path / "saliency.json").write_text(json.dumps({k: v for k, v in settings.items() if k not in options}))
+    with pytest.raises(FileError, match=difference):  # a folder that does not say it is of maps that are kept whole
+        save(qwen2, some_traces(2), tmp_path, **options)
+    save(qwen2, some_traces(2), tmp_path)
+
+
+def test_an_unknown_way_to_keep_maps_is_refused(qwen2, tmp_path):
+    with pytest.raises(InputError, match="unknown heads 'first': expected one of 'all', 'mean'"):
+        unchecked(save_step_maps)(qwen2, some_traces(1), tmp_path, heads="first")
+    with pytest.raises(InputError, match="unknown precision 'int8': expected one of None, 'bfloat16'"):
+        unchecked(save_step_maps)(qwen2, some_traces(1), tmp_path, precision="int8")
+
+
+def test_an_open_folder_says_what_its_maps_say_and_reads_them_when_asked(qwen2, tmp_path):
+    save(qwen2, some_traces(3), tmp_path)
+    files, maps = open_step_maps(tmp_path), load_step_maps(tmp_path)
+    for file, stepmap in zip(files, maps, strict=True):
+        assert (file.steps, file.layers, file.meta) == (stepmap.steps, stepmap.layers, stepmap.meta)
+        assert (heads_of(file), dtype_of(file)) == (heads_of(stepmap), dtype_of(stepmap))
+        assert torch.equal(loaded(file).mass, stepmap.mass)
+    assert group_maps(files, {"t0": True, "t1": False, "t2": True}) == {"correct": files[::2], "wrong": files[1:2]}
+
+
+def test_a_map_that_was_replaced_since_its_folder_was_opened_is_noticed(qwen2, tmp_path):
+    paths = save(qwen2, some_traces(2), tmp_path)
+    file = open_step_maps(tmp_path)[0]
+    paths[0].write_bytes(paths[1].read_bytes())
+    with pytest.raises(FileError, match="was replaced while it was worked with"):
+        file.load()
+
+
+def test_an_open_folder_is_checked_as_a_loaded_one(qwen2, tmp_path):
+    first, second = save(qwen2, some_traces(2), tmp_path)
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(FileError, match="is no map of this folder"):
+        open_step_maps(tmp_path)
+    second.write_bytes(second.read_bytes()[:90])
+    with pytest.raises(FileError, match="is cut short or damaged"):
+        open_step_maps(tmp_path)

@@ -1,7 +1,8 @@
+import hashlib
 import json
 import os
 import struct
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from stepsal import FileError, InputError, StepMap, Trace
 from stepsal.files import atomic_path
 from stepsal.saliency.mapfile import write_map
+from stepsal.saliency.stepmap import in_precision
 
 # Steps of 2, 1 and 3 tokens. The last token is no query, so the rows have 2, 1 and 2 queries.
 PAIRS = [[3, 0, 0], [2, 1, 0], [4, 2, 3]]
@@ -163,7 +165,7 @@ def test_a_computed_map_comes_back_with_its_whole_record(qwen2, trace, tmp_path)
 
 def test_a_view_of_a_larger_map_is_saved_as_it_looks(tmp_path):
     whole = random_map("qtt", [2, 3, 4], layers=3)
-    part = StepMap(whole.mass.transpose(2, 3)[1:, ::2], whole.pairs.T, whole.steps, (1, 2), {})
+    part = StepMap(whole.mass.flip(0)[1:, ::2], whole.pairs, whole.steps, (1, 2), {})
     part.save(tmp_path / "part.safetensors")
     assert torch.equal(StepMap.load(tmp_path / "part.safetensors").mass, part.mass)
 
@@ -193,7 +195,7 @@ def test_a_folder_is_no_step_map(tmp_path):
 
 def test_other_safetensors_are_not_a_step_map(tmp_path):
     save_file({"weight": torch.ones(2)}, tmp_path / "model.safetensors")
-    with pytest.raises(FileError, match="its format is None, expected 'stepsal step map 1'"):
+    with pytest.raises(FileError, match="its format is None, expected 'stepsal step map 2'"):
         StepMap.load(tmp_path / "model.safetensors")
 
 
@@ -210,9 +212,9 @@ def change_header(path, **changes):
 def test_a_map_of_another_version_says_so(tmp_path):
     path = tmp_path / "new.safetensors"
     by_hand().save(path)
-    change_header(path, format="stepsal step map 2")
+    change_header(path, format="stepsal step map 3")
     with pytest.raises(
-        FileError, match="its format is 'stepsal step map 2', expected 'stepsal step map 1'. Make it again"
+        FileError, match="its format is 'stepsal step map 3', expected 'stepsal step map 2'. Make it again"
     ):
         StepMap.load(path)
 
@@ -417,3 +419,137 @@ def test_a_file_that_may_not_be_read_is_not_called_missing(tmp_path, monkeypatch
     monkeypatch.setattr(Path, "open", forbidden)
     with pytest.raises(FileError, match=r"cannot read .*a\.safetensors: Permission denied"):
         StepMap.load(path)
+
+
+# --- compact files, and parts of them ----------------------------------------------------------------------------------
+def save_as_stepsal_0_1_did(stepmap, path):
+    """The file that stepsal 0.1 and the first versions of 0.2 wrote: whole squares; with the checksum of the latter."""
+    header = {
+        "format": "stepsal step map 1",
+        "steps": json.dumps([asdict(step) for step in stepmap.steps], ensure_ascii=False),
+        "layers": json.dumps(stepmap.layers),
+        "meta": json.dumps(stepmap.meta, ensure_ascii=False),
+    }
+    digest = hashlib.sha256()
+    parts = [text.encode() for text in header.values()]
+    for name, tensor in (("mass", stepmap.mass), ("pairs", stepmap.pairs)):
+        parts += [f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), tensor.numpy().tobytes()]
+    for part in parts:
+        digest.update(f"{len(part)}:".encode() + part)
+    save_file({"mass": stepmap.mass, "pairs": stepmap.pairs}, path, header | {"sha256": digest.hexdigest()})
+
+
+def test_a_file_with_whole_squares_loads_and_its_checksum_counts(tmp_path):
+    path, stepmap = tmp_path / "old.safetensors", random_map("qttss", [2, 3, 1, 5, 1], layers=3, heads=2, **META)
+    save_as_stepsal_0_1_did(stepmap, path)
+    found = StepMap.load(path)
+    assert torch.equal(found.mass, stepmap.mass)
+    assert torch.equal(found.pairs, stepmap.pairs)
+    assert (found.steps, found.layers, found.meta) == (stepmap.steps, stepmap.layers, stepmap.meta)
+    assert torch.equal(StepMap.load(path, layers=[2], heads=[1]).mass, stepmap.mass[2:, 1:])
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(FileError, match="its checksum differs"):
+        StepMap.load(path)
+
+
+def test_a_file_holds_the_causal_half_alone(tmp_path):
+    n, (layers, heads) = 60, (3, 2)
+    stepmap = random_map("q" + "t" * (n - 1), [1] * n, layers=layers, heads=heads)
+    stepmap.save(tmp_path / "new.safetensors")
+    save_as_stepsal_0_1_did(stepmap, tmp_path / "old.safetensors")
+    sizes = {name: (tmp_path / f"{name}.safetensors").stat().st_size for name in ("old", "new")}
+    saved = n * (n - 1) // 2 * (layers * heads * 4 + 8)  # what is above the diagonal, of mass and of pairs
+    assert sizes["old"] - sizes["new"] == pytest.approx(saved, abs=64)  # the header differs by a few bytes
+
+
+def test_a_map_in_which_a_step_reads_from_a_later_one_is_refused(tmp_path):
+    stepmap = random_map("qts", [2, 3, 4])
+    for part in (stepmap.mass[1, 0], stepmap.pairs):
+        before = part[1, 2].item()
+        part[1, 2] = 1
+        with pytest.raises(InputError, match="is not zero above the diagonal: step 1 reads from a later step"):
+            stepmap.save(tmp_path / "a.safetensors")
+        part[1, 2] = before
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("layers", "heads"), [([6], None), (None, [1, 0]), ([7, 5], [2]), ([5, 6, 7], [0, 1, 2])])
+def test_a_part_of_a_map_is_what_the_whole_map_holds_there(tmp_path, layers, heads):
+    stepmap = replace(random_map("qttss", [2, 3, 1, 5, 1], layers=3, heads=3, trace="a"), layers=(5, 6, 7))
+    stepmap.save(tmp_path / "a.safetensors")
+    part = StepMap.load(tmp_path / "a.safetensors", layers=layers, heads=heads)
+    places = [layer - 5 for layer in layers or (5, 6, 7)]
+    assert torch.equal(part.mass, stepmap.mass[places][:, heads or [0, 1, 2]])
+    assert torch.equal(part.pairs, stepmap.pairs)
+    assert (part.steps, part.layers) == (stepmap.steps, tuple(layers or (5, 6, 7)))
+    said = {"trace": "a", "checksum": "not compared: only a part of the file was read"}
+    assert part.meta == said | ({"heads": ", ".join(map(str, heads))} if heads else {})
+    part.save(tmp_path / "part.safetensors")
+    assert torch.equal(StepMap.load(tmp_path / "part.safetensors").mass, part.mass)
+
+
+def test_reading_a_part_reads_no_other(tmp_path):
+    path = tmp_path / "a.safetensors"
+    stepmap = random_map("qts", [2, 3, 4], layers=2)
+    stepmap.save(path)
+    content = bytearray(path.read_bytes())
+    last = struct.pack("<f", stepmap.mass[1, 2, 2, 2].item())
+    content[content.rindex(last) + 3] ^= 0x40  # far off, in the last layer
+    path.write_bytes(content)
+    assert torch.equal(StepMap.load(path, layers=[0]).mass, stepmap.mass[:1])
+    assert not torch.equal(StepMap.load(path, layers=[1]).mass, stepmap.mass[1:])
+    with pytest.raises(FileError, match="its checksum differs"):
+        StepMap.load(path)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "says"),
+    [
+        ({"layers": [3]}, "a.safetensors does not hold layer 3: it holds 0, 1"),
+        ({"heads": [0, -1]}, "does not hold head -1: it holds 0, 1, 2"),
+        ({"heads": []}, r"heads=\[\] must name one head at least"),
+        ({"layers": [1, 1]}, "none twice"),
+        ({"layers": 1}, r"Of one layer make a list, \[0\]"),
+    ],
+)
+def test_a_part_that_is_not_there_is_named(tmp_path, chosen, says):
+    random_map("qts", [2, 3, 4]).save(tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match=says):
+        unchecked_load(tmp_path / "a.safetensors", **chosen)
+
+
+def unchecked_load(path, **chosen):
+    """`StepMap.load` without the test run's type checks; its own checks stay."""
+    from stepsal.checks import checked
+    from stepsal.saliency import stepmap
+
+    function = unchecked(StepMap.load.__func__)
+    return checked(layers=stepmap._layers, heads=stepmap._heads)(function)(StepMap, path, **chosen)
+
+
+def test_two_bytes_a_number_take_half_the_room_and_say_what_they_cost(tmp_path):
+    stepmap = random_map("q" + "t" * 39, [1] * 40, layers=3, heads=2, trace="a")
+    stepmap.mass[0, 0, 2, 1] = torch.nan
+    stepmap.save(tmp_path / "exact.safetensors")
+    stepmap.save(tmp_path / "small.safetensors", precision="bfloat16")
+    found = StepMap.load(tmp_path / "small.safetensors")
+    assert found.mass.dtype == torch.float32
+    known = (stepmap.mass != 0) & stepmap.mass.isfinite()
+    errors = ((found.mass.double() - stepmap.mass) / stepmap.mass)[known].abs()
+    assert found.meta == {"trace": "a", "precision": "bfloat16", "precision_error": float(errors.max())}
+    assert 0 < found.meta["precision_error"] <= 2**-8
+    assert torch.equal(found.mass == 0, stepmap.mass == 0)
+    assert found.mass[0, 0, 2, 1].isnan()
+    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("exact", "small")]
+    assert sizes[0] - sizes[1] == pytest.approx(2 * 3 * 2 * 40 * 41 / 2, abs=100)
+
+
+def test_what_bfloat16_cannot_hold_is_refused(tmp_path):
+    stepmap = random_map("qts", [2, 3, 4])
+    stepmap.mass[0, 0, 1, 0] = torch.finfo(torch.float32).max
+    with pytest.raises(InputError, match="too large for bfloat16"):
+        stepmap.save(tmp_path / "a.safetensors", precision="bfloat16")
+    with pytest.raises(InputError, match="precision='int8' is unknown: expected 'bfloat16'"):
+        unchecked(in_precision)(random_map("qts", [2, 3, 4]), "int8")
