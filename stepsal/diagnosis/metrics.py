@@ -222,21 +222,26 @@ def _received(stepmap: StepMap, *, by_distance: bool) -> Float[Tensor, "layer he
 
     With `by_distance`, what is summed up is `r - 1` of `receiver_kurtosis_beyond_distance`, over the square root of the number.
     """
-    n, readers = len(stepmap.steps), set(_rows(stepmap, "thinking"))
-    sources = set(stepmap.segment("thinking"))
-    sums = torch.zeros(*stepmap.mass.shape[:2], n, dtype=torch.float64)
-    counts = torch.zeros(n, dtype=torch.float64)
-    for distance in range(FAR, n):  # distance by distance: a long trace's map is large
-        keys = [key for key in range(n - distance) if key in sources and key + distance in readers]
-        if not keys:
-            continue
-        mass = stepmap.mass.diagonal(-distance, -2, -1)[:, :, keys].double().cpu()
-        density = mass / stepmap.pairs.diagonal(-distance)[keys].cpu()
+    thinking = torch.tensor(stepmap.segment("thinking"), dtype=torch.long)
+    rows = [place for place, step in enumerate(thinking.tolist()) if place >= FAR and stepmap.pairs[step, step]]
+    sums, at_distance = (torch.zeros(*stepmap.mass.shape[:2], len(thinking), dtype=torch.float64) for _ in range(2))
+    counts, pairs_at = (torch.zeros(len(thinking), dtype=torch.float64) for _ in range(2))
+
+    def density(place: int) -> Float[Tensor, "layer head key_step"]:
+        step, keys = thinking[place], thinking[: place - FAR + 1]
+        return (stepmap.mass[:, :, step].cpu().index_select(-1, keys) / stepmap.pairs[step, keys].cpu()).double()
+
+    for place in rows if by_distance else ():
+        at_distance[:, :, FAR : place + 1] += density(place).flip(-1)
+        pairs_at[FAR : place + 1] += 1
+    mean = at_distance / pairs_at.clamp(min=1)
+    for place in rows:  # row by row: a long trace's map is large
+        values = density(place)
         if by_distance:
-            mean = reduce(density, "layer head key_step -> layer head 1", "mean")
-            density = torch.where(mean > 0, density / mean - 1, 0.0)
-        sums[:, :, keys] += density
-        counts[keys] += 1
+            expected = mean[:, :, FAR : place + 1].flip(-1)
+            values = torch.where(expected > 0, values / expected - 1, 0.0)
+        sums[:, :, : place - FAR + 1] += values
+        counts[: place - FAR + 1] += 1
     counted = counts[counts > 0]
     return sums[:, :, counts > 0] / (counted.sqrt() if by_distance else counted)
 
