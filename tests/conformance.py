@@ -133,6 +133,48 @@ def influence_is_exact_under_intervention(subject: Subject) -> None:
     assert relative_error(found, expected) <= 1e-5
 
 
+def value_attention_is_what_each_pair_adds(subject: Subject) -> None:
+    """Of some pairs: a pass in which that head of that query puts out A v of that key alone, and everything else puts out zero.
+
+    Where head outputs are gated, the rule is refused.
+    """
+    trace, model, host = subject.traces[1], subject.model, host_of(subject.model)
+    if any(host.at_output_gate(layer, lambda gate, hook: None) for layer in subject.layers):
+        try:
+            stepsal.token_influence(model, trace, rule="value_attention")
+        except UnsupportedModelError:
+            return
+        raise AssertionError("value_attention is not refused, and head outputs are gated")
+    found = stepsal.token_influence(model, trace, rule="value_attention")
+    attention = stepsal.token_influence(model, trace, rule="attention")
+    last = len(trace.tokens) - 2
+    for index, (head, query, key) in itertools.product((0, 2), ((0, last, 1), (3, last, last), (2, 5, 0))):
+        layer, seen = subject.layers[index], {}
+
+        def keep_value(value, hook, seen=seen, head=head, key=key):
+            seen["value"] = value[0, key, head * value.shape[2] // host.shape.heads]
+
+        def put_out(outputs, hook, seen=seen, at=(0, query, head), weight=attention[index, head, query, key]):
+            alone = torch.zeros_like(outputs)
+            if seen["wanted"]:
+                alone[at] = weight * seen["value"]
+            return alone
+
+        def keep_added(module, inputs, added, seen=seen, query=query):
+            seen["added", seen["wanted"]] = added[0, query].clone()
+
+        hooks = [host.at_values(layer, keep_value), host.at_head_outputs(layer, put_out)]
+        attention_of_layer = model.blocks[layer].attn
+        handle = (attention_of_layer if hooked.TL3 else attention_of_layer.o).register_forward_hook(keep_added)
+        for wanted in (True, False):
+            seen["wanted"] = wanted
+            with torch.no_grad():
+                host.forward(trace.tokens[None], hooks)
+        handle.remove()
+        expected = (seen["added", True] - seen["added", False]).norm()
+        torch.testing.assert_close(found[index, head, query, key], expected, rtol=1e-4, atol=1e-6)
+
+
 # --- knockout --------------------------------------------------------------------------------------------------------
 def _knockouts_equal(subject: Subject, mode: str, by_loops: Callable[..., torch.Tensor], sources: list[int]) -> None:
     trace, host = subject.traces[1], host_of(subject.model)
@@ -334,7 +376,11 @@ def generated_tokens_are_the_likeliest_of_a_whole_pass(subject: Subject) -> None
 
 
 CHECKS: dict[str, tuple[Callable[[Subject], None], ...]] = {
-    "influence": (influence_equals_a_backward_pass_for_each_token, influence_is_exact_under_intervention),
+    "influence": (
+        influence_equals_a_backward_pass_for_each_token,
+        influence_is_exact_under_intervention,
+        value_attention_is_what_each_pair_adds,
+    ),
     "knockout": (a_knockout_equals_a_pass_for_each_source, a_direct_knockout_equals_a_pass_for_each_query),
     "chunks": (every_chunk_size_gives_the_same_map,),
     "bridge": (the_bridge_equals_loops_over_the_rows, the_bridge_keeps_totals_and_the_rest_of_each_row),

@@ -61,6 +61,29 @@ def influence_without_transformer_lens(folder, tokens):
     return row_by_row(output.attentions, output.logits[0], tokens)
 
 
+def value_attention_without_transformer_lens(folder, tokens):
+    """||A v W_O|| of a Qwen2 or Llama, pair by pair, from Hugging Face's own attention, values and weights."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    values, layers = {}, model.model.layers
+    for index, layer in enumerate(layers):
+        layer.self_attn.v_proj.register_forward_hook(lambda module, given, made, at=index: values.update({at: made[0]}))
+    with torch.no_grad():
+        attentions = model(tokens[None], output_attentions=True).attentions
+    heads, groups = model.config.num_attention_heads, model.config.num_key_value_heads
+    found = torch.zeros(len(layers), heads, len(tokens), len(tokens))
+    for layer, head, query in itertools.product(range(len(layers)), range(heads), range(len(tokens) - 1)):
+        width = values[layer].shape[1] // groups
+        group = head // (heads // groups)
+        projection = layers[layer].self_attn.o_proj.weight[:, head * width : (head + 1) * width].detach()
+        for key in range(query + 1):
+            value = values[layer][key, group * width : (group + 1) * width]
+            vector = attentions[layer][0, head, query, key] * (projection @ value)
+            found[layer, head, query, key] = vector.norm()
+    return found
+
+
 def row_by_row(patterns, logits, tokens, rule="abs", score="loss"):
     influence = torch.zeros(len(patterns), patterns[0].shape[1], len(tokens), len(tokens))
     for t in range(len(tokens) - 1):
@@ -272,6 +295,25 @@ def official_metrics(influence, trace):
         "analysis_block_intensity": analysis,
         "final_heat_anomaly": final / analysis,
     }
+
+
+def receiver_kurtosis_by_loops(stepmap, control):
+    """Thought Anchors' kurtosis of vertical scores, over thinking steps, with scipy; `control` divides out distance."""
+    from scipy.stats import kurtosis
+
+    thinking = stepmap.segment("thinking")
+    pairs = [(i, j) for i in thinking for j in thinking if i - j >= 4]
+    found = torch.full(stepmap.mass.shape[:2], torch.nan)
+    for layer, head in itertools.product(*map(range, found.shape)):
+        density = {(i, j): float(stepmap.mass[layer, head, i, j] / stepmap.pairs[i, j]) for i, j in pairs}
+        if control:
+            mean = {d: np.mean([density[i, j] for i, j in pairs if i - j == d]) for d in {i - j for i, j in pairs}}
+            density = {(i, j): density[i, j] / mean[i - j] for i, j in pairs}
+        sources = sorted({j for _, j in pairs})
+        columns = [[density[i, j] for i, j in pairs if j == source] for source in sources]
+        vertical = [(np.mean(c) - 1) * math.sqrt(len(c)) if control else np.mean(c) for c in columns]
+        found[layer, head] = float(kurtosis(vertical, fisher=True, bias=True))
+    return found
 
 
 # --- statistics: the closed form -------------------------------------------------------------------------------------

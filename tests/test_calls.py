@@ -122,6 +122,7 @@ CALLS = {
     "plot.depth_profile groups": (lambda t: plot.depth_profile({"a": [t["stepmap"]]}), r"stepsal.diagnose\(stepmap\)"),
     "plot.heads map": (lambda t: plot.heads(t["stepmap"]), r"stepsal.diagnose\(stepmap\)"),
     "plot.comparison diagnosis": (lambda t: plot.comparison(t["diagnosis"]), "stepsal.compare"),
+    "plot.faithfulness folder": (lambda t: plot.faithfulness("folder"), "Give `check.table`"),
     "plot.sweep folder": (lambda t: plot.sweep("folder"), "pandas.read_parquet"),
     "plot.sweep_heads": (lambda t: plot.sweep_heads("folder"), "head_panels"),
     "plot.head_limit": (lambda t: plot.head_limit("folder"), "head_panels"),

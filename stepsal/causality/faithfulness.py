@@ -26,7 +26,7 @@ from stepsal._version import __version__
 from stepsal.causality.answers import ANSWER_SCORES, MeasuredSets, answer_entries
 from stepsal.causality.baselines import SHUFFLED, Draws, baselines, generator, shuffled
 from stepsal.causality.knockout import Knockout
-from stepsal.causality.matching import has_question, match
+from stepsal.causality.matching import has_question, match, match_reference
 from stepsal.causality.scores import PAIRS, SCORES, PairsOfTrace, pairs_of_trace
 from stepsal.checks import checked, several, whole
 from stepsal.errors import InputError
@@ -61,7 +61,7 @@ class Faithfulness:
             map with its own entries, permuted within each distance.
             The scores `deletion` and `insertion` are better the lower they are; all others, the higher.
         per_trace: a row for each trace, score, selection of pairs and map: `value`, NaN where it is not defined.
-        kinds: the names of the kinds of maps. All other maps of the tables are baselines.
+        kinds: the names of the kinds of maps. All other maps of the tables are baselines, or the reference.
         meta: the number of traces and of resamples, the seed, the version of stepsal, and how the knockouts were made.
     """
 
@@ -115,16 +115,24 @@ _knockouts = several(
 )
 
 
-@checked(stepmaps=maps, knockouts=_knockouts, resamples=whole(1), seed=whole(0))
+@checked(stepmaps=maps, knockouts=_knockouts, reference=_knockouts, resamples=whole(1), seed=whole(0))
 def faithfulness(
-    stepmaps: Sequence[StepMap | StepMapFile], knockouts: Sequence[Knockout], *, resamples: int = 2000, seed: int = 0
+    stepmaps: Sequence[StepMap | StepMapFile],
+    knockouts: Sequence[Knockout],
+    *,
+    reference: Sequence[Knockout] = (),
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> Faithfulness:
     """Score step maps by how well they rank what step knockout measures, beside baselines on the same pairs of steps.
 
     Args:
         stepmaps: one or more maps of every trace. Maps of one trace are told apart by rule, objective and score, and every
-            trace needs the same kinds of maps. A map with `rule="attention"` is the attention baseline.
+            trace needs the same kinds of maps. Maps with `rule="attention"` and
+            `rule="value_attention"` are the baselines of attention alone and of attention weighted by values.
         knockouts: the knockout of every trace, all made alike. Their `kl` is what the maps are held against.
+        reference: other knockouts of all these traces, such as those of the other mode. They are scored as if they were maps,
+            under the name `knockout MODE`: an upper reference, of how well one measurement of causes ranks another.
         resamples: the number of resamples of the bootstrap, and of flips of the test.
         seed: the seed of everything random.
 
@@ -148,7 +156,12 @@ def faithfulness(
         raise InputError(f"resamples={resamples} are too few for 95 % intervals: give at least 99, better 2,000")
     matched = match(stepmaps, knockouts)
     kinds = tuple(next(iter(matched.values()))[1])
-    rows = [row for name, (knockout, of_kind) in matched.items() for row in _scores(name, knockout, of_kind, seed)]
+    others = match_reference(matched, reference)
+    rows = [
+        row
+        for name, (knockout, of_kind) in matched.items()
+        for row in _scores(name, knockout, of_kind, others.get(name, {}), seed)
+    ]
     per_trace = pd.DataFrame(rows, columns=["trace", *_KEYS, "value"])
     first = next(iter(matched.values()))[0].meta
     meta = {"traces": len(matched), "resamples": resamples, "seed": seed, "stepsal": __version__}
@@ -157,16 +170,20 @@ def faithfulness(
 
 
 def _scores(
-    name: str, knockout: Knockout, of_kind: Mapping[str, StepMap | StepMapFile], seed: int
+    name: str,
+    knockout: Knockout,
+    of_kind: Mapping[str, StepMap | StepMapFile],
+    reference: Mapping[str, Knockout],
+    seed: int,
 ) -> list[tuple[Any, ...]]:
     """The rows of one trace: its id, the score, the selection of pairs, the map, and the value."""
-    whole_trace = pairs_of_trace(knockout, dict(of_kind))
+    whole_trace = pairs_of_trace(knockout, dict(of_kind), reference)
     rows: list[tuple[Any, ...]] = []
     for selection, choose in PAIRS.items():
         if "no question" in selection and not has_question(knockout):
             continue
         pairs = whole_trace.only(choose(whole_trace))
-        drawn = _all_maps(pairs, generator(seed, name))
+        drawn = _all_maps(pairs, tuple(of_kind), generator(seed, name))
         rows += [
             (name, score, selection, map_, _mean([function(entries, pairs) for entries in draws]))
             for score, function in SCORES.items()
@@ -174,7 +191,9 @@ def _scores(
         ]
     if (sets := MeasuredSets.of(knockout)) is None:
         return rows
-    row = {map_: draws[:, sets.steps] for map_, draws in answer_entries(knockout, of_kind, seed, name).items()}
+    of_answer = answer_entries(knockout, of_kind, seed, name)
+    of_answer |= {other: each.answer.double().numpy()[None] for other, each in reference.items()}
+    row = {map_: draws[:, sets.steps] for map_, draws in of_answer.items()}
     rows += [
         (name, score, "answer", map_, _mean([function(entries, sets) for entries in draws]))
         for score, function in ANSWER_SCORES.items()
@@ -183,11 +202,12 @@ def _scores(
     return rows
 
 
-def _all_maps(pairs: PairsOfTrace, rng: np.random.Generator) -> dict[str, Draws]:
-    """The entries of the maps, the baselines, and the maps shuffled."""
-    given = {kind: entries[None] for kind, entries in pairs.entries.items()}
+def _all_maps(pairs: PairsOfTrace, kinds: Sequence[str], rng: np.random.Generator) -> dict[str, Draws]:
+    """The entries of the maps, the baselines, the reference, and the maps shuffled."""
+    given = {kind: pairs.entries[kind][None] for kind in kinds}
     known = baselines(pairs, rng)
-    return given | known | {_shuffled_name(k): shuffled(e, pairs.distance, rng) for k, e in pairs.entries.items()}
+    known |= {name: entries[None] for name, entries in pairs.entries.items() if name not in given}
+    return given | known | {_shuffled_name(k): shuffled(pairs.entries[k], pairs.distance, rng) for k in kinds}
 
 
 def _shuffled_name(kind: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from stepsal.causality.baselines import BASELINES, SHUFFLED
 from stepsal.causality.knockout import Knockout
 from stepsal.errors import InputError
+from stepsal.saliency.gradients import WITHOUT_GRADIENT
 from stepsal.saliency.stepmap import StepMap
 from stepsal.saliency.stepmapfile import StepMapFile
 
@@ -20,11 +21,11 @@ Matched = dict[str, tuple[Knockout, dict[str, Map]]]
 def kind_of_map(stepmap: Map) -> str:
     """The name of a map's kind: its rule, objective and score, as far as its `meta` says them and they are not the defaults.
 
-    Attention is not differentiated, so it has no objective and no score.
+    What needs no gradient has no objective and no score.
     """
     said = [stepmap.meta.get(name) for name in ("rule", "objective", "score")]
-    if said[0] == "attention":
-        return "attention"
+    if said[0] in WITHOUT_GRADIENT:
+        return str(said[0])
     shown = [text for text, usual in zip(said, ("", "token", "loss"), strict=True) if text and text != usual]
     return " ".join(map(str, shown)) or "map"
 
@@ -51,6 +52,29 @@ def match(stepmaps: Sequence[Map], knockouts: Sequence[Knockout]) -> Matched:
             )
         _check_alike(*next(iter(matched.items())), name, (knockout, of_kind))
     return {name: (matched[name][0], {kind: matched[name][1][kind] for kind in kinds}) for name in sorted(matched)}
+
+
+def match_reference(matched: Matched, reference: Sequence[Knockout]) -> dict[str, dict[str, Knockout]]:
+    """By trace, the other knockouts of it by name, `knockout MODE`. Raises `InputError` unless each trace has them all."""
+    found: dict[str, dict[str, Knockout]] = {}
+    for other in reference:
+        trace, name = other.meta.get("trace", ""), f"knockout {other.meta.get('mode')}"
+        if trace not in matched:
+            raise InputError(f"the reference is of trace {trace!r}, which has no knockout: leave it out")
+        if name in found.setdefault(trace, {}):
+            raise InputError(f"two references of trace {trace!r} are of the mode {other.meta.get('mode')!r}: give one")
+        if other.steps != matched[trace][0].steps:
+            raise InputError(
+                f"the reference and the knockout of trace {trace!r} have other steps: make both from one trace"
+            )
+        if has_question(other) != has_question(matched[trace][0]):
+            raise InputError(f"of the reference and the knockout of trace {trace!r} one alone knocked out the question")
+        found[trace][name] = other
+    names = list(dict.fromkeys(name for of_trace in found.values() for name in of_trace))
+    for trace in matched:
+        if missing := [name for name in names if name not in found.get(trace, {})]:
+            raise InputError(f"trace {trace!r} has no reference {missing[0]!r}: give one for every trace")
+    return found
 
 
 def _add(matched: Matched, stepmap: Map) -> None:

@@ -87,10 +87,15 @@ def entries_of(stepmap: StepMap | StepMapFile) -> Float[torch.Tensor, "query_ste
     return (summed(stepmap) / counts).masked_fill(counts == 0, torch.nan)
 
 
-def pairs_of_trace(knockout: Knockout, stepmaps: Mapping[str, StepMap | StepMapFile]) -> PairsOfTrace:
-    """The pairs below the diagonal for which the knockout and all the maps have a value."""
+def pairs_of_trace(
+    knockout: Knockout,
+    stepmaps: Mapping[str, StepMap | StepMapFile],
+    reference: Mapping[str, Knockout] | None = None,
+) -> PairsOfTrace:
+    """The pairs below the diagonal for which the knockout, all the maps and the reference have a value."""
     effect = knockout.kl.double()
     entries = {name: entries_of(stepmap) for name, stepmap in stepmaps.items()}
+    entries |= {name: each.kl.double() for name, each in (reference or {}).items()}
     known = torch.isfinite(effect).tril(-1)
     for each in entries.values():
         known &= torch.isfinite(each)

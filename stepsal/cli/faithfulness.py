@@ -27,6 +27,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--knockouts", type=Path, metavar="DIR", help="what `stepsal knockout` wrote (default: the first MAPS)"
     )
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        metavar="DIR",
+        help="knockouts of the same traces in the other mode, scored as if they were maps: an upper reference (default: none)",
+    )
     options.add_resamples(parser, "bootstrap samples and sign flips")
     options.add_markdown(parser)
     options.add_quiet(parser)
@@ -42,7 +48,8 @@ def run(given: argparse.Namespace) -> None:
     out, progress = given.maps[0] if given.knockouts is None else given.knockouts, not given.quiet
     knockouts = load_knockouts(out, progress=progress)
     stepmaps = [stepmap for folder in given.maps for stepmap in open_step_maps(folder, progress=progress)]
-    check = faithfulness(stepmaps, knockouts, resamples=given.resamples, seed=given.seed)
+    reference = [] if given.reference is None else load_knockouts(given.reference, progress=progress)
+    check = faithfulness(stepmaps, knockouts, reference=reference, resamples=given.resamples, seed=given.seed)
     for name, table in (("faithfulness", check.table), ("faithfulness_traces", check.per_trace)):
         with atomic_path(out / f"{name}.csv") as temporary:
             table.to_csv(temporary, index=False)

@@ -9,6 +9,7 @@ HELP = "a figure or table for a paper, from a folder of results"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
+    from stepsal.figures.causality import CHECK_FIGURES
     from stepsal.figures.maps import MAP_FIGURES
     from stepsal.figures.save import FIGURES
 
@@ -19,15 +20,19 @@ def add(parser: argparse.ArgumentParser) -> None:
         example="stepsal figure profiles run -o profiles.png",
         interrupted="interrupted; every file is whole, old or new: the same command writes all of them",
     )
-    of_sweeps = [name for name in FIGURES if name not in (*MAP_FIGURES, "before_after", "benchmark")]
+    of_sweeps = [name for name in FIGURES if name not in (*MAP_FIGURES, *CHECK_FIGURES, "before_after", "benchmark")]
     parser.add_argument(
         "name",
         metavar="NAME",
-        help=f"of step maps: {', '.join(MAP_FIGURES)}; of a sweep: {', '.join(of_sweeps)}; of two folders of step maps: "
-        "before_after; of a folder of what `stepsal paired --out` wrote: benchmark",
+        help=f"of step maps: {', '.join(MAP_FIGURES)}; of what `stepsal faithfulness` wrote: {', '.join(CHECK_FIGURES)}; of a "
+        f"sweep: {', '.join(of_sweeps)}; of two folders of step maps: before_after; of a folder of what `stepsal paired --out` "
+        "wrote: benchmark",
     )
     parser.add_argument(
-        "folder", type=Path, metavar="DIR", help="what `stepsal saliency`, `demo`, `sweep` or `paired` wrote"
+        "folder",
+        type=Path,
+        metavar="DIR",
+        help="what `stepsal saliency`, `faithfulness`, `demo`, `sweep` or `paired` wrote",
     )
     parser.add_argument(
         "second",

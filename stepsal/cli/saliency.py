@@ -27,9 +27,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rule",
         default="abs",
-        choices=["abs", "signed", "grad", "attention"],
+        choices=["abs", "signed", "grad", "attention", "value_attention"],
         help="what an entry is, for attention A. abs: |A * dL/dA|; signed: A * dL/dA; grad: |dL/dA|; attention: A alone, a "
-        "baseline (default: %(default)s)",
+        "baseline; value_attention: A times the norm of what the value adds, another baseline (default: %(default)s)",
     )
     parser.add_argument(
         "--score",

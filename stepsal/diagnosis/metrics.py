@@ -23,6 +23,8 @@ from stepsal.saliency.checks import a_map
 from stepsal.saliency.stepmap import StepMap
 
 LAST_STEPS = 3
+FAR = 4  # the least distance in steps at which Thought Anchors count that a step is read
+_ROUNDING = 1e-5
 _SMALLEST_SHARE = 1e-6  # what a share of exactly zero counts as where its logarithm is needed
 
 
@@ -90,6 +92,31 @@ def last_steps(stepmap: StepMap) -> Float[Tensor, "layer head"]:
         for step in _rows(stepmap, "summary")
     ]
     return _mean(rows, stepmap)
+
+
+@metric(label="receiver head: kurtosis")
+@checked(stepmap=a_map)
+def receiver_kurtosis(stepmap: StepMap) -> Float[Tensor, "layer head"]:
+    """Excess kurtosis, over thinking steps `j`, of what `j` gives far later ones: `mean_{i >= j + 4} d_ij`, `i` in thinking.
+
+    High where a head picks out a few steps that many later ones read: a receiver head (Thought Anchors, arXiv 2506.19143, who
+    have it of attention: `rule="attention"`). The last steps are read from near by alone, so a head that looks at nothing but
+    nearness has a high value, too: see `receiver_kurtosis_beyond_distance`. NaN with fewer than 8 thinking steps.
+    """
+    received = _received(stepmap, by_distance=False)
+    return _kurtosis(received, received.abs().mean(-1))
+
+
+@metric(label="receiver head: kurtosis beyond distance")
+@checked(stepmap=a_map)
+def receiver_kurtosis_beyond_distance(stepmap: StepMap) -> Float[Tensor, "layer head"]:
+    """`receiver_kurtosis` with distance divided out: of `sqrt(n_j) * mean_{i >= j + 4} (r_ij - 1)`.
+
+    `r_ij = d_ij / mean_{i' - j' = i - j} d_i'j'` is a density over the mean of all that are as far apart, and `n_j` is the
+    number of readers `i`: a mean over few of them varies more, and would stand out for that alone. NaN also where nothing is
+    left: a head whose density depends on the distance in steps alone.
+    """
+    return _kurtosis(_received(stepmap, by_distance=True), 1.0)
 
 
 @metric(label="final block intensity (official)")
@@ -188,6 +215,50 @@ def position_only(stepmap: StepMap) -> StepMap:
     mass = mass.unflatten(-1, stepmap.pairs.shape)
     mass[:, :, question] = stepmap.mass[:, :, question]
     return replace(stepmap, mass=mass, meta=stepmap.meta | {"control": "position only"})
+
+
+def _received(stepmap: StepMap, *, by_distance: bool) -> Float[Tensor, "layer head key_step"]:
+    """What each thinking step gives to those at least `FAR` steps later, as a mean over them; in float64.
+
+    With `by_distance`, what is summed up is `r - 1` of `receiver_kurtosis_beyond_distance`, over the square root of the number.
+    """
+    thinking = torch.tensor(stepmap.segment("thinking"), dtype=torch.long)
+    rows = [place for place, step in enumerate(thinking.tolist()) if place >= FAR and stepmap.pairs[step, step]]
+    sums, at_distance = (torch.zeros(*stepmap.mass.shape[:2], len(thinking), dtype=torch.float64) for _ in range(2))
+    counts, pairs_at = (torch.zeros(len(thinking), dtype=torch.float64) for _ in range(2))
+
+    def density(place: int) -> Float[Tensor, "layer head key_step"]:
+        step, keys = thinking[place], thinking[: place - FAR + 1]
+        return (stepmap.mass[:, :, step].cpu().index_select(-1, keys) / stepmap.pairs[step, keys].cpu()).double()
+
+    for place in rows if by_distance else ():
+        at_distance[:, :, FAR : place + 1] += density(place).flip(-1)
+        pairs_at[FAR : place + 1] += 1
+    mean = at_distance / pairs_at.clamp(min=1)
+    for place in rows:  # row by row: a long trace's map is large
+        values = density(place)
+        if by_distance:
+            expected = mean[:, :, FAR : place + 1].flip(-1)
+            values = torch.where(expected > 0, values / expected - 1, 0.0)
+        sums[:, :, : place - FAR + 1] += values
+        counts[: place - FAR + 1] += 1
+    counted = counts[counts > 0]
+    return sums[:, :, counts > 0] / (counted.sqrt() if by_distance else counted)
+
+
+def _kurtosis(
+    values: Float[Tensor, "layer head key_step"], size: Float[Tensor, "layer head"] | float
+) -> Float[Tensor, "layer head"]:
+    """The excess kurtosis (that of a normal distribution is 0); NaN for fewer than four values.
+
+    NaN also where they differ by no more than rounding, `size` being the size of what was rounded.
+    """
+    if values.shape[-1] < 4:
+        return torch.full(values.shape[:2], torch.nan)
+    mean = reduce(values, "layer head key_step -> layer head 1", "mean")
+    second, fourth = (reduce((values - mean) ** power, "layer head key_step -> layer head", "mean") for power in (2, 4))
+    differ = second.sqrt() > _ROUNDING * size
+    return torch.where(differ, fourth / second**2 - 3, torch.nan).float()
 
 
 def _rows(stepmap: StepMap, segment: str) -> list[int]:

@@ -1,7 +1,8 @@
 """Every figure by name, drawn from a folder of results and written with its caption.
 
 In: a name in `FIGURES`, and the folder that the figure is of. Out: files. `stepsal.figures.maps` draws the figures of step
-maps, `stepsal.figures.sweeps` the figures and tables of sweeps, `stepsal.figures.benchmark` that of paired comparisons.
+maps, `stepsal.figures.causality` that of a faithfulness check, `stepsal.figures.sweeps` the figures and tables of sweeps,
+`stepsal.figures.benchmark` that of paired comparisons.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from stepsal import plot
 from stepsal.errors import InputError
 from stepsal.figures.benchmark import benchmark
+from stepsal.figures.causality import CHECK_FIGURES
 from stepsal.figures.maps import MAP_FIGURES
 from stepsal.figures.sweeps import SWEEP_FIGURES, FigureOrTables
 from stepsal.files import atomic_path, locked
@@ -37,7 +39,7 @@ def _of_one_folder(
 _SUFFIXES = (".png", ".pdf", ".md", ".tex")
 
 FIGURES: dict[str, Callable[[Path, Path | None], FigureOrTables]] = {
-    **{name: _of_one_folder(name, draw) for name, draw in MAP_FIGURES.items()},
+    **{name: _of_one_folder(name, draw) for name, draw in (MAP_FIGURES | CHECK_FIGURES).items()},
     **SWEEP_FIGURES,
     "benchmark": _of_one_folder("benchmark", benchmark),
 }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -119,6 +120,15 @@ class BridgeHost(Host):
         weights = torch.ones(self.model.cfg.d_head, device=self.device)
         weights[: 2 * rotary.inv_freq.numel()] = factor**2  # type: ignore[union-attr]
         return weights
+
+    def project(self, layer: int, outputs: Float[Tensor, "pos head d_head"]) -> Float[Tensor, "pos head d_model"]:
+        # The module itself is asked, since weights may be transposed or quantised: each head alone, all others zero.
+        projection, (length, heads, _) = self.model.blocks[layer].attn.o.original_component, outputs.shape
+        one = torch.eye(heads, dtype=self.dtype, device=outputs.device)
+        alone = einsum(outputs.to(self.dtype), one, "pos head d_head, head place -> pos head place d_head")
+        inputs = rearrange(alone, "pos head place d_head -> (pos head) (place d_head)")
+        added = projection(inputs) - projection(torch.zeros_like(inputs[:1]))
+        return rearrange(added, "(pos head) d_model -> pos head d_model", pos=length)
 
     def attention_kind(self, layer: int) -> str:
         config = self.model.original_model.config.get_text_config()

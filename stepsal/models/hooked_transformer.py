@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
+from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -88,6 +89,10 @@ class HookedTransformerHost(Host):
         cap = self.model.cfg.attn_scores_soft_cap
         scale = 1 / float(self.model.blocks[layer].attn.attn_scale)
         return OwnScore(scale, None, float(cap) if cap and cap > 0 else None)
+
+    def project(self, layer: int, outputs: Float[Tensor, "pos head d_head"]) -> Float[Tensor, "pos head d_model"]:
+        weights: Float[Tensor, "head d_head d_model"] = self.model.blocks[layer].attn.W_O
+        return einsum(outputs.to(weights.dtype), weights, "pos head d_head, head d_head d_model -> pos head d_model")
 
     def attention_kind(self, layer: int) -> str:
         return "full_attention" if self.model.blocks[layer].attn.attn_type == "global" else "sliding_attention"

@@ -209,6 +209,10 @@ class Host(ABC):
         """What the score of position `t` for itself is made of: there a rotation leaves `q . k` as it is."""
 
     @abstractmethod
+    def project(self, layer: int, outputs: Float[Tensor, "pos head d_head"]) -> Float[Tensor, "pos head d_model"]:
+        """What the output projection makes of each head's output alone, without its bias, in the model's precision."""
+
+    @abstractmethod
     def attention_kind(self, layer: int) -> str:
         """A name that layers have in common whose queries see the same keys: Hugging Face's, such as `full_attention`.
 

@@ -7,6 +7,7 @@ from stepsal.diagnosis.metrics import LABELS
 from stepsal.plot.benchmark import benchmark
 from stepsal.plot.canvas import style
 from stepsal.plot.circuits import step_heads
+from stepsal.plot.faithfulness import faithfulness
 from stepsal.plot.maps import answer_rows, log_scale, map_values, step_map, step_map_png, token_map
 from stepsal.plot.statistics import comparison, depth_profile, heads
 from stepsal.plot.sweeps import head_limit, in_math, sweep, sweep_compute, sweep_heads, sweep_lengths, sweep_strengths
@@ -18,6 +19,7 @@ __all__ = [
     "benchmark",
     "comparison",
     "depth_profile",
+    "faithfulness",
     "head_limit",
     "heads",
     "in_math",

@@ -47,8 +47,8 @@ _CONNECTIVES = ("Then", "So", "Next")  # in turn: they say that a step begins, n
 
 
 @dataclass(frozen=True)
-class _Premise:
-    """`left op right = name`, or `name = value` for the start of a chain."""
+class Premise:
+    """What the question says of a variable: `left op right = name`, or `name = value` for the start of a chain."""
 
     name: str
     value: int
@@ -72,7 +72,7 @@ class Problem:
     split: str
     length: int
     question: str
-    chain: tuple[_Premise, ...]
+    chain: tuple[Premise, ...]
     asked: str
     op: str
     answer: int
@@ -122,10 +122,10 @@ def make_problem(split: str, index: int, length: int = DEFAULT_LENGTH) -> Proble
     rng = random.Random(f"stepsal-{split}-{length}-{index}")
     steps, op, asked = _draw_task(rng, split, length)
     names = rng.sample(string.ascii_lowercase, length + 5)
-    chain = [_Premise(names[0], steps[0][0])]
+    chain = [Premise(names[0], steps[0][0])]
     for i, (value, step_op, number, reused) in enumerate(steps[1:], start=1):
         right = str(number) if reused is None else names[reused]
-        chain.append(_Premise(names[i], value, names[i - 1], step_op, right))
+        chain.append(Premise(names[i], value, names[i - 1], step_op, right))
     premises = chain + _draw_decoys(rng, names[length + 1 :], names[: length + 1])
     rng.shuffle(premises)
     question = (
@@ -201,12 +201,12 @@ def _draw_chain(rng: random.Random, length: int) -> list[_Step]:
     return steps
 
 
-def _draw_decoys(rng: random.Random, names: list[str], chain_names: list[str]) -> list[_Premise]:
+def _draw_decoys(rng: random.Random, names: list[str], chain_names: list[str]) -> list[Premise]:
     """A second chain of 2-4 premises that the question never asks for; it may use the first chain's variables."""
-    decoys = [_Premise(names[0], rng.randint(SMALLEST, LARGEST))]
+    decoys = [Premise(names[0], rng.randint(SMALLEST, LARGEST))]
     for i in range(1, rng.randint(2, 4)):
         right = rng.choice(chain_names) if rng.random() < _REUSE else str(rng.randint(SMALLEST, 89))
-        decoys.append(_Premise(names[i], 0, names[i - 1], rng.choice("+-"), right))
+        decoys.append(Premise(names[i], 0, names[i - 1], rng.choice("+-"), right))
     return decoys
 
 

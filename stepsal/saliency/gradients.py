@@ -15,7 +15,9 @@ from torch import Tensor
 from stepsal.errors import NumericalError
 from stepsal.models.host import Hook, Host
 
-Rule = Literal["abs", "signed", "grad", "attention"]
+Rule = Literal["abs", "signed", "grad", "attention", "value_attention"]
+WITHOUT_GRADIENT: tuple[Rule, ...] = ("attention", "value_attention")
+"""The rules that need no backward pass (`stepsal.saliency.patterns`)."""
 
 # A function that takes in a block of influence: (index in `layers`, first query position, influence). The keys of a block start
 # at position 0. It returns what it computed from the block: where that is finite, the block was finite.
@@ -39,8 +41,6 @@ class PatternReader:
 
     def hooks(self) -> list[Hook]:
         host = self.host
-        if self.rule == "attention":
-            return [host.at_pattern(layer, self._pattern(layer)) for layer in self.layers]
         lowest = self.layers[0]
         hooks: list[Hook] = [host.at_pattern(lowest, self._start)]
         for layer in (layer for layer in host.attention_layers if layer > lowest):
@@ -87,10 +87,7 @@ class PatternReader:
             if layer not in self.layers:
                 return
             index = self.layers.index(layer)
-            if self.rule == "attention":
-                self.receive(index, self.start, values[0])
-            else:
-                pattern.register_hook(lambda gradient: self._take(index, values[0], gradient[0]))
+            pattern.register_hook(lambda gradient: self._take(index, values[0], gradient[0]))
 
         return read
 

@@ -24,6 +24,7 @@ it, so it never enters the model. Source: method.md section 2.
 
 import time
 import warnings
+from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 import torch
@@ -41,7 +42,8 @@ from stepsal.models.layer_choice import LayerSpec, resolve_layers
 from stepsal.models.memory import free_bytes, peak_bytes, spread
 from stepsal.models.support import check_supported, reads_in_chunks
 from stepsal.saliency.attention import in_float32, keeping_repeats_once
-from stepsal.saliency.gradients import PatternReader, Receive, Rule, check_logits
+from stepsal.saliency.gradients import WITHOUT_GRADIENT, PatternReader, Receive, Rule, check_logits
+from stepsal.saliency.patterns import AttentionReader
 from stepsal.saliency.pooling import StepPool, count_pairs
 from stepsal.saliency.stepmap import StepMap
 from stepsal.traces.checks import a_trace
@@ -79,7 +81,8 @@ def step_saliency(
         objective: the loss that is differentiated. With `token` every row has its own next-token loss (the paper's
             equation). With `sequence` the whole trace has one loss (the official code), so that row `t` also contains what
             row `t` does to later tokens. With `answer` it is the summed loss of the tokens of `answer`, seen from every row.
-        rule: `abs` is |A * dL/dA|, `signed` is A * dL/dA, `grad` is |dL/dA|, and `attention` is A alone (a baseline).
+        rule: `abs` is |A * dL/dA|, `signed` is A * dL/dA, and `grad` is |dL/dA|. Two baselines need no gradient: `attention` is
+            A alone, and `value_attention` is A times the norm of the output-projected value, ||A v W_O||.
         score: what is differentiated. `loss` is the paper's L; its gradient shrinks with 1 - p, so rows of which the model is
             sure go dark whatever they read. `logit` is the logit of the token that follows, and `margin` is that logit minus
             the largest other one.
@@ -95,7 +98,8 @@ def step_saliency(
     Raises:
         InputError: an option is unknown, a token is not in the model's vocabulary, or the trace is longer than the model's
             context.
-        UnsupportedModelError: the result would not be exact with this model. It is raised before any work is done.
+        UnsupportedModelError: the result would not be exact with this model (`value_attention`: where head outputs are
+            gated). It is raised before any work is done.
         NumericalError: a value is NaN or infinite. The message names the layer and the position.
 
     >>> from stepsal import Trace, load_model, step_saliency
@@ -169,17 +173,20 @@ def _run(
     host = host_of(model)
     tokens = trace.tokens.to(host.device)[None]
     with host.frozen():
-        if rule == "attention" or objective == "token":
+        if rule in WITHOUT_GRADIENT:
             size = _chunk_size(host, len(trace.tokens), chunk)
-            if rule != "attention" and not reads_in_chunks(model):
-                size = _one_at_a_time(host, chunk)
+            _read_attention(host, tokens, rule, layers, size, progress, receive)
+        elif objective == "token":
+            size = (
+                _chunk_size(host, len(trace.tokens), chunk) if reads_in_chunks(model) else _one_at_a_time(host, chunk)
+            )
             _run_chunks(host, tokens, rule, score, layers, size, progress, receive)
         else:
             size = len(trace.tokens) - 1
             _warn_if_large(host, size, objective)
             _run_whole(host, tokens, rule, score, layers, answer or (1, size + 1), receive)
     about = {"objective": objective, "rule": rule, "answer": list(answer) if answer else None, "chunk": size}
-    return about | ({} if rule == "attention" else {"score": score}) | record_of_run(host, trace, started)
+    return about | ({} if rule in WITHOUT_GRADIENT else {"score": score}) | record_of_run(host, trace, started)
 
 
 def record_of_run(host: Host, trace: Trace, started: float) -> dict[str, Any]:
@@ -206,15 +213,37 @@ def _run_chunks(
     progress: bool,
     receive: Receive,
 ) -> None:
+    cache = host.new_cache()
+    for start, stop in _chunks(tokens, chunk, progress):
+        _run_chunk(host, tokens, rule, score, layers, start, stop, cache, receive)
+
+
+def _chunks(tokens: Int[Tensor, "1 pos"], chunk: int, progress: bool) -> Iterator[tuple[int, int]]:
+    """The first query of each chunk, and where it ends. The last token is no query."""
     from tqdm import tqdm
 
     queries = tokens.shape[1] - 1
-    cache = host.new_cache()
     with tqdm(total=queries, desc="saliency", unit="tok", disable=not progress) as bar:
         for start in range(0, queries, chunk):
             stop = min(start + chunk, queries)
-            _run_chunk(host, tokens, rule, score, layers, start, stop, cache, receive)
+            yield start, stop
             bar.update(stop - start)
+
+
+def _read_attention(
+    host: Host,
+    tokens: Tensor,
+    rule: Rule,
+    layers: tuple[int, ...],
+    chunk: int,
+    progress: bool,
+    receive: Receive,
+) -> None:
+    reader, cache = AttentionReader(host, rule, layers, receive), host.new_cache()
+    with torch.no_grad():
+        for start, stop in _chunks(tokens, chunk, progress):
+            logits = host.forward(tokens[:, start:stop], in_float32(host, reader.hooks(start)), cache)
+            check_logits(host, logits, tokens[:, :stop], start)
 
 
 def _run_chunk(
@@ -240,11 +269,9 @@ def _run_chunk(
 
     cut = stop - start > 1  # a single token has nothing to cut: what the cache holds is constant
     reader = PatternReader(host, rule, layers, start, unscaled, cut=cut)
-    with torch.no_grad() if rule == "attention" else keeping_repeats_once(size.heads, size.kv_heads):
+    with keeping_repeats_once(size.heads, size.kv_heads):
         logits = host.forward(tokens[:, start:stop], in_float32(host, reader.hooks()), cache)
     check_logits(host, logits, tokens[:, :stop], start)
-    if rule == "attention":
-        return
     targets = tokens[0, start + 1 : stop + 1]
     gradient = _score_gradient(logits[0].detach(), targets, score)
     if logits.dtype == torch.float16 and score == "loss":  # the others' are 1 at the target already
@@ -338,8 +365,8 @@ def check_options(
     ):
         if value not in known:
             raise InputError(f"unknown {name} {value!r}: expected one of {', '.join(known)}")
-    if rule == "attention" and score != "loss":
-        raise InputError(f"rule='attention' differentiates nothing: leave out score={score!r}")
+    if rule in WITHOUT_GRADIENT and score != "loss":
+        raise InputError(f"rule={rule!r} differentiates nothing: leave out score={score!r}")
     if chunk != "auto" and (not isinstance(chunk, int) or chunk < 1):
         raise InputError(f"chunk {chunk!r} must be 'auto' or a whole number of query positions, at least 1")
     if chunk != "auto" and objective != "token":

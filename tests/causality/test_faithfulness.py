@@ -207,6 +207,27 @@ def test_kinds_of_maps_are_told_apart_and_compared_with_each_other():
     assert "nan" not in summary
 
 
+def test_other_knockouts_are_an_upper_reference_beside_the_baselines():
+    maps, knockouts = some_traces(5)
+    others = [replace(each, meta=each.meta | {"mode": "direct"}) for each in knockouts]
+    check, plain = faithfulness(maps, knockouts, reference=others), faithfulness(maps, knockouts)
+    assert check.kinds == plain.kinds == ("abs",)
+    rows = check.table.query("score == 'per reader' and pairs == 'all'").set_index("map")
+    assert rows.loc["knockout direct", "mean"] == 1
+    assert rows.loc["abs", "over knockout direct"] == pytest.approx(rows.loc["abs", "mean"] - 1)
+    without = values_of(check).drop("knockout direct", level="map")
+    assert without.sort_index().equals(values_of(plain).sort_index())
+    assert "| knockout direct |" in check.summary()
+    for wrong, message in (
+        (others[1:], "trace 't0' has no reference 'knockout direct'"),
+        ([*others, others[2]], "two references of trace 't2' are of the mode 'direct'"),
+        ([*others, make_knockout(random_entries(1), "t9")], "reference is of trace 't9', which has no knockout"),
+        ([replace(others[0], steps=others[0].steps[:-1]), *others[1:]], "have other steps"),
+    ):
+        with pytest.raises(InputError, match=message):
+            faithfulness(maps, knockouts, reference=wrong)
+
+
 def test_a_map_is_compared_with_its_own_entries_at_the_same_distance():
     maps, knockouts = [], []
     for i in range(12):

@@ -9,9 +9,20 @@ import torch
 from helpers import random_trace, unchecked
 
 import stepsal.causality.folder
-from stepsal import FileError, InputError, Knockout, save_knockouts, save_step_maps, step_knockout, write_traces
+from stepsal import (
+    FileError,
+    InputError,
+    Knockout,
+    read_traces,
+    save_knockouts,
+    save_step_maps,
+    step_knockout,
+    write_traces,
+)
+from stepsal.causality import measure_orders
 from stepsal.causality.folder import load_knockouts
 from stepsal.cli import main
+from stepsal.saliency.folder import load_step_maps
 
 
 def some_traces(count=3):
@@ -134,5 +145,22 @@ def test_the_commands_knock_out_and_score(folder, capsys):
     assert "made with other settings (mode 'total' -> 'direct')" in capsys.readouterr().err
     assert main(["faithfulness", str(folder / "attention")]) == 2
     assert "there are no knockouts in" in capsys.readouterr().err
+    assert main([*command[:-3], str(folder / "direct"), "--mode", "direct"]) == 0
     given = ["faithfulness", str(folder / "attention"), "--knockouts", str(folder / "out"), "--resamples", "99"]
-    assert main(given) == 0
+    assert main([*given, "--reference", str(folder / "direct")]) == 0
+    assert "| knockout direct |" in capsys.readouterr().out
+
+
+def test_a_folder_whose_knockouts_have_measured_orders_shows_deletion_and_insertion(folder, reasoner, tmp_path, capsys):
+    stepmaps, traces = load_step_maps(folder / "out"), read_traces(folder / "traces.jsonl", reasoner.tokenizer)
+    save_knockouts(reasoner, traces, tmp_path, subsets=5, progress=False)
+    for trace, knockout, stepmap in zip(traces, load_knockouts(tmp_path), stepmaps, strict=True):
+        measure_orders(reasoner, trace, knockout, [stepmap]).save(tmp_path / "knockouts" / f"{trace.id}.safetensors")
+    assert main(["faithfulness", str(folder / "out"), "--knockouts", str(tmp_path), "--resamples", "99"]) == 0
+    table = pd.read_csv(tmp_path / "faithfulness.csv").query("pairs == 'answer' and map == 'abs'").set_index("score")
+    assert table.loc[["LDS", "deletion", "insertion"], "mean"].notna().all()
+    assert main(["figure", "faithfulness", str(tmp_path), "--out", str(tmp_path / "fig.png")]) == 0
+    assert "with 95 % bootstrap intervals" in (tmp_path / "fig.md").read_text()
+    (tmp_path / "faithfulness.csv").write_text("score,pairs\n")
+    assert main(["figure", "faithfulness", str(tmp_path), "--out", str(tmp_path / "fig.png")]) == 2
+    assert "faithfulness.csv is damaged" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import torch
 from helpers import make_map, random_map, random_trace
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import official_metrics
+from reference import official_metrics, receiver_kurtosis_by_loops
 
 from stepsal import lock_in, step_saliency, thinking_to_summary, token_influence
 from stepsal.diagnosis.metrics import (
@@ -16,11 +16,14 @@ from stepsal.diagnosis.metrics import (
     last_steps,
     position_only,
     question_share,
+    receiver_kurtosis,
+    receiver_kurtosis_beyond_distance,
     summary_self,
 )
 
 OFFICIAL = ("final_block_intensity", "analysis_block_intensity", "final_heat_anomaly")
-BOUNDED = {name: metric for name, metric in METRICS.items() if name not in OFFICIAL}
+RECEIVERS = ("receiver_kurtosis", "receiver_kurtosis_beyond_distance")
+BOUNDED = {name: metric for name, metric in METRICS.items() if name not in (*OFFICIAL, *RECEIVERS)}
 
 # Question of 2 tokens, thinking of 3 and 1 and 2, summary of 2 and 3 (of which 2 have a target).
 SEGMENTS, SIZES = "qtttss", [2, 3, 1, 2, 2, 3]
@@ -229,3 +232,54 @@ def test_the_questions_own_row_does_not_reach_the_control_of_the_others():
     after = position_only(stepmap).mass
     torch.testing.assert_close(after[:, :, 1:], before[:, :, 1:])
     assert torch.equal(after[:, :, 0], stepmap.mass[:, :, 0])
+
+
+@given(seed=st.integers(0, 99))
+def test_the_kurtosis_of_receiver_heads_equals_loops_with_scipys(seed):
+    stepmap = random_map("qq" + "t" * 9 + "ss", [5, 2] + [3, 7, 2] * 3 + [4, 3], seed=seed)
+    for metric, control in ((receiver_kurtosis, False), (receiver_kurtosis_beyond_distance, True)):
+        expected = receiver_kurtosis_by_loops(stepmap, control)
+        torch.testing.assert_close(metric(stepmap), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_planted_receiver_head_stands_out_before_and_after_the_control():
+    stepmap = _long_map(_recency() * _noise(seed=0))
+    stepmap.mass[0, 0, 10:, 6] *= 10  # step 6 is read by all that are four steps later or more
+    for metric in (receiver_kurtosis, receiver_kurtosis_beyond_distance):
+        assert metric(stepmap) > 3
+
+
+def test_a_head_of_recency_alone_looks_like_a_receiver_head_until_distance_is_divided_out():
+    exact = _long_map(_recency())
+    assert receiver_kurtosis(exact) > 3
+    assert receiver_kurtosis_beyond_distance(exact).isnan()
+    noisy = [_long_map(_recency() * _noise(seed)) for seed in range(40)]
+    before, after = (
+        torch.stack([metric(stepmap)[0, 0] for stepmap in noisy])
+        for metric in (receiver_kurtosis, receiver_kurtosis_beyond_distance)
+    )
+    assert (before > 3).float().mean() > 0.9
+    assert (after > 3).float().mean() < 0.1
+    assert after.median() < 1
+
+
+def _long_map(density):
+    return make_map("q" + "t" * 40 + "s", [5] + [3, 7, 2, 5] * 10 + [4], density)
+
+
+def _recency():
+    """A density that depends on the distance in steps alone."""
+    distance = torch.arange(42)[:, None] - torch.arange(42)
+    return torch.where(distance >= 0, 0.4 ** distance.clamp(min=0).double(), 0).float()
+
+
+def _noise(seed):
+    return torch.empty(42, 42).log_normal_(0, 0.3, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("thinking", [0, 3, 7])
+def test_with_fewer_than_eight_thinking_steps_there_are_no_receiver_heads(thinking):
+    stepmap = random_map("q" + "t" * thinking + "ss", [3] * (thinking + 3))
+    assert receiver_kurtosis(stepmap).isnan().all()
+    assert receiver_kurtosis_beyond_distance(stepmap).isnan().all()
+    assert receiver_kurtosis(random_map("q" + "t" * 8 + "ss", [3] * 11)).isfinite().all()

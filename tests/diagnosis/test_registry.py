@@ -19,6 +19,8 @@ BUILT_IN = [
     "thinking_to_summary",
     "summary_self",
     "last_steps",
+    "receiver_kurtosis",
+    "receiver_kurtosis_beyond_distance",
     "final_block_intensity",
     "analysis_block_intensity",
     "final_heat_anomaly",
@@ -54,7 +56,7 @@ def test_the_labels_are_those_of_the_metrics_and_of_the_decays():
     assert list(plot.LABELS) == [*BUILT_IN, "decay_slope", "decay_ratio"]
     assert plot.LABELS["lock_in"] == METRICS["lock_in"].label == "lock-in"
     assert plot.LABELS.get("nothing", "no label") == "no label"
-    assert len(plot.LABELS) == len(dict(plot.LABELS)) == 11
+    assert len(plot.LABELS) == len(dict(plot.LABELS)) == 13
 
 
 def test_the_decorator_leaves_the_function_as_it_is(no_more_metrics):

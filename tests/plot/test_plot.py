@@ -354,3 +354,37 @@ def test_the_style_is_undone_after_an_error():
     with pytest.raises(RuntimeError), plot.style():
         raise RuntimeError
     assert dict(mpl.rcParams) == before
+
+
+# --- faithfulness ----------------------------------------------------------------------------------------------------
+def check_table():
+    import pandas as pd
+
+    rows = [
+        ("per reader", "all", "abs", 0.8, 0.7, 0.9, 20),
+        ("per reader", "all", "recency", 0.5, 0.4, 0.6, 20),
+        ("per reader", "all", "abs, shuffled", 0.3, 0.2, 0.4, 20),
+        ("deletion", "answer", "abs", 0.2, 0.1, 0.3, 20),
+        ("deletion", "answer", "recency", float("nan"), float("nan"), float("nan"), 0),
+        ("LDS", "answer", "abs", float("nan"), float("nan"), float("nan"), 0),
+    ]
+    return pd.DataFrame(rows, columns=["score", "pairs", "map", "mean", "low", "high", "n"])
+
+
+def test_a_faithfulness_picture_has_a_row_for_each_map_with_its_interval():
+    ax = plot.faithfulness(check_table())
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["abs", "recency"]
+    points = {each.get_label(): each.get_offsets()[0] for each in ax.collections if len(each.get_offsets())}
+    shown = ax.get_legend_handles_labels()[1]
+    assert shown == ["map", "map, shuffled within each distance", "baseline"]
+    assert [points[name][0] for name in shown] == [0.8, 0.3, 0.5]
+    intervals = [each.get_segments()[0][:, 0].tolist() for each in ax.collections if hasattr(each, "get_segments")]
+    assert intervals == [[0.7, 0.9], [0.2, 0.4], [0.4, 0.6]]
+
+
+def test_a_faithfulness_picture_leaves_out_what_is_not_defined_and_says_which_way_is_better():
+    ax = plot.faithfulness(check_table(), score="deletion", pairs="answer")
+    assert ax.get_xlabel() == "deletion (lower is better)"
+    assert ax.get_legend_handles_labels()[1] == ["map"]
+    with pytest.raises(InputError, match=r"no value of score='LDS' for pairs='answer': it has \('per reader', 'all'\)"):
+        plot.faithfulness(check_table(), score="LDS", pairs="answer")

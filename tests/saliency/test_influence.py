@@ -11,6 +11,7 @@ from reference import (
     influence_of_one_loss,
     influence_without_transformer_lens,
     pool_by_loops,
+    value_attention_without_transformer_lens,
 )
 from toy_tokenizers import Pieces
 
@@ -105,7 +106,7 @@ def test_changing_a_token_changes_no_row_before_its_predecessors(tiny):
 
 
 def test_no_influence_reaches_later_tokens_or_comes_from_the_last_row(tiny, trace):
-    for rule in ("abs", "signed", "grad", "attention"):
+    for rule in ("abs", "signed", "grad", "attention", "value_attention"):
         influence = token_influence(tiny, trace, rule=rule)
         assert not torch.triu(influence, 1).any(), rule
         assert not influence[:, :, -1].any(), rule
@@ -131,6 +132,21 @@ def test_the_attention_rule_is_the_pattern_itself(tiny, trace):
         tiny(trace.tokens[None])
     found = token_influence(tiny, trace, rule="attention")
     torch.testing.assert_close(found[:, :, :-1], torch.stack([kept[i] for i in range(3)])[:, :, :-1])
+
+
+def test_value_attention_is_the_norm_of_what_each_pair_adds_to_the_residual_stream(reasoner, trace):
+    expected = value_attention_without_transformer_lens(stepsal.models.host.BUNDLED, trace.tokens)
+    assert relative_error(token_influence(reasoner, trace, rule="value_attention"), expected) <= 1e-5
+    for chunk in (1, 7, "auto"):
+        stepmap = step_saliency(reasoner, trace, rule="value_attention", chunk=chunk)
+        assert relative_error(stepmap.mass, pool_by_loops(expected, trace)) <= 1e-5
+    assert "score" not in stepmap.meta
+    assert stepmap.meta["rule"] == "value_attention"
+
+
+def test_value_attention_of_some_layers_is_that_of_those_layers_of_all(tiny, trace):
+    whole, part = (step_saliency(tiny, trace, rule="value_attention", layers=layers) for layers in ("all", [2]))
+    torch.testing.assert_close(part.mass, whole.mass[[2]])
 
 
 @pytest.mark.parametrize("objective", ["sequence", "answer"])
@@ -198,7 +214,8 @@ def test_a_whole_graph_that_may_not_fit_is_announced(qwen2, trace, monkeypatch):
         ({"objective": "tokens"}, "unknown objective 'tokens': expected one of token, sequence, answer"),
         ({"score": "p"}, "unknown score 'p': expected one of loss, logit, margin"),
         ({"rule": "attention", "score": "logit"}, "differentiates nothing: leave out score='logit'"),
-        ({"rule": "l2"}, "unknown rule 'l2': expected one of abs, signed, grad, attention"),
+        ({"rule": "value_attention", "score": "margin"}, "differentiates nothing: leave out score='margin'"),
+        ({"rule": "l2"}, "unknown rule 'l2': expected one of abs, signed, grad, attention, value_attention"),
         ({"chunk": 0}, "chunk 0 must be 'auto' or a whole number"),
         ({"chunk": 8, "objective": "sequence"}, "needs the whole graph and cannot run in chunks"),
         ({"layers": 3}, "layer 3 does not exist: the model has layers 0 to 2"),
