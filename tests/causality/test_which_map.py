@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from experiments import which_map
 
+from experiments import which_map
 from stepsal import Knockout, Step, StepMap
 from stepsal.errors import InputError
 
