@@ -9,7 +9,13 @@ from stepsal.cli.process import prepare_process
 def add(commands: "options.Commands") -> None:
     parser = commands.add_parser(
         "knockout",
-        parents=[options.segmentation(default=None), options.placement(), options.seed(), options.plugins()],
+        parents=[
+            options.segmentation(default=None),
+            options.placement(),
+            options.workers(options.EACH_TRACE),
+            options.seed(),
+            options.plugins(),
+        ],
         help="what later steps lose without a step, by taking it out of their sight",
         description="Knock the steps of each trace out of the sight of later steps, one at a time, and measure what these "
         "lose. Run again after an interrupt: finished knockouts are kept.",
@@ -38,6 +44,14 @@ def run(given: argparse.Namespace) -> None:
     options.check_traces(given)
     traces = options.read_traces(given)
     paths = save_knockouts(
-        options.load_placed_model(given), traces, given.out, mode=given.mode, subsets=given.subsets, seed=given.seed
+        options.model_or_one_to_load(given),
+        traces,
+        given.out,
+        mode=given.mode,
+        subsets=given.subsets,
+        seed=given.seed,
+        engine=given.engine,
+        workers=given.workers,
+        address=given.address,
     )
     print(f"{len(paths)} knockout{'s' * (len(paths) != 1)} in {given.out}/knockouts (stepsal.Knockout.load)")

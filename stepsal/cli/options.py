@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from stepsal.engines.messages import ModelToLoad
     from stepsal.interventions.base import Intervention
     from stepsal.models.host import Model
     from stepsal.traces.trace import Trace
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
     """What a command's `add` adds its parser to."""
 
+
+EACH_TRACE = "so many processes (or Ray actors), each with the model, make one trace after the other, the longest first"
+"""What `--workers` does where traces are handed out."""
 
 MODELS = "hub id, local Hugging Face directory, or GGUF file (on the hub: owner/repository/file.gguf)"
 """What `--model` takes."""
@@ -90,6 +94,27 @@ def load_placed_model(given: argparse.Namespace) -> "Model":
         host=given.host,
         quantization=given.quantization,
     )
+
+
+def workers(each: str) -> argparse.ArgumentParser:
+    """How many models work at a time, and where; `each` says what is handed out to them."""
+    parent, group = _titled("who does the work")
+    group.add_argument("--engine", default="local", choices=["local", "ray"], help="this machine, or a Ray cluster")
+    group.add_argument("--workers", type=positive, default=None, metavar="N", help=each)
+    group.add_argument("--address", default=None, help="of an existing Ray cluster, such as auto or ray://host:10001")
+    return parent
+
+
+def model_or_one_to_load(given: argparse.Namespace) -> "Model | ModelToLoad":
+    """The model that `--model` names: loaded, or to be loaded by each of the workers where these options name any."""
+    from stepsal.engines.messages import ModelToLoad
+    from stepsal.engines.workforce import check_engine
+
+    check_engine(given.engine, given.workers, given.address)
+    if given.workers is None and given.engine == "local":
+        return load_placed_model(given)
+    names = ("device", "dtype", "device_map", "host", "quantization")
+    return ModelToLoad(path=given.model, **{name: getattr(given, name) for name in names})
 
 
 def add_traces(parser: argparse.ArgumentParser, out: str) -> None:

@@ -9,7 +9,12 @@ from stepsal.cli.process import prepare_process
 def add(commands: "options.Commands") -> None:
     parser = commands.add_parser(
         "saliency",
-        parents=[options.segmentation(default=None), options.placement(), options.plugins()],
+        parents=[
+            options.segmentation(default=None),
+            options.placement(),
+            options.workers(options.EACH_TRACE),
+            options.plugins(),
+        ],
         help="step maps of your own traces and model",
         description="Compute the step map of each trace. Run again after an interrupt: finished maps are kept.",
     )
@@ -44,7 +49,7 @@ def run(given: argparse.Namespace) -> None:
     check_options(0, given.objective, given.rule, given.chunk, None, given.score)
     options.check_layers(given.layers, given.model)
     traces = options.read_traces(given)
-    model = options.load_placed_model(given)
+    model = options.model_or_one_to_load(given)
     paths = save_step_maps(
         model,
         traces,
@@ -56,6 +61,9 @@ def run(given: argparse.Namespace) -> None:
         chunk=given.chunk,
         heads=given.heads,
         precision=given.precision,
+        engine=given.engine,
+        workers=given.workers,
+        address=given.address,
     )
     if given.precision is not None:
         error = "meta['precision_error'] of each map is the largest error"

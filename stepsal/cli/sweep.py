@@ -11,17 +11,12 @@ from stepsal.errors import InputError
 def add(commands: "options.Commands") -> None:
     parser = commands.add_parser(
         "sweep",
-        parents=[options.plugins()],
+        parents=[options.workers("models at work (default: what is there allows)"), options.plugins()],
         help="many settings of StepFlow on the same problems, resumable",
         description="Run the sweep that CONFIG.toml describes. Run again after whatever stopped it: it goes on from there.",
     )
     parser.add_argument("config", type=Path, metavar="CONFIG.toml", help="model, problems, decoding, grid")
     parser.add_argument("--out", type=Path, default=None, metavar="DIR", help="folder for the rows and results.parquet")
-    parser.add_argument("--engine", default="local", choices=["local", "ray"])
-    parser.add_argument(
-        "--workers", type=options.positive, default=None, help="models at work (default: what is there allows)"
-    )
-    parser.add_argument("--address", default=None, help="of an existing Ray cluster, such as auto or ray://host:10001")
     parser.add_argument(
         "--dry-run", action="store_true", help="print settings, number of answers and time; write nothing"
     )

@@ -1,8 +1,7 @@
 """Where work is done: in this process or in worker processes. `stepsal.engines.ray` does it on a Ray cluster.
 
-In: a `Job` and `Item`s, which are handed out in their order. Out: each item with its answer, in the order in which the items are
-done. Every engine gives the same answers: that to an item depends on nothing but the job and the item
-(`stepsal.engines.worker`). The job sets the number of torch threads, but not the numbers of workers and machines.
+In: a `Job` and `Item`s, which are handed out in order. Out: each item with its answer, as soon as it is done. Every engine gives the same answers: that to an item depends on nothing but the job and the item (`stepsal.engines.worker`). The job sets the number
+of torch threads, but not the numbers of workers and machines.
 """
 
 import logging
@@ -12,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar, runtime_checkable
@@ -30,7 +29,7 @@ ATTEMPTS = 3
 class Engine(Protocol):
     """A set of workers, and the way in which work gets to them."""
 
-    def run(self, items: Sequence[Work]) -> Iterator[tuple[Work, Any]]:
+    def run(self, items: Sequence[Work]) -> Generator[tuple[Work, Any], None, None]:
         """Do the items. It may be called again, since workers and their models are kept until `close`."""
 
     def close(self) -> None:
@@ -83,7 +82,7 @@ class InProcess:
     def __init__(self, job: Job) -> None:
         self._worker = job.worker_class()(job)
 
-    def run(self, items: Sequence[Work]) -> Iterator[tuple[Work, Any]]:
+    def run(self, items: Sequence[Work]) -> Generator[tuple[Work, Any], None, None]:
         for item in items:
             yield item, self._worker.run(item)
 
@@ -99,7 +98,7 @@ class Processes:
         self._running: dict[int, WorkerProcess] = {}
         self._closed = False
 
-    def run(self, items: Sequence[Work]) -> Iterator[tuple[Work, Any]]:
+    def run(self, items: Sequence[Work]) -> Generator[tuple[Work, Any], None, None]:
         todo: queue.SimpleQueue[Work] = queue.SimpleQueue()
         done: queue.SimpleQueue[tuple[Work, Any] | BaseException] = queue.SimpleQueue()
         for item in items:

@@ -66,7 +66,7 @@ class Job(Message):
 
     @classmethod
     def worker_class(cls) -> "type[Worker]":
-        return worker_class(cls.worker)
+        return named(cls.worker)
 
 
 class Item(Message):
@@ -102,7 +102,7 @@ class Reply(Message):
         return self.answer
 
 
-def worker_class(name: str) -> "type[Worker]":
+def named(name: str) -> Any:
     """The class that `module:Class` names."""
     module, _, kind = name.partition(":")
     return getattr(import_module(module), kind)

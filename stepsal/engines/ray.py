@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from stepsal.engines.local import ATTEMPTS, Resources, Work
@@ -70,7 +70,7 @@ class RayWorkers:
         self._free: list[Any] = []
         self._coming: dict[Any, Any] = {}
 
-    def run(self, items: Sequence[Work]) -> Iterator[tuple[Work, Any]]:
+    def run(self, items: Sequence[Work]) -> Generator[tuple[Work, Any], None, None]:
         left = list(reversed(items))
         running: dict[Any, tuple[Any, Work]] = {}
         while len(self._actors) < min(self._workers, len(items)):

@@ -1,7 +1,7 @@
 """One worker: a model, loaded once, with which it does one item after the other.
 
-In: a `Job`, then `Item`s. Out: for each item an answer, which depends on the job and the item alone. What the answer is, a class
-of workers says: `stepsal.sweeps.worker` answers problems, `stepsal.saliency.worker` writes step maps.
+In: a `Job`, then `Item`s. Out: for each item an answer, which depends on the job and the item alone. What it is, a class of
+workers says: `stepsal.sweeps.worker` answers problems, `stepsal.saliency.worker` writes step maps.
 
 `main` is a worker in a process of its own: lines of JSON, the job and then items on standard input, replies on standard output.
 It ends when its input does, so it never outlives the process that started it.
@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from stepsal import errors
-from stepsal.engines.messages import Item, Job, Reply, worker_class
+from stepsal.engines.messages import Item, Job, Reply, named
 from stepsal.errors import StepsalError, UnsupportedModelError
 from stepsal.models import host_of
 from stepsal.models.loading import load_model
@@ -93,7 +93,7 @@ def main(name: str) -> None:
         os._exit(0)  # who started this process is gone
 
     threading.Thread(target=read, daemon=True).start()
-    kind = worker_class(name)
+    kind: type[Worker] = named(name)
     worker = kind(kind.job_class.from_line(lines.get()))
     while True:
         replies.write(worker.reply(kind.item_class.from_line(lines.get())).line())

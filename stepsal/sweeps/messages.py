@@ -52,4 +52,4 @@ class WorkItem(Item):
 
     @property
     def name(self) -> str:
-        return f"batch, seed {self.seed}, problems {self.start} to {self.stop}"
+        return f"batch of problems {self.start} to {self.stop} with seed {self.seed}"

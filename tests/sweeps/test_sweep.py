@@ -565,7 +565,7 @@ def test_two_workers_of_which_one_is_killed_give_the_rows_of_one(tmp_path, undis
     assert killed
     assert_same_rows(rows, undisturbed)
     shown = capfd.readouterr().out
-    assert f"(process {killed[0]}) died (signal 9); its batch, seed 0, problems " in shown
+    assert f"(process {killed[0]}) died (signal 9); its batch of problems " in shown
     assert "both layers 0-1, tau_max 0.6 + layers 6-7, alpha 0.06: n 4, accuracy" in shown
 
 
