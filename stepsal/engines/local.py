@@ -1,7 +1,8 @@
 """Where work is done: in this process or in worker processes. `stepsal.engines.ray` does it on a Ray cluster.
 
-In: a `Job` and `Item`s, which are handed out in order. Out: each item with its answer, as soon as it is done. Every engine gives the same answers: that to an item depends on nothing but the job and the item (`stepsal.engines.worker`). The job sets the number
-of torch threads, but not the numbers of workers and machines.
+In: a `Job` and `Item`s, which are handed out in order. Out: each item with its answer, as soon as it is done. Every engine
+gives the same answers: that to an item depends on nothing but the job and the item (`stepsal.engines.worker`). The job sets
+the number of torch threads, but not the numbers of workers and machines.
 """
 
 import logging
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar, runtime_checkable
 
-from stepsal.engines.messages import Item, Job, Reply
+from stepsal.engines.messages import Item, Job, Reply, named
 from stepsal.errors import StepsalError
 
 logger = logging.getLogger("stepsal")
@@ -80,7 +81,7 @@ class InProcess:
     """One worker, in this process."""
 
     def __init__(self, job: Job) -> None:
-        self._worker = job.worker_class()(job)
+        self._worker = named(job.worker)(job)
 
     def run(self, items: Sequence[Work]) -> Generator[tuple[Work, Any], None, None]:
         for item in items:

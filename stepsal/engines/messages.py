@@ -6,15 +6,12 @@ A worker is told a `Job` once and then `Item`s; to each item it answers with a `
 import json
 from abc import abstractmethod
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from stepsal import errors
 from stepsal.errors import StepsalError
-
-if TYPE_CHECKING:
-    from stepsal.engines.worker import Worker
 
 Told = TypeVar("Told", bound=BaseModel)
 
@@ -63,10 +60,6 @@ class Job(Message):
     worker: ClassVar[str]
     model: ModelToLoad
     plugins: tuple[str, ...] = ()
-
-    @classmethod
-    def worker_class(cls) -> "type[Worker]":
-        return named(cls.worker)
 
 
 class Item(Message):

@@ -6,7 +6,7 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from stepsal.engines.local import ATTEMPTS, Resources, Work
-from stepsal.engines.messages import Item, Job, Reply
+from stepsal.engines.messages import Item, Job, Reply, named
 from stepsal.engines.worker import Worker
 from stepsal.errors import InputError, StepsalError
 
@@ -125,7 +125,7 @@ class _RayWorker:
         """Return as soon as Ray has placed the actor."""
 
     def run(self, job: Job, item: Item) -> Reply:
-        self._worker = self._worker or job.worker_class()(job)
+        self._worker = self._worker or named(job.worker)(job)
         return self._worker.reply(item)
 
 
