@@ -71,6 +71,15 @@ class RayWorkers:
         self._coming: dict[Any, Any] = {}
 
     def run(self, items: Sequence[Work]) -> Generator[tuple[Work, Any], None, None]:
+        finished = False
+        try:
+            yield from self._run(items)
+            finished = True
+        finally:
+            if not finished:  # it was interrupted, or there was an error here or in the code that reads the answers
+                self.close()
+
+    def _run(self, items: Sequence[Work]) -> Generator[tuple[Work, Any], None, None]:
         left = list(reversed(items))
         running: dict[Any, tuple[Any, Work]] = {}
         while len(self._actors) < min(self._workers, len(items)):

@@ -392,7 +392,7 @@ def test_a_folder_of_stepsal_0_1_is_read_and_gone_on_with_after_a_warning(qwen2,
             UserWarning, match="2 of [23] step maps .* do not say from which tokens and weights .* cannot be checked"
         ):
             save(qwen2, some_traces(3), tmp_path)
-    assert computed == ["t0", "t1", "t2"]
+    assert computed == ["t1", "t0", "t2"]
     assert trace_ids(tmp_path) == ["t0", "t1", "t2"]
 
 
@@ -445,7 +445,7 @@ def test_maps_under_the_names_of_stepsal_0_1_are_found(qwen2, tmp_path, computed
     with pytest.warns(UserWarning, match=r"no saliency\.json"):
         found = save(qwen2, traces, tmp_path)
     assert [path.stem for path in found] == old
-    assert computed == ["AIME/3", "y" * 300]
+    assert computed == ["y" * 300, "AIME/3"]  # the longest first
     assert sorted(trace_ids(tmp_path)) == ["AIME/3", "y" * 300]
 
 
