@@ -1,7 +1,7 @@
 """Problems for a model that is no reasoning model, asked to think between markers: `python -m experiments.think_prompts`.
 
 In: a task of reasoning-gym, a seed, a number of problems. Out: a JSONL file for `stepsal generate FILE --format think`. Each
-problem is a chat in which two worked examples show the form: the thinking between `<think>` and `</think>`, a step in each
+problem is a chat in which a worked example shows the form: the thinking between `<think>` and `</think>`, a step in each
 paragraph, then the answer in a box. An ordinary chat model that is only told the form, and not shown it, writes no markers.
 """
 
@@ -15,18 +15,17 @@ INSTRUCTION = (
     "Solve the problem. Think first, between <think> and </think>: one short step in each paragraph, with a blank line between "
     "paragraphs. Then give the answer in \\boxed{}.\n\n"
 )
-EXAMPLES = (
-    (
-        "A baker sells 12 loaves a day at $3 each. Flour costs him $10 a day. How much does he earn in 5 days?",
-        "<think>\nThe baker takes 12 * 3 = 36 dollars a day.\n\n"
-        "Flour costs 10 dollars, so he earns 36 - 10 = 26 dollars a day.\n\n"
-        "In 5 days he earns 5 * 26 = 130 dollars.\n</think>\n\nHe earns \\boxed{130} dollars.",
-    ),
-    (
-        "Lena has 40 stamps. She gives a quarter of them to Tom, who had 7 stamps. How many stamps does Tom have now?",
-        "<think>\nA quarter of 40 stamps is 40 / 4 = 10 stamps.\n\n"
-        "Tom had 7 stamps, so now he has 7 + 10 = 17 stamps.\n</think>\n\nTom has \\boxed{17} stamps.",
-    ),
+EXAMPLE = (
+    "Lena has 40 stamps. She gives a quarter of them to Tom, who had 7 stamps. Then each of them buys 5 more stamps. How many "
+    "stamps do they have together now?",
+    "<think>\nLena has 40 stamps at the start.\n\n"
+    "A quarter of 40 stamps is 40 / 4 = 10 stamps, which Lena gives to Tom.\n\n"
+    "So Lena keeps 40 - 10 = 30 stamps.\n\n"
+    "Tom had 7 stamps and now has 7 + 10 = 17 stamps.\n\n"
+    "Lena buys 5 more stamps, so she has 30 + 5 = 35 stamps.\n\n"
+    "Tom buys 5 more stamps, so he has 17 + 5 = 22 stamps.\n\n"
+    "Together they have 35 + 22 = 57 stamps.\n</think>\n\n"
+    "They have \\boxed{57} stamps together.",
 )
 
 
@@ -34,12 +33,14 @@ def chat(question: str) -> list[dict[str, str]]:
     """The messages that ask a question.
 
     >>> [message["role"] for message in chat("What is 2+2?")]
-    ['user', 'assistant', 'user', 'assistant', 'user']
+    ['user', 'assistant', 'user']
     """
-    messages = []
-    for asked, answered in EXAMPLES:
-        messages += [{"role": "user", "content": INSTRUCTION + asked}, {"role": "assistant", "content": answered}]
-    return [*messages, {"role": "user", "content": INSTRUCTION + question}]
+    asked, answered = EXAMPLE
+    return [
+        {"role": "user", "content": INSTRUCTION + asked},
+        {"role": "assistant", "content": answered},
+        {"role": "user", "content": INSTRUCTION + question},
+    ]
 
 
 def main() -> None:

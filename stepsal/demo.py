@@ -25,7 +25,7 @@ from stepsal.files import agree_on_settings, atomic_path, locked
 from stepsal.generation.files import generate_file
 from stepsal.generation.generate import Decoding
 from stepsal.generation.questions import task_questions, tokens_needed
-from stepsal.markdown import markdown_table
+from stepsal.markdown import markdown_table, significant
 from stepsal.models.host import Model
 from stepsal.models.loading import load_model
 from stepsal.models.lookup import model_fingerprint
@@ -107,6 +107,7 @@ def _results(model: Model, out: Path, traces: Sequence[Trace], paths: Sequence[P
         f"{len(groups['correct'])} of {len(traces)} problems right"
         + (f"; {len(groups['wrong'])} wrong: {kinds}" if kinds else "")
         + f"\n\n{table}\n\n"
+        "Each number is a mean over the traces of a group, right or wrong.\n\n"
         f"{out}/demo.png, demo.pdf   the picture\n"
         f"{out}/layers.md            this table\n"
         f"{out}/traces.jsonl         the traces, graded\n"
@@ -117,15 +118,16 @@ def _results(model: Model, out: Path, traces: Sequence[Trace], paths: Sequence[P
 
 
 def layer_table(groups: Mapping[str, Sequence[Diagnosis]]) -> str:
-    """A Markdown table: for each layer and metric, the mean over the correct and over the wrong traces."""
+    """A Markdown table: for each layer and metric, the mean over the right and over the wrong traces."""
     from pandas import concat
 
-    header = ["layer", *(f"{plot.LABELS[metric]}, {name}" for metric in METRICS for name in groups)]
+    names = ["right" if name == "correct" else name for name in groups]
+    header = ["layer", *(f"{plot.LABELS[metric]}, {name}" for metric in METRICS for name in names)]
     means = {
         name: concat([diagnosis.table for diagnosis in group]).groupby("layer").mean() for name, group in groups.items()
     }
     columns = [mean[metric] for metric in METRICS for mean in means.values()]
-    rows = [[str(layer), *(f"{column[layer]:.3f}" for column in columns)] for layer in columns[0].index]
+    rows = [[str(layer), *(significant(float(column[layer])) for column in columns)] for layer in columns[0].index]
     return markdown_table(header, rows)
 
 

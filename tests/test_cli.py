@@ -1,5 +1,9 @@
+import argparse
 import json
+import os
 import re
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +14,9 @@ from conftest import save_tiny
 import stepsal.plugins
 import stepsal.saliency.folder
 from stepsal import NumericalError, StepMap, UnsupportedModelError, __version__, step_saliency, write_traces
-from stepsal.cli import main
+from stepsal.cli import COMMANDS as MODULES
+from stepsal.cli import _parser, main
+from stepsal.cli.process import prepare_process
 from stepsal.formats import FORMATS
 
 ROOT = Path(__file__).parents[1]
@@ -160,7 +166,12 @@ def test_an_out_folder_that_cannot_be_written_is_bad_usage(run, traces_file):
         (["--chunk", "many"], "'many' is neither auto nor a whole number"),
         (["--chunk", "8", "--objective", "sequence"], "cannot run in chunks"),
         (["--rule", "l2"], "invalid choice: 'l2'"),
-        (["--format", "mine"], "format='mine' is not known"),
+        (["--format", "mine"], "--format mine is not known"),
+        (
+            ["--rule", "attention", "--score", "logit"],
+            "--rule attention differentiates nothing: leave out --score logit",
+        ),
+        (["--threads", "0"], "0 must be at least 1"),
         (["--device", "toaster"], "unknown device 'toaster'"),
         (["--dtype", "float33"], "unknown dtype 'float33'"),
         (["--frobnicate"], "unrecognized arguments: --frobnicate"),
@@ -219,7 +230,7 @@ def test_the_same_command_goes_on_after_an_interrupt(run, tmp_path, monkeypatch)
 
 COMMANDS = (
     *("demo", "generate", "traces convert", "saliency", "knockout", "diagnose", "compare", "faithfulness", "sweep"),
-    *("figure", "report"),
+    *("paired", "figure", "report", "export"),
 )
 
 
@@ -231,6 +242,120 @@ def test_help_is_printed(command, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith(f"usage: stepsal {command}".rstrip())
     assert ("--plugin MODULE" in printed) == (command in COMMANDS)
+
+
+def parser_of(command):
+    """The parser of a command, `traces convert` included."""
+    parser = _parser(command.split()[0])
+    for name in command.split():
+        (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+        parser = commands.choices[name]
+    return parser
+
+
+def test_help_waits_for_no_heavy_package():
+    heavy = ("torch", "numpy", "pandas", "matplotlib", "transformers", "transformer_lens", "pydantic")
+    code = f"""
+import sys
+from stepsal.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    print([name for name in {heavy} if name in sys.modules], file=sys.stderr)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stderr == "[]\n"
+    assert all(f"\n    {name}" in ended.stdout for name in MODULES)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_says_what_it_does_and_what_its_default_is(command):
+    for action in parser_of(command)._actions:
+        assert action.help, action
+        switch = isinstance(action, argparse._StoreTrueAction | argparse._HelpAction)
+        if action.option_strings and not action.required and not switch and action.dest != "out":
+            assert "default: " in action.help, action
+        if action.default not in (None, False, argparse.SUPPRESS) and action.default != []:
+            assert "(default)s" in action.help, action
+        for choice in action.choices or ():
+            assert f"{choice}: " in action.help, action
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_an_example_that_it_can_read(command):
+    parser = parser_of(command)
+    title, example = parser.epilog.split("\n")
+    assert title == "example:"
+    for line in example.split("&&"):
+        words = shlex.split(line)
+        assert words[: 1 + len(command.split())] == ["stepsal", *command.split()]
+        parser.parse_args(words[1 + len(command.split()) :])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_model_and_the_output_have_short_names_and_bundled_is_a_model(command):
+    for action in parser_of(command)._actions:
+        if action.dest in ("model", "out", "quiet"):
+            assert action.option_strings == [f"-{action.dest[0]}", f"--{action.dest}"]
+        if action.dest == "model":
+            assert "'bundled', a hub id" in action.help
+
+
+def test_the_bundled_model_is_taken_by_its_name_and_quiet_shows_nothing_but_the_result(run, tmp_path):
+    status, printed, message = run("--layers", "0", "-q", model="bundled")
+    assert (status, message) == (0, "")
+    assert printed.startswith("2 step maps in")
+
+
+def test_tables_are_aligned_for_people_and_in_markdown_on_demand(run, tmp_path, capsys, monkeypatch):
+    assert run("-q")[0] == 0
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["diagnose", str(tmp_path / "out"), "-q"]) == 0
+    plain = capsys.readouterr().out
+    assert "|" not in plain
+    assert re.search(r"^shallow lock-in  all \(2\) +0 ", plain, re.MULTILINE)
+    assert max(map(len, plain.split(str(tmp_path))[0].splitlines())) <= 80
+    assert main(["diagnose", str(tmp_path / "out"), "-q", "--markdown"]) == 0
+    assert "| shallow lock-in | all (2) | 0 |" in capsys.readouterr().out
+
+
+def test_a_comparison_without_wrong_traces_says_which_commands_make_some(run, tmp_path, traces_file, capsys):
+    assert run("-q", "--layers", "0")[0] == 0
+    grades = [json.dumps({"id": name, "correct": True}) for name in ("one", "two")]
+    traces_file.write_text("\n".join(grades) + "\n")
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "out"), "--traces", str(traces_file), "-q"]) == 2
+    message = capsys.readouterr().err
+    assert "2 right and 0 wrong traces: a comparison needs two of each" in message
+    assert "`stepsal generate`" in message
+
+
+def test_torch_gets_the_threads_that_are_asked_for_and_no_fewer_than_the_container_allows(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for threads, allowed, expected in ((None, 8, 3), (None, 2, 2), (5, 2, 5)):
+        torch.set_num_threads(3)
+        monkeypatch.setattr("stepsal.models.cores.usable_cores", lambda allowed=allowed: allowed)
+        prepare_process(threads)
+        assert torch.get_num_threads() == expected
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    torch.set_num_threads(3)
+    prepare_process()
+    assert torch.get_num_threads() == 3
+
+
+def test_the_shell_completes_commands_and_options(tmp_path):
+    pytest.importorskip("argcomplete")
+    code = "from stepsal.cli import main; main()"
+    for line, expected in (("stepsal sali", "saliency"), ("stepsal compare --resa", "--resamples")):
+        out = tmp_path / "completions"
+        asked = {
+            "_ARGCOMPLETE": "1",
+            "COMP_LINE": line,
+            "COMP_POINT": str(len(line)),
+            "_ARGCOMPLETE_STDOUT_FILENAME": str(out),
+        }
+        subprocess.run([sys.executable, "-c", code], env=os.environ | asked, check=False, timeout=60)
+        assert out.read_text().split() == [expected]
 
 
 @pytest.fixture

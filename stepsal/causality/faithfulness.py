@@ -43,6 +43,10 @@ else:  # pandas takes a while to import, so it is imported where it is used
 
 _KEYS = ["score", "pairs", "map"]
 _TITLES = {"answer": "Several steps removed, and the answer (of deletion and insertion, lower is better)"}
+_READING_AID = (
+    "A rank correlation is 1 where a map ranks steps as their knockouts do, and 0 where it knows nothing of them. Near steps "
+    "matter more than far ones: what a map is worth is what it has over recency and over its own shuffled entries."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +74,9 @@ class Faithfulness:
         return f"Faithfulness(kinds {', '.join(self.kinds)}; traces {self.meta['traces']})"
 
     def summary(self) -> str:
-        """Markdown tables: the scores of every map and baseline, for each selection of pairs; and differences per reader."""
+        """Markdown tables: the scores of every map and baseline, for each selection of pairs; and differences per reader. Below
+        them there are sentences on how they are read.
+        """
         rows = {tuple(row[key] for key in _KEYS): row for _, row in self.table.iterrows()}
         names = [name for name in (*dict.fromkeys(self.table["map"]), SHUFFLED) if f"over {name}" in self.table]
         differences = [
@@ -89,8 +95,10 @@ class Faithfulness:
             ]
             parts += [_TITLES.get(str(pairs), f"Pairs: {pairs}"), markdown_table(["map", *scores], lines)]
         parts += [
+            _READING_AID,
             "Per reader, all pairs: differences",
             markdown_table(["map", "over", "difference (95 %)", "p"], differences),
+            "A map knows more than a baseline where the interval of its difference lies above 0.",
         ]
         return "\n\n".join(parts)
 

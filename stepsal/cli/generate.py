@@ -7,27 +7,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepsal.cli import options
-from stepsal.cli.interventions import chosen_interventions, intervention_options
 from stepsal.cli.process import prepare_process
 from stepsal.errors import InputError
 
 if TYPE_CHECKING:
     from stepsal.generation.questions import Question
 
+HELP = "answers as traces, with StepFlow or without"
 
-def add(commands: "options.Commands") -> None:
-    parser = commands.add_parser(
-        "generate",
-        parents=[
-            options.seed(),
-            _task_options(),
-            intervention_options(),
-            options.segmentation(),
-            options.placement(),
-            options.plugins(),
-        ],
-        help="answers as traces, with StepFlow or without",
-        description="Answer problems and write the traces, graded where the answers are known. Run again after an interrupt.",
+
+def add(parser: argparse.ArgumentParser) -> None:
+    from stepsal.cli.interventions import add_interventions
+
+    options.describe(
+        parser,
+        run,
+        description="Answer problems and write the traces, graded where the answers are known. Run again after an interrupt: "
+        "finished answers are kept.",
+        example="stepsal generate 20 -m bundled -o traces.jsonl --oeb --smi",
+        interrupted=options.GOES_ON,
     )
     parser.add_argument(
         "problems",
@@ -35,52 +33,77 @@ def add(commands: "options.Commands") -> None:
         metavar="PROBLEMS",
         help='a JSONL file of {"prompt" or "messages", "answer"?, "id"?}, or how many test problems of the bundled task',
     )
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="TRACES.jsonl", help="the file to write")
+    parser.add_argument(
+        "-m", "--model", default="bundled", metavar="NAME", help=f"{options.MODELS} (default: %(default)s)"
+    )
     parser.add_argument(
         "--chat",
         action="store_true",
-        help="put prompts that are texts into the model's chat template, as what a user says",
+        help="put prompts that are texts into the model's chat template, as what a user says (default: as they are)",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="TRACES.jsonl")
-    parser.add_argument(
-        "--model", default=None, metavar="NAME", help=f"{options.MODELS} (default: the bundled reasoner)"
-    )
-    parser.add_argument(
-        "--max-new-tokens", type=options.positive, default=None, help="default: 512, or what the task needs"
-    )
-    parser.add_argument("--batch-size", type=options.positive, default=8)
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--samples", type=options.positive, default=1, help="answers to each problem")
     parser.add_argument(
         "--grader",
-        default=None,
         metavar="NAME",
-        help="math, exact, or one of your own (default: math; a task has its own)",
+        help="math, exact (the same text), or one of your own (default: a task's own grader, else math)",
     )
-    parser.set_defaults(run=run, interrupted=options.GOES_ON)
+    _add_decoding(parser)
+    _add_task(parser)
+    add_interventions(parser)
+    options.add_segmentation(parser)
+    options.add_placement(parser)
+    options.add_plugins(parser)
 
 
-def _task_options() -> argparse.ArgumentParser:
-    parent = argparse.ArgumentParser(add_help=False)
-    group = parent.add_argument_group("problems of a task of reasoning-gym (`pip install 'stepsal[tasks]'`)")
-    group.add_argument("--task", metavar="NAME", help="such as gsm_symbolic, in the place of PROBLEMS")
+def _add_decoding(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("decoding")
+    group.add_argument(
+        "--max-new-tokens",
+        type=options.positive,
+        metavar="N",
+        help="the longest answer (default: 512, or what the bundled task needs)",
+    )
+    group.add_argument(
+        "--batch-size", type=options.positive, default=8, metavar="N", help="answers at a time (default: %(default)s)"
+    )
+    group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default: %(default)s)")
+    group.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="the part of the probability to sample from (default: %(default)s)",
+    )
+    group.add_argument(
+        "--samples",
+        type=options.positive,
+        default=1,
+        metavar="N",
+        help="answers to each problem (default: %(default)s)",
+    )
+    options.add_seed(parser)
+    options.add_quiet(parser)
+
+
+def _add_task(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("problems of a task of reasoning-gym (`pip install 'stepsal[tasks]'`)")
+    group.add_argument("--task", metavar="NAME", help="such as gsm_symbolic (default: none; PROBLEMS says which)")
     group.add_argument("--size", type=options.positive, metavar="N", help="how many problems (default: 100)")
     group.add_argument(
-        "--task-seed", type=int, metavar="SEED", help="of the problems (default: 0); --seed is of the answers"
+        "--task-seed", type=int, metavar="N", help="of the problems (default: 0); --seed is of the answers"
     )
     group.add_argument(
         "--task-option",
         type=_name_and_value,
         action="append",
         metavar="NAME=VALUE",
-        help="of the task itself, the value as in JSON; may be repeated",
+        help="of the task itself, the value as in JSON; may be repeated (default: the task's own)",
     )
     group.add_argument(
         "--instruction",
         metavar="TEXT",
         help="what stands after each problem; '' for nothing (default: reason step by step in paragraphs, box the answer)",
     )
-    return parent
 
 
 def _name_and_value(text: str) -> tuple[str, Any]:
@@ -123,7 +146,8 @@ def _questions(given: argparse.Namespace) -> "list[Question]":
 
 
 def run(given: argparse.Namespace) -> None:
-    prepare_process()
+    prepare_process(given.threads)
+    from stepsal.cli.interventions import chosen_interventions
     from stepsal.generation.files import generate_file, refuse_existing
     from stepsal.generation.generate import Decoding
     from stepsal.generation.grading import check_grader
@@ -162,6 +186,7 @@ def run(given: argparse.Namespace) -> None:
         format=given.format,
         steps=given.steps,
         grader=given.grader,
+        progress=not given.quiet,
     )
     graded = [trace.correct for trace in traces if trace.correct is not None]
     share = f", {sum(graded)} of {len(graded)} right ({sum(graded) / len(graded):.1%})" if graded else ""

@@ -6,6 +6,7 @@ they act.
 
 import argparse
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +15,8 @@ from stepsal.errors import InputError
 from stepsal.interventions.base import INTERVENTIONS, Intervention
 
 
-def intervention_options() -> argparse.ArgumentParser:
-    """A parent for `argparse` with these options."""
-    parent = argparse.ArgumentParser(add_help=False)
-    group = parent.add_argument_group("interventions")
+def add_interventions(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("interventions (odds-equal bridge: oeb; step momentum injection: smi)")
     for name, kind in _choosable().items():
         strength = kind.options()[str(kind.strength)]
         group.add_argument(
@@ -26,7 +25,7 @@ def intervention_options() -> argparse.ArgumentParser:
             type=float,
             const=strength.default,
             metavar=strength.key.upper(),
-            help=f"{kind.label}: {_first_line(kind)} (without a value: {strength.default})",
+            help=f"{kind.label}: {_first_line(kind)} (without a value: {strength.default}; default: off)",
         )
     group.add_argument(
         "--layers",
@@ -35,12 +34,16 @@ def intervention_options() -> argparse.ArgumentParser:
         default=[],
         metavar="LAYERS",
         help="where the chosen interventions act: shallow, deep, all or indices; or for one of them: oeb=0,1 smi=deep "
-        "(by default oeb acts in the shallow, smi in the deep layers)",
+        "(default: oeb acts in the shallow, smi in the deep layers)",
     )
     group.add_argument(
-        "--heads", nargs="+", type=_named(options.indices), default=[], metavar="HEADS", help="likewise: 0,3 or oeb=0,3"
+        "--heads",
+        nargs="+",
+        type=_named(options.indices),
+        default=[],
+        metavar="HEADS",
+        help="on which heads: 0,3, or for one of the interventions oeb=0,3 (default: all)",
     )
-    return parent
 
 
 def chosen_interventions(given: argparse.Namespace) -> list[Intervention]:
@@ -73,8 +76,10 @@ def _choosable() -> dict[str, type[Intervention]]:
 
 
 def _first_line(kind: type[Intervention]) -> str:
-    """What the intervention does, from its docstring; percent signs as argparse needs them."""
-    return (inspect.getdoc(kind) or kind.__name__).splitlines()[0].rstrip(".:").replace("`", "").replace("%", "%%")
+    """What the intervention does, from its docstring; classes by their options, percent signs as argparse needs them."""
+    line = (inspect.getdoc(kind) or kind.__name__).splitlines()[0].rstrip(".:").replace("`", "").replace("%", "%%")
+    options = {other.__name__: f"--{name}" for name, other in INTERVENTIONS.items()}
+    return re.sub(r"\w+", lambda word: options.get(word[0], word[0]), line)
 
 
 def _named(read: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:

@@ -5,27 +5,25 @@ import argparse
 from stepsal.cli import options
 from stepsal.cli.process import prepare_process
 
+HELP = "what later steps lose when a step is taken out of their sight"
 
-def add(commands: "options.Commands") -> None:
-    parser = commands.add_parser(
-        "knockout",
-        parents=[
-            options.segmentation(default=None),
-            options.placement(),
-            options.workers(options.EACH_TRACE),
-            options.seed(),
-            options.plugins(),
-        ],
-        help="what later steps lose without a step, by taking it out of their sight",
+
+def add(parser: argparse.ArgumentParser) -> None:
+    options.describe(
+        parser,
+        run,
         description="Knock the steps of each trace out of the sight of later steps, one at a time, and measure what these "
         "lose. Run again after an interrupt: finished knockouts are kept.",
+        example="stepsal knockout traces.jsonl -m bundled -o run --subsets 64",
+        interrupted=options.GOES_ON,
     )
     options.add_traces(parser, "folder for the knockouts; that of the step maps is fine")
     parser.add_argument(
         "--mode",
         default="total",
         choices=["total", "direct"],
-        help="count paths through other steps, too, or only what a token itself reads (default: %(default)s)",
+        help="total: a step's effect by all paths, also through other steps; direct: only what a token itself reads of it "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--subsets",
@@ -34,11 +32,16 @@ def add(commands: "options.Commands") -> None:
         metavar="N",
         help="also remove N random halves of the thinking, for the score LDS (such as 64; default: %(default)s)",
     )
-    parser.set_defaults(run=run, interrupted=options.GOES_ON)
+    options.add_seed(parser)
+    options.add_quiet(parser)
+    options.add_segmentation(parser, default=None)
+    options.add_placement(parser)
+    options.add_trace_workers(parser)
+    options.add_plugins(parser)
 
 
 def run(given: argparse.Namespace) -> None:
-    prepare_process()
+    prepare_process(given.threads)
     from stepsal.causality.folder import save_knockouts
 
     options.check_traces(given)
@@ -53,5 +56,6 @@ def run(given: argparse.Namespace) -> None:
         engine=given.engine,
         workers=given.workers,
         address=given.address,
+        progress=not given.quiet,
     )
     print(f"{len(paths)} knockout{'s' * (len(paths) != 1)} in {given.out}/knockouts (stepsal.Knockout.load)")

@@ -1,11 +1,15 @@
-"""Options that several commands share, as parents for `argparse`, and the values that options take.
+"""Options that several commands share: functions that add them to a command's parser, and the values that options take.
 
-A parent with a title makes a group of its own in a command's help. Names that a plug-in may register (formats, step rules,
-figures, interventions) are no `choices` here: they are checked when the command runs, after the plug-ins were loaded.
+Names that a plug-in may register (formats, step rules, figures, interventions) are no `choices` here: they are checked when the
+command runs, after the plug-ins were loaded.
 """
 
 import argparse
 import os
+import re
+import shlex
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,14 +19,7 @@ if TYPE_CHECKING:
     from stepsal.models.host import Model
     from stepsal.traces.trace import Trace
 
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
-    """What a command's `add` adds its parser to."""
-
-
-EACH_TRACE = "so many processes (or Ray actors), each with the model, make one trace after the other, the longest first"
-"""What `--workers` does where traces are handed out."""
-
-MODELS = "hub id, local Hugging Face directory, or GGUF file (on the hub: owner/repository/file.gguf)"
+MODELS = "'bundled', a hub id, a local Hugging Face directory, or a GGUF file (on the hub: owner/repository/file.gguf)"
 """What `--model` takes."""
 
 GOES_ON = "interrupted; what is finished is kept, and the same command goes on from there"
@@ -31,44 +28,105 @@ GOES_ON = "interrupted; what is finished is kept, and the same command goes on f
 STARTS_ANEW = "interrupted; {} is as it was before, and the same command starts anew"
 """Likewise where a command writes once, at its end; with the name of what it would have written."""
 
+DEFAULT_WIDTH = 120
+"""The width of tables where the terminal's is not known, as in a pipe."""
 
-def plugins() -> argparse.ArgumentParser:
-    parent, group = _titled("plug-ins")
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Wraps texts, and leaves the lines of an example as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith("example:"):
+            return "".join(f"{indent}{line}\n" for line in text.splitlines())
+        return super()._fill_text(text, width, indent)
+
+
+def describe(
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace], int | None],
+    *,
+    description: str,
+    example: str,
+    interrupted: str,
+) -> None:
+    """Say what a command does, with an example, and what runs it; `interrupted` is what it says after Ctrl-C."""
+    parser.description, parser.epilog = description, f"example:\n  {example}"
+    parser.set_defaults(run=run, interrupted=interrupted, parser=parser)
+
+
+def add_plugins(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("plug-ins")
     group.add_argument(
         "--plugin",
         action="append",
         default=[],
         dest="plugins",
         metavar="MODULE",
-        help="import this module first, for the formats, metrics, interventions, ... that it registers; may be repeated",
+        help="import this module first, for the formats, metrics, interventions, ... that it registers; may be repeated "
+        "(default: none but those of installed packages)",
     )
-    return parent
 
 
-def segmentation(default: str | None = "auto") -> argparse.ArgumentParser:
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress bars")
+
+
+def add_markdown(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--markdown", action="store_true", help="print tables in Markdown, not aligned for a terminal")
+
+
+def print_tables(text: str, given: argparse.Namespace) -> None:
+    """Print a text with tables in Markdown: aligned for the terminal, or as it is with `--markdown`."""
+    from stepsal.markdown import plain_text
+
+    print(text if given.markdown else plain_text(text, shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns))
+
+
+def add_segmentation(parser: argparse.ArgumentParser, default: str | None = "auto") -> None:
     """How traces are split. `default` None: as the file of traces says."""
-    formats = "auto, think, harmony, granite or plain, or your model's own pair of markers: '<reason>,</reason>'"
-    steps = "auto, paragraph, sentence or line"
-    if default is None:
-        formats, steps = f"{formats} (default: as the file says, or auto)", f"{steps} (default: likewise)"
-    parent, group = _titled("how traces are split into steps")
-    group.add_argument("--format", type=format_or_markers, default=default, help=formats)
-    group.add_argument("--steps", default=default, help=steps)
-    return parent
+    usual = "as the file says, or auto" if default is None else "%(default)s"
+    group = parser.add_argument_group("how traces are split into steps")
+    group.add_argument(
+        "--format",
+        type=format_or_markers,
+        default=default,
+        help="how the model marks its thinking: auto, think, harmony, granite, plain (no marks), or its own pair of markers, "
+        f"such as '<reason>,</reason>' (default: {usual})",
+    )
+    group.add_argument(
+        "--steps",
+        default=default,
+        help=f"where a step ends: auto, paragraph, sentence or line (default: {usual})",
+    )
 
 
-def placement() -> argparse.ArgumentParser:
+def add_placement(parser: argparse.ArgumentParser) -> None:
     """Where the model runs, in which precision, and as which of TransformerLens' models."""
-    parent, group = _titled("where the model runs")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0, mps, ... (default: %(default)s)")
+    group = parser.add_argument_group("where the model runs")
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="auto (CUDA, else MPS, else the CPU), cpu, cuda, cuda:0, mps (default: %(default)s)",
+    )
     group.add_argument(
         "--device-map",
         metavar="MAP",
-        help="for a model larger than one GPU: 'auto' or 'balanced', in the place of --device",
+        help="for a model larger than one GPU: auto or balanced, in the place of --device (default: one device)",
     )
-    group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
+    group.add_argument(
+        "--dtype",
+        default="auto",
+        help="auto (the checkpoint's on a GPU, float32 on a CPU), float32, bfloat16 or float16 (default: %(default)s)",
+    )
     group.add_argument(
         "--host", default="bridge", help="bridge, or hooked_transformer (TransformerLens 3.9; default: %(default)s)"
+    )
+    group.add_argument(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="threads of the CPU for torch (default: OMP_NUM_THREADS, else every core that the container allows; 1 for each of "
+        "several --workers)",
     )
     few_bits = group.add_mutually_exclusive_group()
     for bits, kind in ((4, "NF4"), (8, "LLM.int8")):
@@ -77,13 +135,12 @@ def placement() -> argparse.ArgumentParser:
             action="store_const",
             const=f"{bits}bit",
             dest="quantization",
-            help=f"quantise the weights to {bits} bits as they are loaded (bitsandbytes' {kind})",
+            help=f"quantise the weights to {bits} bits as they are loaded (bitsandbytes' {kind}; default: as they are stored)",
         )
-    return parent
 
 
 def load_placed_model(given: argparse.Namespace) -> "Model":
-    """The model that `--model` names, as the options of `placement` say."""
+    """The model that `--model` names, as the options of `add_placement` say."""
     from stepsal.models.loading import load_model
 
     return load_model(
@@ -96,13 +153,29 @@ def load_placed_model(given: argparse.Namespace) -> "Model":
     )
 
 
-def workers(each: str) -> argparse.ArgumentParser:
-    """How many models work at a time, and where; `each` says what is handed out to them."""
-    parent, group = _titled("who does the work")
-    group.add_argument("--engine", default="local", choices=["local", "ray"], help="this machine, or a Ray cluster")
-    group.add_argument("--workers", type=positive, default=None, metavar="N", help=each)
-    group.add_argument("--address", default=None, help="of an existing Ray cluster, such as auto or ray://host:10001")
-    return parent
+def add_workers(parser: argparse.ArgumentParser, default: str) -> None:
+    """How many models work at a time, and where; `default` says how many where nothing does."""
+    group = parser.add_argument_group("who does the work")
+    group.add_argument(
+        "--engine",
+        default="local",
+        choices=["local", "ray"],
+        help="local: processes on this machine; ray: a Ray cluster (default: %(default)s)",
+    )
+    group.add_argument(
+        "--workers",
+        type=positive,
+        metavar="N",
+        help=f"models at work at a time, each in a process (default: {default})",
+    )
+    group.add_argument(
+        "--address", help="of an existing Ray cluster: auto or ray://host:10001 (default: a cluster of this machine)"
+    )
+
+
+def add_trace_workers(parser: argparse.ArgumentParser) -> None:
+    """`add_workers`, for a command that makes a file for each trace."""
+    add_workers(parser, "this process does all; with --engine ray, one for each GPU or core")
 
 
 def model_or_one_to_load(given: argparse.Namespace) -> "Model | ModelToLoad":
@@ -114,32 +187,61 @@ def model_or_one_to_load(given: argparse.Namespace) -> "Model | ModelToLoad":
     if given.workers is None and given.engine == "local":
         return load_placed_model(given)
     names = ("device", "dtype", "device_map", "host", "quantization")
-    return ModelToLoad(path=given.model, **{name: getattr(given, name) for name in names})
+    placement = {name: getattr(given, name) for name in names}
+    return ModelToLoad(path=given.model, threads=given.threads or 1, **placement)
 
 
 def add_traces(parser: argparse.ArgumentParser, out: str) -> None:
     """The file of traces, the model and the folder of a command that makes a file for each trace; `out` says what for."""
     parser.add_argument("traces", type=Path, metavar="TRACES.jsonl", help="one trace a line (see docs/traces.md)")
-    parser.add_argument("--model", required=True, metavar="NAME", help=MODELS)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=out)
-    parser.add_argument("--skip-broken", action="store_true", help="read the other lines of a file with broken ones")
+    parser.add_argument("-m", "--model", required=True, metavar="NAME", help=MODELS)
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help=out)
+    parser.add_argument(
+        "--skip-broken", action="store_true", help="leave broken lines out, with a warning (default: refuse the file)"
+    )
 
 
-def maps_folder() -> argparse.ArgumentParser:
-    parent = argparse.ArgumentParser(add_help=False)
-    parent.add_argument("folder", type=Path, metavar="DIR", help="what `stepsal saliency` or `stepsal demo` wrote")
-    return parent
+def add_maps_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="what `stepsal saliency` or `stepsal demo` wrote")
 
 
-def seed() -> argparse.ArgumentParser:
-    parent = argparse.ArgumentParser(add_help=False)
-    parent.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
-    return parent
+def add_resamples(parser: argparse.ArgumentParser, what: str, default: int = 2000) -> None:
+    parser.add_argument(
+        "--resamples",
+        type=positive,
+        default=default,
+        metavar="N",
+        help=f"how many {what} (at least 99; default: %(default)s)",
+    )
+    add_seed(parser)
 
 
-def _titled(title: str) -> tuple[argparse.ArgumentParser, argparse._ArgumentGroup]:
-    parent = argparse.ArgumentParser(add_help=False)
-    return parent, parent.add_argument_group(title)
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: %(default)s)")
+
+
+def as_options(message: str, parser: argparse.ArgumentParser) -> str:
+    """A message as the command line says it: for `dtype='float32'`, which is Python, `--dtype float32` where there is that
+    option, and for a pair of texts, `('<a>', '</a>')`, the `'<a>,</a>'` that `--format` takes.
+
+    >>> parser = argparse.ArgumentParser()
+    >>> _ = parser.add_argument("--dtype")
+    >>> as_options("Load the model in a wider precision (dtype='float32'), or host='bridge'.", parser)
+    "Load the model in a wider precision (--dtype float32), or host='bridge'."
+    """
+
+    def option(found: re.Match[str]) -> str:
+        for action in parser._actions:
+            if action.dest == found["name"] and action.option_strings:
+                long = action.option_strings[-1]
+                if action.nargs != 0:
+                    return f"{long} {shlex.quote(found['value'])}"
+                if action.const == found["value"]:
+                    return long
+        return found[0]
+
+    message = re.sub(r"\('([^']+)', '([^']+)'\)", r"'\1,\2'", message)
+    return re.sub(r"(?<![\w.])(?P<name>[a-z_]+)=(?P<quote>['\"])(?P<value>[^'\"]+)(?P=quote)", option, message)
 
 
 # --- what commands with `add_traces` do with these options ------------------------------------------------------------

@@ -6,19 +6,25 @@ from pathlib import Path
 from stepsal.cli import options
 from stepsal.errors import InputError
 
+HELP = "one interactive HTML page of a folder's traces and step maps"
 
-def add(commands: "options.Commands") -> None:
-    parser = commands.add_parser(
-        "report",
-        parents=[options.maps_folder(), options.plugins()],
-        help="one interactive HTML page of a folder's traces and step maps",
+
+def add(parser: argparse.ArgumentParser) -> None:
+    options.describe(
+        parser,
+        run,
+        description="Write one HTML page with the text of every trace in DIR beside its step map. It needs no network.",
+        example="stepsal report run -o report.html",
+        interrupted=options.STARTS_ANEW.format("the page"),
     )
-    parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="default: DIR/report.html")
+    options.add_maps_folder(parser)
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="the page to write (default: DIR/report.html)")
     parser.add_argument(
-        "--heads", type=options.indices, default=None, help="single heads to embed, such as 0,3 (default: the mean)"
+        "--heads", type=options.indices, help="heads to show one by one, such as 0,3 (default: only their mean)"
     )
-    parser.add_argument("--traces", nargs="+", metavar="ID", default=None, help="these traces only")
-    parser.set_defaults(run=run, interrupted=options.STARTS_ANEW.format("the page"))
+    parser.add_argument("--traces", nargs="+", metavar="ID", help="the traces to show (default: all)")
+    options.add_quiet(parser)
+    options.add_plugins(parser)
 
 
 def run(given: argparse.Namespace) -> None:
@@ -26,7 +32,7 @@ def run(given: argparse.Namespace) -> None:
     from stepsal.saliency.folder import open_step_maps
 
     options.check_out(given.out or given.folder / "report.html")
-    maps = open_step_maps(given.folder, progress=True)
+    maps = open_step_maps(given.folder, progress=not given.quiet)
     if given.traces is not None:
         ids = [stepmap.meta.get("trace") for stepmap in maps]
         if missing := [wanted for wanted in given.traces if wanted not in ids]:

@@ -7,20 +7,34 @@ from stepsal.cli import options
 from stepsal.cli.process import prepare_process
 from stepsal.errors import InputError
 
+HELP = "many settings of interventions on the same problems, resumable"
 
-def add(commands: "options.Commands") -> None:
-    parser = commands.add_parser(
-        "sweep",
-        parents=[options.workers("models at work (default: what is there allows)"), options.plugins()],
-        help="many settings of StepFlow on the same problems, resumable",
+
+def add(parser: argparse.ArgumentParser) -> None:
+    options.describe(
+        parser,
+        run,
         description="Run the sweep that CONFIG.toml describes. Run again after whatever stopped it: it goes on from there.",
+        example="stepsal sweep config.toml --dry-run && stepsal sweep config.toml -o sweep",
+        interrupted=options.GOES_ON,
     )
-    parser.add_argument("config", type=Path, metavar="CONFIG.toml", help="model, problems, decoding, grid")
-    parser.add_argument("--out", type=Path, default=None, metavar="DIR", help="folder for the rows and results.parquet")
+    parser.add_argument(
+        "config", type=Path, metavar="CONFIG.toml", help="model, problems, decoding and grid (docs/sweeps.md)"
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for the rows and results.parquet (needed but for --dry-run)",
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="print settings, number of answers and time; write nothing"
     )
-    parser.set_defaults(run=run, interrupted=options.GOES_ON)
+    options.add_markdown(parser)
+    options.add_quiet(parser)
+    options.add_workers(parser, "one for each GPU or core, as memory allows")
+    options.add_plugins(parser)
 
 
 def run(given: argparse.Namespace) -> None:
@@ -33,5 +47,6 @@ def run(given: argparse.Namespace) -> None:
         return
     if given.out is None:
         raise InputError("--out DIR is needed: the folder for the rows (or --dry-run, to see what would be done)")
-    table = run_sweep(given.config, given.out, given.engine, True, given.workers, given.address)
-    print(f"{table}\n\n{given.out}/results.parquet   a row per answer (pandas.read_parquet)")
+    table = run_sweep(given.config, given.out, given.engine, True, given.workers, given.address, not given.quiet)
+    options.print_tables(table, given)
+    print(f"\n{given.out}/results.parquet   a row for each answer (pandas.read_parquet)")

@@ -7,24 +7,38 @@ from pathlib import Path
 from stepsal.cli import options
 from stepsal.cli.process import prepare_process
 
+HELP = "make a file of traces from the logs of other tools"
 
-def add(commands: "options.Commands") -> None:
-    traces = commands.add_parser("traces", help="traces of other tools to ours").add_subparsers(
-        title="commands", required=True, metavar="COMMAND"
+
+def add(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    convert = commands.add_parser("convert", help=HELP, formatter_class=options.HelpFormatter)
+    options.describe(
+        convert,
+        run,
+        description="Read logs of servers, batches and chats, and write one file of traces. Each line that gives no trace is "
+        "named with the reason; the exit status is then 1.",
+        example="stepsal traces convert requests.jsonl results.jsonl -m openai/gpt-oss-20b -o traces.jsonl",
+        interrupted=options.STARTS_ANEW.format("the file of --out"),
     )
-    parser = traces.add_parser(
-        "convert",
-        parents=[options.segmentation(), options.plugins()],
-        help="logs of servers, batches and chats to one file of traces",
-        description="Write one file of traces, and say why of each line that gave none; then the exit status is 1.",
+    convert.add_argument(
+        "files", nargs="+", metavar="IN.jsonl", help="the logs; of a batch, the requests and the results"
     )
-    parser.add_argument("files", nargs="+", metavar="IN.jsonl", help="a batch's requests and results: both files")
-    parser.add_argument("--out", type=Path, required=True, metavar="TRACES.jsonl", help="replaced if it is there")
-    parser.add_argument("--model", required=True, metavar="NAME", help="whose tokenizer and chat template to use")
-    parser.set_defaults(run=convert, interrupted=options.STARTS_ANEW.format("the file of --out"))
+    convert.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="TRACES.jsonl", help="replaced if it is there"
+    )
+    convert.add_argument(
+        "-m",
+        "--model",
+        required=True,
+        metavar="NAME",
+        help=f"whose tokenizer and chat template to use: {options.MODELS}",
+    )
+    options.add_segmentation(convert)
+    options.add_plugins(convert)
 
 
-def convert(given: argparse.Namespace) -> int:
+def run(given: argparse.Namespace) -> int:
     prepare_process()
     from stepsal.models.loading import load_tokenizer
     from stepsal.traces.convert import convert_traces

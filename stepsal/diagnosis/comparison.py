@@ -28,7 +28,7 @@ from stepsal.diagnosis.comparisonfile import TABLES, read_comparison, write_comp
 from stepsal.diagnosis.diagnosis import Diagnosis, check_alike, diagnose
 from stepsal.diagnosis.metrics import LABELS
 from stepsal.errors import InputError
-from stepsal.markdown import markdown_table
+from stepsal.markdown import markdown_table, significant, with_interval
 from stepsal.saliency.stepmap import StepMap
 from stepsal.statistics.resampling import Columns, statistics
 
@@ -38,6 +38,11 @@ else:  # pandas takes a while to import, so it is imported where it is used
     DataFrame = Any
 
 LENGTH_TOLERANCE = 0.1
+_READING_AID = (
+    "Each row is the layer that tells right from wrong traces best. An AUC above 1/2 means that the metric is higher in wrong "
+    'traces. "Matched" compares pairs of traces of equal length; "distance alone" is what the metric would give if influence '
+    "depended on distance only. p is corrected over layers, not over metrics."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,33 +81,38 @@ class Comparison:
         return pd.concat(frames, ignore_index=True)
 
     def summary(self) -> str:
-        """A Markdown table with, for each metric, the layer that tells wrong from correct traces best, and its controls."""
-        header = ["metric", "layer", "correct", "wrong", "difference (95 %)", "AUC (95 %)", "p, corrected"]
-        header += ["AUC matched (95 %)", "p, corrected", "AUC, distance alone"]
+        """A Markdown table with, for each metric, the layer that tells wrong from right traces best, its controls, and what
+        follows.
+        """
+        header = ["metric", "layer", "right", "wrong", "difference (95 %)", "AUC (95 %)", "p, corrected"]
+        header += ["AUC matched (95 %)", "p matched, corrected", "AUC, distance alone"]
         tables = [self._records(name) for name in TABLES]
-        lines = []
+        lines, found = [], []
         for metric in dict.fromkeys(name for name, _ in tables[0]):
             rows = {layer: row for (name, layer), row in tables[0].items() if name == metric and row["auc"] is not None}
             if not rows:
                 continue
             layer, best = max(rows.items(), key=lambda item: abs(item[1]["auc"] - 0.5))
             matched, alone = (table.get((metric, layer)) for table in tables[1:])
+            if matched is not None and matched["auc"] is not None and matched["p_corrected"] < 0.05:
+                found.append(LABELS.get(metric, metric))
             lines.append(
                 [
                     LABELS.get(metric, metric),
                     "" if layer is None else str(layer),
-                    f"{best['correct']:.3f}",
-                    f"{best['wrong']:.3f}",
-                    f"{best['difference']:+.3f} ({best['low']:+.3f} to {best['high']:+.3f})",
+                    significant(best["correct"]),
+                    significant(best["wrong"]),
+                    with_interval(best["difference"], best["low"], best["high"]),
                     *_auc(best),
                     *_auc(matched),
                     _auc(alone)[0].split(" ")[0],
                 ]
             )
-        return (
-            f"{self.meta['correct']} correct and {self.meta['wrong']} wrong traces; {len(self.pairs)} pairs matched on "
-            f"{self.meta['matched_on']}\n\n{markdown_table(header, lines)}"
+        counts = (
+            f"{self.meta['correct']} right and {self.meta['wrong']} wrong traces; {len(self.pairs)} pairs matched on "
+            f"{self.meta['matched_on']}."
         )
+        return "\n\n".join([counts, markdown_table(header, lines), _READING_AID, _conclusion(found, len(lines))])
 
     def _records(self, table: str) -> dict[tuple[str, int | None], dict[str, Any]]:
         """The rows of a table by metric and layer, as in JSON, where a missing value is None."""
@@ -157,7 +167,8 @@ def compare(
     """Compare the step maps of correct and of wrong traces, for each metric and layer, with controls.
 
     Args:
-        correct, error: the step maps or diagnoses of the two groups, all made with the same model, layers, rule and objective.
+        correct, error: the step maps or diagnoses of the right and of the wrong traces, all made with the same model, layers,
+            rule and objective.
         resamples: the number of resamples that the bootstrap draws, and of permutations that the test draws.
         seed: the seed of the bootstrap and of the permutations.
 
@@ -211,11 +222,19 @@ def compare(
     )
 
 
+def _conclusion(found: Sequence[str], metrics: int) -> str:
+    """One sentence on the metrics whose difference is there between matched pairs, too."""
+    if not found:
+        return f"None of the {metrics} metrics tells matched pairs apart (corrected p below 0.05)."
+    tell = f"{'tells' if len(found) == 1 else 'tell'} matched pairs apart"
+    return f"{len(found)} of {metrics} metrics {tell} (corrected p below 0.05): {', '.join(found)}."
+
+
 def _auc(row: dict[str, Any] | None) -> tuple[str, str]:
     """The AUC of a row with its interval, and its corrected p-value. Both texts are empty where the row has no AUC."""
     if row is None or row["auc"] is None:
         return "", ""
-    return f"{row['auc']:.2f} ({row['auc_low']:.2f} to {row['auc_high']:.2f})", f"{row['p_corrected']:.4f}"
+    return f"{row['auc']:.2f} ({row['auc_low']:.2f} to {row['auc_high']:.2f})", significant(row["p_corrected"], 2)
 
 
 def _values(groups: list[list[Diagnosis]]) -> tuple[Columns, list[np.ndarray]]:

@@ -31,7 +31,7 @@ from stepsal.diagnosis.metrics import LABELS, METRICS, decay_ratio, decay_slope,
 from stepsal.diagnosis.registry import Metric, shown_metrics
 from stepsal.errors import InputError
 from stepsal.files import exclusive_path
-from stepsal.markdown import markdown_table
+from stepsal.markdown import markdown_table, significant
 from stepsal.models.layer_choice import band
 from stepsal.saliency.checks import a_map
 from stepsal.saliency.stepmap import StepMap
@@ -46,6 +46,10 @@ QUANTILE = 0.95
 SMALLEST_REFERENCE = 10
 """With fewer values a 5 % quantile is little more than the smallest: no verdict."""
 _SUMMARISED = ("lock_in", "context_share", "question_share", "thinking_to_summary", "summary_self", "last_steps")
+_READING_AID = (
+    "Each number is a mean over all traces that have one. A share is the part of what a step reads that comes from there; "
+    "docs/method.md defines every metric."
+)
 
 
 @dataclass(frozen=True)
@@ -320,12 +324,15 @@ def write_diagnoses(path: str | Path, diagnoses: Sequence[Diagnosis]) -> None:
 
 
 def summarise(diagnoses: Sequence[Diagnosis]) -> str:
-    """Two Markdown tables: how many traces show each failure, by group; and the metrics by layer, means over all traces."""
+    """Two Markdown tables: how many traces show each failure, by group; and the metrics by layer, means over all traces.
+
+    Below each there is a sentence on what it says.
+    """
     import pandas as pd
 
     groups: dict[str, list[Diagnosis]] = {}
     for diagnosis in diagnoses:
-        name = {True: "correct", False: "wrong", None: "all"}[diagnosis.meta.get("correct")]
+        name = {True: "right", False: "wrong", None: "all"}[diagnosis.meta.get("correct")]
         groups.setdefault(name, []).append(diagnosis)
     counts = []
     for index, verdict in enumerate(diagnoses[0].verdicts if diagnoses else ()):
@@ -336,8 +343,20 @@ def summarise(diagnoses: Sequence[Diagnosis]) -> str:
     means = pd.concat([diagnosis.table for diagnosis in diagnoses]).groupby("layer").mean()
     shown = [name for name in shown_metrics(*_SUMMARISED) if name in means]
     rows = [
-        [str(layer), *("" if math.isnan(value) else f"{value:.3f}" for value in values)]
+        [str(layer), *map(significant, values)]
         for layer, values in zip(means.index, means[shown].to_numpy().tolist(), strict=True)
     ]
     verdicts = markdown_table(["failure", "traces", "yes", "no", "cannot be judged"], counts)
-    return f"{verdicts}\n\n{markdown_table(['layer', *(LABELS[name] for name in shown)], rows)}"
+    by_layer = markdown_table(["layer", *(LABELS[name] for name in shown)], rows)
+    return f"{verdicts}\n\n{_conclusion(diagnoses)}\n\n{by_layer}\n\n{_READING_AID}"
+
+
+def _conclusion(diagnoses: Sequence[Diagnosis]) -> str:
+    """One sentence on the verdicts of all traces."""
+    judged = zip(*(diagnosis.verdicts for diagnosis in diagnoses), strict=True)
+    counts = [
+        f"{sum(verdict.found is True for verdict in verdicts)} of {sum(verdict.found is not None for verdict in verdicts)} "
+        f"show {verdicts[0].failure}"
+        for verdicts in judged
+    ]
+    return f"Of the traces that can be judged, {' and '.join(counts)}."

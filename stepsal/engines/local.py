@@ -19,6 +19,7 @@ from typing import IO, Any, Protocol, TypeVar, runtime_checkable
 
 from stepsal.engines.messages import Item, Job, Reply, named
 from stepsal.errors import StepsalError
+from stepsal.models.cores import usable_cores
 
 logger = logging.getLogger("stepsal")
 Work = TypeVar("Work", bound=Item)
@@ -63,18 +64,8 @@ def local_resources(device: str = "auto") -> Resources:
     if device == "cuda":
         return Resources(device, max(1, torch.cuda.device_count()))
     if device == "cpu":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return Resources(device, min(cores, _cpu_quota(cores)))
+        return Resources(device, usable_cores())
     return Resources(device, 1)
-
-
-def _cpu_quota(cores: int, path: str = "/sys/fs/cgroup/cpu.max") -> int:
-    """The number of whole cores that a container may use, at least 1. It is `cores` where there is no limit."""
-    try:
-        quota, period = Path(path).read_text().split()
-        return max(1, int(quota) // int(period))
-    except (OSError, ValueError):  # no such file, or "max"
-        return cores
 
 
 class InProcess:

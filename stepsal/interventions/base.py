@@ -53,6 +53,8 @@ RESERVED_NAMES = (
         "task-seed",
         "task-option",
         "instruction",
+        "threads",
+        "quiet",
     ),
 )
 """What configurations and the command line call something else."""

@@ -143,7 +143,7 @@ def heads(
 _comparison = instance(
     Comparison,
     "a Comparison",
-    "Make it with `stepsal.compare(correct, error)`, or read it with `stepsal.Comparison.load(path)`.",
+    "Make it with `stepsal.compare(correct, wrong)`, or read it with `stepsal.Comparison.load(path)`.",
 )
 
 

@@ -14,6 +14,10 @@ from stepsal.sweeps.settings import Setting
 logger = logging.getLogger("stepsal")
 COLUMNS = ("problem", "sample", "seed", "correct")
 """The columns of a `Row` that `Scores` reads."""
+_READING_AID = (
+    "A difference is to the baseline on the same problems. p is not corrected for the number of settings; `stepsal figure "
+    "ablation` compares each setting with its control, too."
+)
 
 
 class Scores:
@@ -72,7 +76,7 @@ class Scores:
         return f"{accuracy}, {gain} ({interval}, p {comparison.p:.2g}, uncorrected)"
 
     def table(self, settings: Sequence[Setting]) -> str:
-        """A Markdown table with a row for each setting."""
+        """A Markdown table with a row for each setting, and a sentence on how it is read."""
         rows = []
         for setting in settings:
             right, all_ = self.counts(setting)
@@ -82,7 +86,8 @@ class Scores:
                 interval = f"{comparison.low:+.1%} to {comparison.high:+.1%}"
                 compared = [f"{comparison.difference:+.1%} ({interval})", f"{comparison.p:.2g}"]
             rows.append([setting.name, str(all_), f"{right / all_:.1%}", *compared])
-        return markdown_table(["setting", "answers", "right", "difference (95 %)", "p, uncorrected"], rows)
+        table = markdown_table(["setting", "answers", "right", "difference (95 %)", "p, uncorrected"], rows)
+        return f"{table}\n\n{_READING_AID}"
 
 
 class Progress:

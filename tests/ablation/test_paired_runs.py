@@ -244,7 +244,7 @@ def test_the_command_prints_markdown_and_latex_and_keeps_the_comparison(tmp_path
     for name, outcomes in zip("ab", right(40, gained=9, lost=1), strict=True):
         write_samples(tmp_path / name, [float(each) for each in outcomes], task="a_task")
     given = ["paired", str(tmp_path / "a"), str(tmp_path / "b"), "--names", "R1", "R1 + OEB"]
-    assert main([*given, "--out", str(tmp_path / "c.json")]) == 0
+    assert main([*given, "--markdown", "--out", str(tmp_path / "c.json")]) == 0
     shown = capsys.readouterr().out
     row = next(line for line in shown.splitlines() if line.startswith("| a_task"))
     found = PairedRuns.load(tmp_path / "c.json").table.iloc[0]

@@ -207,9 +207,10 @@ def test_the_summary_counts_verdicts_by_group():
     maps = [healthy(i, correct=bool(i % 2)) for i in range(6)]
     maps.append(locked(healthy(7, correct=False), [0, 1], 1000))
     text = summarise([diagnose(each) for each in maps])
-    assert "| shallow lock-in | correct (3) | 0 | 3 | 0 |" in text
+    assert "| shallow lock-in | right (3) | 0 | 3 | 0 |" in text
     assert "| shallow lock-in | wrong (4) | 1 | 3 | 0 |" in text
     assert text.count("\n| ") >= 8
+    assert "Of the traces that can be judged, 1 of 7 show shallow lock-in and " in text
 
 
 def test_a_diagnosis_shows_itself_in_a_notebook_with_text_escaped():

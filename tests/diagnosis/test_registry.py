@@ -8,6 +8,7 @@ from stepsal import Comparison, InputError, compare, diagnose, lock_in, metric, 
 from stepsal.diagnosis.diagnosis import summarise, write_diagnoses
 from stepsal.diagnosis.metrics import METRICS
 from stepsal.files import write_settings
+from stepsal.markdown import significant
 from stepsal.sweeps.config import GridConfig
 from stepsal.sweeps.layers_and_heads import Size, head_choices
 
@@ -72,9 +73,9 @@ def test_a_diagnosis_has_ones_own_metric_after_the_built_in_ones(own_metric, tmp
 
 def test_the_summary_shows_ones_own_metric_in_a_last_column(own_metric):
     diagnosis = diagnose(some_map())
-    header, _, first, *_ = summarise([diagnosis]).split("\n\n")[1].splitlines()
+    header, _, first, *_ = summarise([diagnosis]).split("\n\n")[2].splitlines()
     assert header.endswith("| last 3 steps' part | largest share |")
-    assert first.endswith(f"| {diagnosis.table[own_metric][0]:.3f} |")
+    assert first.endswith(f"| {significant(float(diagnosis.table[own_metric][0]))} |")
 
 
 def test_a_summary_of_diagnoses_made_before_the_metric_leaves_it_out(request):

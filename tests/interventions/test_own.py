@@ -376,8 +376,8 @@ def test_no_intervention_may_have_the_name_of_another_option_of_generate():
     from stepsal.cli import generate
     from stepsal.interventions.base import INTERVENTIONS, RESERVED_NAMES
 
-    commands = argparse.ArgumentParser().add_subparsers()
-    generate.add(commands)
-    names = set(re.findall(r"--([a-z0-9-]+)", commands.choices["generate"].format_help()))
+    parser = argparse.ArgumentParser()
+    generate.add(parser)
+    names = set(re.findall(r"--([a-z0-9-]+)", parser.format_help()))
     assert {"task", "host", "seed", "oeb"} <= names
     assert names - set(INTERVENTIONS) <= set(RESERVED_NAMES)
