@@ -140,6 +140,8 @@ def locked(path: str | Path, at_work: str, *, also: Sequence[str] = ()) -> Itera
         _remove_temporaries(path.parent, also)
         yield
     finally:
+        with suppress(OSError):  # left by workers that were killed while the block ran
+            _remove_temporaries(path.parent, also)
         with suppress(OSError):  # Windows removes no open file; filelock itself removes it there
             lock_file.unlink()  # still locked: whoever opened it meanwhile sees that it is gone, and fails or makes its own
         lock.release()

@@ -7,16 +7,18 @@ It is kept as a folder of step maps is (`stepsal.saliency.folder`), and may be t
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stepsal.causality.knockout import Knockout, check_knockout, step_knockout
 from stepsal.causality.removal import Mode
 from stepsal.checks import checked, whole
 from stepsal.checks import path as a_path
-from stepsal.models.checks import a_model
+from stepsal.engines.messages import ModelToLoad
 from stepsal.models.host import Model
-from stepsal.models.support import check_supported
-from stepsal.saliency.folder import ResultKind, check_traces, load_results, model_settings, save_results
+from stepsal.saliency.folder import ResultKind, load_results, save_results, start_workers
+from stepsal.saliency.worker import a_model_or_one_to_load
 from stepsal.traces.checks import traces
 from stepsal.traces.trace import Trace
 
@@ -25,40 +27,62 @@ KNOCKOUTS = ResultKind(
 )
 
 
-@checked(model=a_model, traces=traces, out=a_path, subsets=whole(0), seed=whole(0))
+@dataclass(frozen=True)
+class KnockoutRecipe:
+    """The options of `save_knockouts`."""
+
+    mode: Mode = "total"
+    subsets: int = 0
+    seed: int = 0
+
+    def settings(self, model: Model) -> dict[str, Any]:
+        return vars(self).copy()
+
+    def compute(self, model: Model, trace: Trace) -> Knockout:
+        return step_knockout(model, trace, mode=self.mode, subsets=self.subsets, seed=self.seed)
+
+
+@checked(
+    model=a_model_or_one_to_load,
+    traces=traces,
+    out=a_path,
+    subsets=whole(0),
+    seed=whole(0),
+    workers=whole(1, optional=True),
+)
 def save_knockouts(
-    model: Model,
+    model: Model | ModelToLoad,
     traces: Sequence[Trace],
     out: str | Path,
     *,
     mode: Mode = "total",
     subsets: int = 0,
     seed: int = 0,
+    engine: str = "local",
+    workers: int | None = None,
+    address: str | None = None,
     progress: bool = True,
 ) -> list[Path]:
     """Compute the knockout of every trace that has none in `out` yet, and return the paths of all, in order.
 
-    Every step but the question is knocked out, as `step_knockout` does by default; `mode`, `subsets` and `seed` are its own.
+    Every step but the question is knocked out, as `step_knockout` does by default; `mode`, `subsets` and `seed` are its own;
+    `engine`, `workers` and `address`, and which model goes with them, are those of `save_step_maps`.
     An interrupted run goes on where it stopped. Every trace, and every knockout that is there, is checked before the first one
     is computed. From then on these traces' knockouts are the folder's: those of others stay where they are and are left out,
     with a warning.
 
     Raises:
-        InputError: an unknown option, a trace that this model cannot take, or two traces with one id.
+        InputError: an unknown option, a trace that this model cannot take, two traces with one id, or several workers for a
+            model that is loaded already.
         UnsupportedModelError: a model on which this would not be exact.
         FileError: `out` holds knockouts made with other settings, with other weights, or from other tokens; another run is at
             work in it; or it cannot be written.
+        StepsalError: a trace whose worker died again and again.
     """
-    check_traces(model, traces)
     for trace in traces:
         check_knockout(trace.steps, mode, "all", None)
-    check_supported(model)
-    settings = {"mode": mode, "subsets": subsets, "seed": seed} | model_settings(model)
-
-    def compute(trace: Trace) -> Knockout:
-        return step_knockout(model, trace, mode=mode, subsets=subsets, seed=seed)
-
-    return save_results(KNOCKOUTS, traces, Path(out), settings, compute, progress)
+    force = start_workers(KnockoutRecipe(mode, subsets, seed), model, engine, workers, address)
+    return save_results(KNOCKOUTS, force, traces, Path(out), progress)
 
 
 def load_knockouts(out: str | Path, *, progress: bool = False, verify: bool = True) -> list[Knockout]:

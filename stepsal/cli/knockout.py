@@ -36,6 +36,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_quiet(parser)
     options.add_segmentation(parser, default=None)
     options.add_placement(parser)
+    options.add_trace_workers(parser)
     options.add_plugins(parser)
 
 
@@ -46,12 +47,15 @@ def run(given: argparse.Namespace) -> None:
     options.check_traces(given)
     traces = options.read_traces(given)
     paths = save_knockouts(
-        options.load_placed_model(given),
+        options.model_or_one_to_load(given),
         traces,
         given.out,
         mode=given.mode,
         subsets=given.subsets,
         seed=given.seed,
+        engine=given.engine,
+        workers=given.workers,
+        address=given.address,
         progress=not given.quiet,
     )
     print(f"{len(paths)} knockout{'s' * (len(paths) != 1)} in {given.out}/knockouts (stepsal.Knockout.load)")

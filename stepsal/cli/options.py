@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from stepsal.engines.messages import ModelToLoad
     from stepsal.interventions.base import Intervention
     from stepsal.models.host import Model
     from stepsal.traces.trace import Trace
@@ -124,7 +125,8 @@ def add_placement(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=positive,
         metavar="N",
-        help="threads of the CPU for torch (default: OMP_NUM_THREADS, else every core that the container allows)",
+        help="threads of the CPU for torch (default: OMP_NUM_THREADS, else every core that the container allows; 1 for each of "
+        "several --workers)",
     )
     few_bits = group.add_mutually_exclusive_group()
     for bits, kind in ((4, "NF4"), (8, "LLM.int8")):
@@ -149,6 +151,44 @@ def load_placed_model(given: argparse.Namespace) -> "Model":
         host=given.host,
         quantization=given.quantization,
     )
+
+
+def add_workers(parser: argparse.ArgumentParser, default: str) -> None:
+    """How many models work at a time, and where; `default` says how many where nothing does."""
+    group = parser.add_argument_group("who does the work")
+    group.add_argument(
+        "--engine",
+        default="local",
+        choices=["local", "ray"],
+        help="local: processes on this machine; ray: a Ray cluster (default: %(default)s)",
+    )
+    group.add_argument(
+        "--workers",
+        type=positive,
+        metavar="N",
+        help=f"models at work at a time, each in a process (default: {default})",
+    )
+    group.add_argument(
+        "--address", help="of an existing Ray cluster: auto or ray://host:10001 (default: a cluster of this machine)"
+    )
+
+
+def add_trace_workers(parser: argparse.ArgumentParser) -> None:
+    """`add_workers`, for a command that makes a file for each trace."""
+    add_workers(parser, "this process does all; with --engine ray, one for each GPU or core")
+
+
+def model_or_one_to_load(given: argparse.Namespace) -> "Model | ModelToLoad":
+    """The model that `--model` names: loaded, or to be loaded by each of the workers where these options name any."""
+    from stepsal.engines.messages import ModelToLoad
+    from stepsal.engines.workforce import check_engine
+
+    check_engine(given.engine, given.workers, given.address)
+    if given.workers is None and given.engine == "local":
+        return load_placed_model(given)
+    names = ("device", "dtype", "device_map", "host", "quantization")
+    placement = {name: getattr(given, name) for name in names}
+    return ModelToLoad(path=given.model, threads=given.threads or 1, **placement)
 
 
 def add_traces(parser: argparse.ArgumentParser, out: str) -> None:

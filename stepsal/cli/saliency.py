@@ -65,6 +65,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_quiet(parser)
     options.add_segmentation(parser, default=None)
     options.add_placement(parser)
+    options.add_trace_workers(parser)
     options.add_plugins(parser)
 
 
@@ -77,7 +78,7 @@ def run(given: argparse.Namespace) -> None:
     check_options(0, given.objective, given.rule, given.chunk, None, given.score)
     options.check_layers(given.layers, given.model)
     traces = options.read_traces(given)
-    model = options.load_placed_model(given)
+    model = options.model_or_one_to_load(given)
     paths = save_step_maps(
         model,
         traces,
@@ -89,6 +90,9 @@ def run(given: argparse.Namespace) -> None:
         chunk=given.chunk,
         heads=given.heads,
         precision=given.precision,
+        engine=given.engine,
+        workers=given.workers,
+        address=given.address,
         progress=not given.quiet,
     )
     if given.precision is not None:

@@ -29,25 +29,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="folder for the rows and results.parquet (needed but for --dry-run)",
     )
     parser.add_argument(
-        "--engine",
-        default="local",
-        choices=["local", "ray"],
-        help="local: processes on this machine; ray: a Ray cluster (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--workers",
-        type=options.positive,
-        metavar="N",
-        help="models at work at a time (default: one for each GPU or core, as memory allows)",
-    )
-    parser.add_argument(
-        "--address", help="of an existing Ray cluster: auto or ray://host:10001 (default: a cluster of this machine)"
-    )
-    parser.add_argument(
         "--dry-run", action="store_true", help="print settings, number of answers and time; write nothing"
     )
     options.add_markdown(parser)
     options.add_quiet(parser)
+    options.add_workers(parser, "one for each GPU or core, as memory allows")
     options.add_plugins(parser)
 
 

@@ -10,28 +10,32 @@ and read from the folder, only where that agrees. Other results that are made on
 """
 
 import hashlib
+import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
-from stepsal._version import __version__
-from stepsal.checks import checked
+from stepsal.checks import checked, whole
 from stepsal.checks import path as a_path
+from stepsal.engines.local import Engine
+from stepsal.engines.messages import ModelToLoad
+from stepsal.engines.workforce import Workforce, check_engine
 from stepsal.errors import FileError, InputError
 from stepsal.files import agree_on_settings, locked, read_settings, sha256_of, write_settings
 from stepsal.models import host_of
-from stepsal.models.checks import a_model
 from stepsal.models.host import Model
 from stepsal.models.layer_choice import LayerSpec, resolve_layers
-from stepsal.models.lookup import model_fingerprint
-from stepsal.models.support import check_supported
-from stepsal.saliency.influence import Objective, Rule, Score, check_options, check_trace, step_saliency
+from stepsal.models.loading import load_tokenizer
+from stepsal.plugins import loaded_plugins
+from stepsal.saliency.influence import Objective, Rule, Score, check_fits, check_options, step_saliency
 from stepsal.saliency.stepmap import Precision, StepMap, in_precision
 from stepsal.saliency.stepmapfile import StepMapFile
+from stepsal.saliency.worker import Here, Recipe, TraceItem, TraceJob, a_model_or_one_to_load
 from stepsal.traces.checks import traces
 from stepsal.traces.trace import Trace
 
@@ -115,9 +119,34 @@ def _short_hash(trace_id: str) -> str:
     return hashlib.sha256(trace_id.encode()).hexdigest()[:16]
 
 
-@checked(model=a_model, traces=traces, out=a_path)
+@dataclass(frozen=True)
+class StepMapRecipe:
+    """The options of `save_step_maps`."""
+
+    objective: Objective = "token"
+    rule: Rule = "abs"
+    score: Score = "loss"
+    layers: LayerSpec = "all"
+    chunk: int | Literal["auto"] = "auto"
+    heads: Literal["all", "mean"] = "all"
+    precision: Precision | None = None
+
+    def settings(self, model: Model) -> dict[str, Any]:
+        host = host_of(model)
+        indices = resolve_layers(self.layers, host.shape.layers, host.attention_layers or None)
+        named = {name: getattr(self, name) for name in ("objective", "rule", "score", "heads", "precision")}
+        return named | {"layers": list(indices)}
+
+    def compute(self, model: Model, trace: Trace) -> StepMap:
+        options = {name: getattr(self, name) for name in ("objective", "rule", "score", "layers", "chunk")}
+        stepmap = step_saliency(model, trace, **options)
+        stepmap = stepmap.mean_heads() if self.heads == "mean" else stepmap
+        return stepmap if self.precision is None else in_precision(stepmap, self.precision)
+
+
+@checked(model=a_model_or_one_to_load, traces=traces, out=a_path, workers=whole(1, optional=True))
 def save_step_maps(
-    model: Model,
+    model: Model | ModelToLoad,
     traces: Sequence[Trace],
     out: str | Path,
     *,
@@ -128,12 +157,19 @@ def save_step_maps(
     chunk: int | Literal["auto"] = "auto",
     heads: Literal["all", "mean"] = "all",
     precision: Precision | None = None,
+    engine: str = "local",
+    workers: int | None = None,
+    address: str | None = None,
     progress: bool = True,
 ) -> list[Path]:
     """Compute the step map of every trace that has none in `out` yet, and return the paths of all, in order.
 
     `heads="mean"` keeps the mean over heads alone (`StepMap.mean_heads`), and `precision="bfloat16"` two bytes of each number
     (`StepMap.save`): what is computed is the same, and the files are smaller.
+
+    A model that is loaded does all of the work. A `stepsal.engines.messages.ModelToLoad` is loaded by each of the `workers`:
+    processes on this machine (`engine="local"`), or actors of the Ray cluster at `address` (`engine="ray"`), whose machines
+    must share `out`. A worker that dies is replaced, and its trace is done again. The longest traces come first.
 
     An interrupted run goes on where it stopped. Every trace, and every map that is there, is checked before the first map is
     computed. From then on these traces' maps are the folder's: those of others stay where they are and are left out.
@@ -142,12 +178,13 @@ def save_step_maps(
     they were made of.
 
     Raises:
-        InputError: an unknown option, a trace that this model cannot take, or two traces with one id.
+        InputError: an unknown option, a trace that this model cannot take, two traces with one id, or several workers for a
+            model that is loaded already.
         UnsupportedModelError: a model on which this would not be exact.
         FileError: `out` holds maps made with other settings, with other weights, from other tokens, or of a trace that was
             graded otherwise; another run is at work in it; or it cannot be written.
+        StepsalError: a trace whose worker died again and again.
     """
-    out = Path(out)
     if objective == "answer":
         raise InputError(
             "objective='answer' is about the answer's tokens, which differ from trace to trace: call "
@@ -157,57 +194,67 @@ def save_step_maps(
     for name, value, known in (("heads", heads, ("all", "mean")), ("precision", precision, (None, "bfloat16"))):
         if value not in known:
             raise InputError(f"unknown {name} {value!r}: expected one of {', '.join(map(repr, known))}")
-    check_traces(model, traces)
-    indices = resolve_layers(layers, host_of(model).shape.layers, host_of(model).attention_layers or None)
-    check_supported(model)
-    settings: dict[str, Any] = {
-        "objective": objective,
-        "rule": rule,
-        "score": score,
-        "layers": list(indices),
-    } | model_settings(model)
-    settings |= {"heads": heads, "precision": precision}
-
-    def compute(trace: Trace) -> StepMap:
-        stepmap = step_saliency(model, trace, objective=objective, rule=rule, score=score, layers=layers, chunk=chunk)
-        stepmap = stepmap.mean_heads() if heads == "mean" else stepmap
-        return stepmap if precision is None else in_precision(stepmap, precision)
-
-    return save_results(STEP_MAPS, traces, out, settings, compute, progress)
+    chosen = layers if isinstance(layers, str | int) else list(layers)
+    recipe = StepMapRecipe(objective, rule, score, chosen, chunk, heads, precision)
+    force = start_workers(recipe, model, engine, workers, address)
+    return save_results(STEP_MAPS, force, traces, Path(out), progress)
 
 
-def model_settings(model: Model) -> dict[str, str]:
-    """What a folder's settings say of the model."""
-    about = host_of(model).describe()
-    return {
-        "model": about["model"],
-        "dtype": about["dtype"],
-        "host": about["host"],
-        "stepsal": __version__,
-        "model_sha256": model_fingerprint(model),
-    }
+@dataclass(frozen=True)
+class TraceWorkers:
+    """Who makes results of traces: an engine, and the tokenizer of its model. `close` ends the workers."""
+
+    engine: Engine
+    tokenizer: Any
+    close: Callable[[], None]
+
+
+def start_workers(
+    recipe: Recipe, model: Model | ModelToLoad, engine: str, workers: int | None, address: str | None
+) -> TraceWorkers:
+    """The workers that follow a recipe. Raises `InputError` for an engine that there is not, or cannot be with this model."""
+    check_engine(engine, workers, address)
+    if not isinstance(model, ModelToLoad):
+        if engine != "local" or (workers or 1) > 1:
+            raise InputError(
+                f"engine={engine!r} with workers={workers}: a model that is loaded cannot be sent to workers, each of which "
+                "loads its own. Give stepsal.engines.messages.ModelToLoad(path=name) in its place (on the command line: "
+                "`--workers N`), or leave engine and workers out"
+            )
+        here = Here(recipe, model)
+        return TraceWorkers(here, getattr(model, "tokenizer", None), here.close)
+    if model.device_map is not None:
+        raise InputError(
+            f"device_map={model.device_map!r} spreads one model over the GPUs, and that is one worker: leave out engine and "
+            "workers"
+        )
+    tokenizer = load_tokenizer(model.path)
+    force = Workforce(engine, model.device, workers, address)
+    placed = model.model_copy(update={"device": force.resources.device})
+    name = f"{type(recipe).__module__}:{type(recipe).__qualname__}"
+    job = TraceJob(model=placed, plugins=loaded_plugins(), recipe=name, options=vars(recipe))
+    return TraceWorkers(force.start(job), tokenizer, force.close)
 
 
 def save_results(
-    kind: ResultKind,
-    traces: Sequence[Trace],
-    out: Path,
-    settings: Mapping[str, Any],
-    compute: Callable[[Trace], Any],
-    progress: bool,
+    kind: ResultKind, workers: TraceWorkers, traces: Sequence[Trace], out: Path, progress: bool
 ) -> list[Path]:
     """Compute the result of every trace that has none in `out` yet, and return the paths of all, in order.
 
     What `save_step_maps` says of its folder holds. It calls this itself, so that warnings name the line that called it.
     """
     at_work = f"another run is making {kind.name}s in {out}: wait for it, or use another --out folder"
-    with locked(out / kind.settings, at_work, also=[f"{kind.folder}/*"]):
-        paths = _begin(kind, out, traces, settings)
-        return _compute(kind, traces, paths, settings, progress, compute)
+    with closing(workers):
+        check_ids(traces)
+        ((_, said),) = workers.engine.run([TraceItem()])
+        check_traces(traces, said["context"], said["vocabulary"], workers.tokenizer)
+        with locked(out / kind.settings, at_work, also=[f"{kind.folder}/*"]):
+            paths = _begin(kind, out, traces, said["settings"])
+            return _compute(kind, workers.engine, traces, paths, said["settings"], progress)
 
 
-def check_traces(model: Model, traces: Sequence[Trace]) -> None:
-    """Raise `InputError` unless every trace has an id of its own, that can name a file, and fits the model."""
+def check_ids(traces: Sequence[Trace]) -> None:
+    """Raise `InputError` unless every trace has an id of its own, that can name a file."""
     seen: set[str] = set()
     for trace in traces:
         try:
@@ -219,8 +266,13 @@ def check_traces(model: Model, traces: Sequence[Trace]) -> None:
         if trace.id in seen:
             raise InputError(f"two traces have the id {trace.id!r}; give each its own, it names the map's file")
         seen.add(trace.id)
+
+
+def check_traces(traces: Sequence[Trace], context: int, vocabulary: int, tokenizer: Any) -> None:
+    """Raise `InputError` unless every trace fits the model (`check_trace`)."""
+    for trace in traces:
         try:
-            check_trace(model, trace)
+            check_fits(trace, context, vocabulary, tokenizer)
         except InputError as error:
             raise InputError(f"trace {trace.id!r}: {error}") from error
 
@@ -321,22 +373,41 @@ def _differences(kind: ResultKind, result: Any, made_of: Mapping[str, Any], trac
 
 def _compute(
     kind: ResultKind,
+    engine: Engine,
     traces: Sequence[Trace],
     paths: Sequence[Path],
     settings: Mapping[str, Any],
     progress: bool,
-    compute: Callable[[Trace], Any],
 ) -> list[Path]:
-    """The paths; the results that are not there are computed."""
+    """The paths; the results that are not there are computed, those of the longest traces first.
+
+    So no worker is left alone with a long one at the end, and what has no room in memory is known at once.
+    """
     from tqdm import tqdm
 
     left = [(trace, path) for trace, path in zip(traces, paths, strict=True) if not path.exists()]
+    left.sort(key=lambda pair: len(pair[0].tokens), reverse=True)
+    items = [
+        TraceItem(
+            trace=trace,
+            path=os.path.abspath(path),
+            made_of=dict(settings) | {"tokens_sha256": tokens_sha256(trace)},
+        )
+        for trace, path in left
+    ]
     done = len(traces) - len(left)
-    with tqdm(total=len(traces), initial=done, desc=f"{kind.name}s", unit="trace", disable=not progress) as bar:
-        for trace, path in left:
-            result = compute(trace)
-            made_of = dict(settings) | {"tokens_sha256": tokens_sha256(trace)}
-            replace(result, meta=result.meta | {"made_of": made_of}).save(path)
+    with (
+        tqdm(total=len(traces), initial=done, desc=f"{kind.name}s", unit="trace", disable=not progress) as bar,
+        closing(engine.run(items)) as answers,
+    ):
+        for item, said in answers:
+            for text in said.get("warnings", ()):
+                warnings.warn(f"{item.name}: {text}", stacklevel=5)
+            if not os.path.exists(item.path):
+                raise FileError(
+                    f"a worker wrote {item.path}, and it is not on this machine: the machines of a cluster must share the "
+                    "folder. Give an --out folder that all of them see under this name."
+                )
             bar.update()
     return list(paths)
 

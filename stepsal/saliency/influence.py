@@ -337,21 +337,27 @@ def row_scales(losses: Float[Tensor, " pos"]) -> Float[Tensor, " pos"]:
 
 def check_trace(model: Model, trace: Trace) -> None:
     """Raise `InputError` unless the length, the token ids and the tokenizer of the trace fit the model."""
-    size, tokens = host_of(model).shape, trace.tokens
+    size = host_of(model).shape
+    check_fits(trace, size.context, size.vocabulary, getattr(model, "tokenizer", None))
+
+
+def check_fits(trace: Trace, context: int, vocabulary: int, tokenizer: Any) -> None:
+    """`check_trace`, of a model of which only its sizes and its tokenizer are here."""
+    tokens = trace.tokens
     if len(tokens) < 2:
         raise InputError(f"a trace of {len(tokens)} token(s) predicts nothing: it needs at least two")
-    if len(tokens) > size.context:
+    if len(tokens) > context:
         raise InputError(
-            f"the trace has {len(tokens)} tokens but the model's context is {size.context}: influence beyond the context would "
+            f"the trace has {len(tokens)} tokens but the model's context is {context}: influence beyond the context would "
             "mean nothing. Use a model with a longer context, or shorten the trace yourself."
         )
-    if int(tokens.min()) < 0 or int(tokens.max()) >= size.vocabulary:
-        bad = int(tokens.max()) if int(tokens.max()) >= size.vocabulary else int(tokens.min())
+    if int(tokens.min()) < 0 or int(tokens.max()) >= vocabulary:
+        bad = int(tokens.max()) if int(tokens.max()) >= vocabulary else int(tokens.min())
         raise InputError(
-            f"token {bad} is outside the model's vocabulary (0 to {size.vocabulary - 1}): the trace was made with another "
+            f"token {bad} is outside the model's vocabulary (0 to {vocabulary - 1}): the trace was made with another "
             "tokenizer. Make the trace with this model's tokenizer."
         )
-    check_made_with(getattr(model, "tokenizer", None), trace)
+    check_made_with(tokenizer, trace)
 
 
 def check_options(

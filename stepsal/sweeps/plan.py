@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from stepsal.engines.messages import ModelToLoad
 from stepsal.generation.generate import Decoding
 from stepsal.generation.grading import GRADERS, TASK
 from stepsal.generation.gym import gym_questions
@@ -22,7 +23,7 @@ from stepsal.models.lookup import look_up
 from stepsal.models.versions import versions
 from stepsal.sweeps.config import SweepConfig
 from stepsal.sweeps.layers_and_heads import Size, chosen_bands
-from stepsal.sweeps.messages import Job, ModelToLoad, Segmentation, WorkItem
+from stepsal.sweeps.messages import Job, Segmentation, WorkItem
 from stepsal.sweeps.settings import Setting, kind_classes
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ kept in (`stepsal.sweeps.store`).
 
 1. The configuration becomes settings, problems and a model; the folder must be of the same ones, or new.
 2. A setting's problems are cut into items, each a batch. Those whose shard is there are done.
-3. An engine (`stepsal.sweeps.local`) computes the others; each is put in its shard as it is done.
+3. An engine (`stepsal.engines`) computes the others; each is put in its shard as it is done.
 4. Forward selection goes on with its next round, until there is none. Then all shards make one file.
 """
 

@@ -42,14 +42,14 @@ def save(model, traces, out, **options):
 def test_every_trace_gets_its_map_once(qwen2, tmp_path, computed):
     traces = some_traces()
     paths = save(qwen2, traces, tmp_path)
-    assert computed == ["t0", "t1", "t2", "t3", "t4"]
+    assert computed == ["t4", "t3", "t2", "t1", "t0"]  # the longest first
     for trace, path in zip(traces, paths, strict=True):
         assert path == tmp_path / "maps" / f"{trace.id}.safetensors"
         assert StepMap.load(path).steps == trace.steps
         assert StepMap.load(path).meta["trace"] == trace.id
     written = [path.stat().st_mtime_ns for path in paths]
     assert save(qwen2, traces, tmp_path) == paths
-    assert computed == ["t0", "t1", "t2", "t3", "t4"]
+    assert computed == ["t4", "t3", "t2", "t1", "t0"]
     assert [path.stat().st_mtime_ns for path in paths] == written
 
 
@@ -57,7 +57,7 @@ def test_more_traces_can_be_added_later(qwen2, tmp_path, computed):
     traces = some_traces()
     save(qwen2, traces[1:3], tmp_path)
     save(qwen2, traces, tmp_path)
-    assert computed == ["t1", "t2", "t0", "t3", "t4"]
+    assert computed == ["t2", "t1", "t4", "t3", "t0"]
 
 
 def test_an_interrupted_run_goes_on_and_ends_like_an_undisturbed_one(qwen2, tmp_path, monkeypatch, computed):
@@ -67,7 +67,7 @@ def test_an_interrupted_run_goes_on_and_ends_like_an_undisturbed_one(qwen2, tmp_
     counted = stepsal.saliency.folder.step_saliency
 
     def interrupted(model, trace, **options):
-        if trace.id == "t3":
+        if trace.id == "t1":
             raise KeyboardInterrupt
         return counted(model, trace, **options)
 
@@ -75,10 +75,10 @@ def test_an_interrupted_run_goes_on_and_ends_like_an_undisturbed_one(qwen2, tmp_
     out = tmp_path / "interrupted"
     with pytest.raises(KeyboardInterrupt):
         save(qwen2, traces, out)
-    assert sorted(path.name for path in (out / "maps").iterdir()) == [f"t{i}.safetensors" for i in range(3)]
+    assert sorted(path.name for path in (out / "maps").iterdir()) == [f"t{i}.safetensors" for i in (2, 3, 4)]
     monkeypatch.setattr(stepsal.saliency.folder, "step_saliency", counted)
     paths = save(qwen2, traces, out)
-    assert computed == ["t0", "t1", "t2", "t3", "t4"]  # none twice
+    assert computed == ["t4", "t3", "t2", "t1", "t0"]  # none twice
     for path, expected in zip(paths, undisturbed, strict=True):
         assert torch.equal(StepMap.load(path).mass, StepMap.load(expected).mass)
 
@@ -392,7 +392,7 @@ def test_a_folder_of_stepsal_0_1_is_read_and_gone_on_with_after_a_warning(qwen2,
             UserWarning, match="2 of [23] step maps .* do not say from which tokens and weights .* cannot be checked"
         ):
             save(qwen2, some_traces(3), tmp_path)
-    assert computed == ["t0", "t1", "t2"]
+    assert computed == ["t1", "t0", "t2"]
     assert trace_ids(tmp_path) == ["t0", "t1", "t2"]
 
 
@@ -445,7 +445,7 @@ def test_maps_under_the_names_of_stepsal_0_1_are_found(qwen2, tmp_path, computed
     with pytest.warns(UserWarning, match=r"no saliency\.json"):
         found = save(qwen2, traces, tmp_path)
     assert [path.stem for path in found] == old
-    assert computed == ["AIME/3", "y" * 300]
+    assert computed == ["y" * 300, "AIME/3"]  # the longest first
     assert sorted(trace_ids(tmp_path)) == ["AIME/3", "y" * 300]
 
 

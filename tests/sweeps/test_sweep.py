@@ -25,6 +25,10 @@ import stepsal
 from stepsal import Comparison, choose_layers, compare, diagnose
 from stepsal.ablation.results import Results
 from stepsal.cli import main
+from stepsal.engines import local
+from stepsal.engines.local import Resources
+from stepsal.engines.messages import Reply
+from stepsal.engines.ray import RayCluster, RayWorkers
 from stepsal.errors import FileError, InputError, StepsalError
 from stepsal.files import write_settings
 from stepsal.generation.grading import final_answer
@@ -33,14 +37,12 @@ from stepsal.models.lookup import ModelFacts
 from stepsal.reasoner.problems import make_problem
 from stepsal.saliency.folder import group_maps, load_step_maps, map_path
 from stepsal.statistics.paired import paired
-from stepsal.sweeps import local, plan, store
+from stepsal.sweeps import plan, store
 from stepsal.sweeps.config import read_config
 from stepsal.sweeps.grid import next_round
 from stepsal.sweeps.layers_and_heads import Size
-from stepsal.sweeps.local import Resources
-from stepsal.sweeps.messages import Job, Reply, WorkItem
+from stepsal.sweeps.messages import Job, WorkItem
 from stepsal.sweeps.plan import load_questions, make_plan
-from stepsal.sweeps.ray import RayCluster, RayWorkers
 from stepsal.sweeps.row import schema
 from stepsal.sweeps.run import estimate, run_sweep, sweep
 from stepsal.sweeps.settings import Setting
@@ -350,7 +352,7 @@ def test_what_workers_are_told_and_answer_goes_through_a_pipe_as_it_is():
     rng = random.Random(0)
     numbers = [rng.uniform(1, 10) * 10.0 ** rng.randrange(-300, 300) for _ in range(2000)]
     reply = Reply(
-        rows=[{"seconds": number, "answer": 'é\n"\u2028🙂', "notes": None, "trace": [1, 2]} for number in numbers]
+        answer=[{"seconds": number, "answer": 'é\n"\u2028🙂', "notes": None, "trace": [1, 2]} for number in numbers]
     )
     assert Reply.from_line(reply.line()) == reply
     assert reply.line().count("\n") == 1
@@ -563,7 +565,7 @@ def test_two_workers_of_which_one_is_killed_give_the_rows_of_one(tmp_path, undis
     assert killed
     assert_same_rows(rows, undisturbed)
     shown = capfd.readouterr().out
-    assert f"(process {killed[0]}) died (signal 9); its batch is done again by a new one" in shown
+    assert f"(process {killed[0]}) died (signal 9); its batch of problems " in shown
     assert "both layers 0-1, tau_max 0.6 + layers 6-7, alpha 0.06: n 4, accuracy" in shown
 
 
@@ -587,7 +589,7 @@ def test_a_batch_whose_worker_dies_again_and_again_is_an_error_that_names_it(tmp
 
 def test_an_error_in_a_worker_is_raised_as_it_is():
     with pytest.raises(InputError, match="too long"):
-        Reply(error="too long", kind="InputError").answers()
+        Reply(error="too long", kind="InputError").result()
 
 
 def test_an_interrupt_keeps_what_is_finished(tmp_path, monkeypatch):
@@ -780,7 +782,7 @@ class Cluster:
         class Actor:
             def __init__(self, here):
                 self.ready = Call(lambda: None, here)
-                self.run = Call(lambda job, item: Reply(rows=[{"key": item.key}]), here)
+                self.run = Call(lambda job, item: Reply(answer=[{"key": item.key}]), here)
 
         return lambda kind: type("Class", (), {"remote": lambda this: Actor(next(self.places))})()
 

@@ -1,14 +1,14 @@
-"""Does the work of a sweep on a Ray cluster, with one actor for each worker. Otherwise it is like `stepsal.sweeps.local`."""
+"""Does work on a Ray cluster, with one actor for each worker. Otherwise it is like `stepsal.engines.local`."""
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
+from stepsal.engines.local import ATTEMPTS, Resources, Work
+from stepsal.engines.messages import Item, Job, Reply, named
+from stepsal.engines.worker import Worker
 from stepsal.errors import InputError, StepsalError
-from stepsal.sweeps.local import ATTEMPTS, Resources
-from stepsal.sweeps.messages import Answer, Job, Reply, WorkItem
-from stepsal.sweeps.worker import Worker
 
 PATIENCE = 60.0
 """The number of seconds without a placed worker after which the user is warned."""
@@ -70,9 +70,18 @@ class RayWorkers:
         self._free: list[Any] = []
         self._coming: dict[Any, Any] = {}
 
-    def run(self, items: Sequence[WorkItem]) -> Iterator[tuple[WorkItem, list[Answer]]]:
+    def run(self, items: Sequence[Work]) -> Generator[tuple[Work, Any], None, None]:
+        finished = False
+        try:
+            yield from self._run(items)
+            finished = True
+        finally:
+            if not finished:  # it was interrupted, or there was an error here or in the code that reads the answers
+                self.close()
+
+    def _run(self, items: Sequence[Work]) -> Generator[tuple[Work, Any], None, None]:
         left = list(reversed(items))
-        running: dict[Any, tuple[Any, WorkItem]] = {}
+        running: dict[Any, tuple[Any, Work]] = {}
         while len(self._actors) < min(self._workers, len(items)):
             self._actors.append(self._actor_class.remote())
             self._coming[self._actors[-1].ready.remote()] = self._actors[-1]
@@ -93,9 +102,9 @@ class RayWorkers:
                 self._free.append(self._coming.pop(call))
                 continue
             actor, item = running.pop(call)
-            reply: Reply = self._get(call, f"a batch of {item.problems} problems")
+            reply: Reply = self._get(call, item.name)
             self._free.append(actor)
-            yield item, reply.answers()
+            yield item, reply.result()
 
     def _get(self, call: Any, what: str) -> Any:
         try:
@@ -106,7 +115,7 @@ class RayWorkers:
     def _warn_of_waiting(self) -> None:
         warnings.warn(
             f"Ray has placed no worker for {PATIENCE:.0f} s: each worker needs {_cpus_and_gpus(self._needs)}, and the cluster "
-            f"has {_cpus_and_gpus(self._ray.available_resources())} free. The sweep goes on waiting; Ctrl-C ends it.",
+            f"has {_cpus_and_gpus(self._ray.available_resources())} free. This run goes on waiting; Ctrl-C ends it.",
             stacklevel=3,
         )
 
@@ -124,8 +133,8 @@ class _RayWorker:
     def ready(self) -> None:
         """Return as soon as Ray has placed the actor."""
 
-    def run(self, job: Job, item: WorkItem) -> Reply:
-        self._worker = self._worker or Worker(job)
+    def run(self, job: Job, item: Item) -> Reply:
+        self._worker = self._worker or named(job.worker)(job)
         return self._worker.reply(item)
 
 

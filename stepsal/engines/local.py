@@ -1,8 +1,8 @@
-"""Where the work of a sweep is done: in this process or in worker processes. `stepsal.sweeps.ray` does it on a Ray cluster.
+"""Where work is done: in this process or in worker processes. `stepsal.engines.ray` does it on a Ray cluster.
 
-In: a `Job` and `WorkItem`s. Out: each item with its answers, in the order in which the items are done. Every engine gives the
-same answers. The answers to an item depend on nothing but the job and the item (`stepsal.sweeps.worker`). The job sets the
-number of torch threads, but not the numbers of workers and machines.
+In: a `Job` and `Item`s, which are handed out in order. Out: each item with its answer, as soon as it is done. Every engine
+gives the same answers: that to an item depends on nothing but the job and the item (`stepsal.engines.worker`). The job sets
+the number of torch threads, but not the numbers of workers and machines.
 """
 
 import logging
@@ -12,17 +12,17 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol, runtime_checkable
+from typing import IO, Any, Protocol, TypeVar, runtime_checkable
 
+from stepsal.engines.messages import Item, Job, Reply, named
 from stepsal.errors import StepsalError
 from stepsal.models.cores import usable_cores
-from stepsal.sweeps.messages import Answer, Job, Reply, WorkItem
-from stepsal.sweeps.worker import Worker
 
 logger = logging.getLogger("stepsal")
+Work = TypeVar("Work", bound=Item)
 ATTEMPTS = 3
 """How often an item is given to a new worker after its worker died."""
 
@@ -31,7 +31,7 @@ ATTEMPTS = 3
 class Engine(Protocol):
     """A set of workers, and the way in which work gets to them."""
 
-    def run(self, items: Sequence[WorkItem]) -> Iterator[tuple[WorkItem, list[Answer]]]:
+    def run(self, items: Sequence[Work]) -> Generator[tuple[Work, Any], None, None]:
         """Do the items. It may be called again, since workers and their models are kept until `close`."""
 
     def close(self) -> None:
@@ -72,9 +72,9 @@ class InProcess:
     """One worker, in this process."""
 
     def __init__(self, job: Job) -> None:
-        self._worker = Worker(job)
+        self._worker = named(job.worker)(job)
 
-    def run(self, items: Sequence[WorkItem]) -> Iterator[tuple[WorkItem, list[Answer]]]:
+    def run(self, items: Sequence[Work]) -> Generator[tuple[Work, Any], None, None]:
         for item in items:
             yield item, self._worker.run(item)
 
@@ -90,9 +90,9 @@ class Processes:
         self._running: dict[int, WorkerProcess] = {}
         self._closed = False
 
-    def run(self, items: Sequence[WorkItem]) -> Iterator[tuple[WorkItem, list[Answer]]]:
-        todo: queue.SimpleQueue[WorkItem] = queue.SimpleQueue()
-        done: queue.SimpleQueue[tuple[WorkItem, list[Answer]] | BaseException] = queue.SimpleQueue()
+    def run(self, items: Sequence[Work]) -> Generator[tuple[Work, Any], None, None]:
+        todo: queue.SimpleQueue[Work] = queue.SimpleQueue()
+        done: queue.SimpleQueue[tuple[Work, Any] | BaseException] = queue.SimpleQueue()
         for item in items:
             todo.put(item)
 
@@ -125,8 +125,8 @@ class Processes:
             for thread in threads:
                 thread.join()
 
-    def _ask(self, slot: int, item: WorkItem) -> list[Answer]:
-        """The answers to an item from the worker in this slot, or from a new one where it dies."""
+    def _ask(self, slot: int, item: Item) -> Any:
+        """The answer to an item from the worker in this slot, or from a new one where it dies."""
         for attempt in range(ATTEMPTS + 1):
             process = self._running.get(slot) or WorkerProcess(self._job, slot)
             self._running[slot] = process
@@ -134,7 +134,7 @@ class Processes:
                 process.kill()
             reply = process.ask(item)
             if reply is not None:
-                return reply.answers()
+                return reply.result()
             cause = process.cause_of_death()
             del self._running[slot]
             process.kill()
@@ -142,11 +142,11 @@ class Processes:
                 break
             if attempt < ATTEMPTS:
                 logger.info(
-                    f"worker {slot} (process {process.pid}) died ({cause}); its batch is done again by a new one"
+                    f"worker {slot} (process {process.pid}) died ({cause}); its {item.name} is done again by a new one"
                 )
         raise StepsalError(
-            f"worker {slot} died {ATTEMPTS + 1} times on the same batch, seed {item.seed}, problems {item.start} to "
-            f"{item.stop} ({cause}). If memory ran out, use fewer workers or a smaller batch_size. What is finished is kept."
+            f"worker {slot} died {ATTEMPTS + 1} times on the same {item.name} ({cause}). If memory ran out, use fewer workers "
+            f"or {item.smaller}. What is finished is kept."
         )
 
     def close(self) -> None:
@@ -161,7 +161,7 @@ class WorkerProcess:
     def __init__(self, job: Job, slot: int) -> None:
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", "from stepsal.sweeps.worker import main; main()"],
+            [sys.executable, "-P", "-c", f"from stepsal.engines.worker import main; main({job.worker!r})"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -172,7 +172,7 @@ class WorkerProcess:
         self.pid = self._process.pid
         self._unsent_job: Job | None = job
 
-    def ask(self, item: WorkItem) -> Reply | None:
+    def ask(self, item: Item) -> Reply | None:
         """The reply of the worker, or None where the worker is dead."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
