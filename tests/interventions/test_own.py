@@ -1,4 +1,4 @@
-"""The example of docs/interventions.md: an intervention of one's own, known everywhere as soon as it is defined."""
+"""The example of docs/extending.md: an intervention of one's own, known everywhere as soon as it is defined."""
 
 import argparse
 import json
