@@ -88,13 +88,20 @@ class _Table(BaseModel):
 
 
 class ModelConfig(_Table):
-    """`name`: `bundled`, a hub id or a folder. `threads`: of torch on the CPU, for each worker. `host`: as in `load_model`."""
+    """`name`: `bundled`, a hub id, a folder or a GGUF file. `threads`: of torch on the CPU, for each worker. The rest is as in
+    `load_model`."""
 
     name: Text = "bundled"
     device: Text = "auto"
     dtype: Text = "auto"
     host: Annotated[str, _one_of(lambda: HOSTS)] = HOSTS[0]
+    quantization: Annotated[str, _one_of(lambda: ("4bit", "8bit"))] | None = None
     threads: Positive = 1
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The table as plain data, without `quantization` where there is none: sweeps begun before there was any go on."""
+        return self.model_dump(exclude={"quantization"} if self.quantization is None else None)
 
 
 class ProblemsConfig(_Table):
@@ -286,7 +293,7 @@ class SweepConfig(_Table):
 
     def record(self) -> dict[str, Any]:
         """The configuration as plain data, without the folder and without which keys were written down."""
-        tables: dict[str, Any] = {name: getattr(self, name).model_dump() for name in ("model", "decoding")}
+        tables: dict[str, Any] = {"model": self.model.record, "decoding": self.decoding.model_dump()}
         tables["problems"] = self.problems.record
         tables["grid"] = self.grid.record()
         if self.settings:

@@ -20,6 +20,7 @@ from stepsal.generation.questions import Question, read_questions, task_question
 from stepsal.interventions.base import Intervention
 from stepsal.models.hosts import check_host
 from stepsal.models.lookup import look_up
+from stepsal.models.quantization import check_quantization
 from stepsal.models.versions import versions
 from stepsal.sweeps.config import SweepConfig
 from stepsal.sweeps.layers_and_heads import Size, chosen_bands
@@ -55,6 +56,7 @@ class Plan:
             device=self.device,
             dtype=written.dtype,
             host=written.host,
+            quantization=written.quantization,
             threads=written.threads,
             size=(self.size.layers, self.size.heads),
         )
@@ -144,6 +146,7 @@ def make_plan(config: SweepConfig, device: str) -> Plan:
     (Size(layers=8, heads=4), [2, 4, 5])
     """
     check_host(config.model.host)
+    check_quantization(config.model.quantization, config.model.name)
     questions = tuple(load_questions(config))
     given = config.decoding
     room = given.max_new_tokens

@@ -22,7 +22,7 @@ from conftest import save_tiny
 from helpers import random_map
 
 import stepsal
-from stepsal import Comparison, choose_layers, compare, diagnose
+from stepsal import Comparison, choose_layers, compare, diagnose, load_model
 from stepsal.ablation.results import Results
 from stepsal.cli import main
 from stepsal.engines import local
@@ -33,6 +33,7 @@ from stepsal.errors import FileError, InputError, StepsalError
 from stepsal.files import write_settings
 from stepsal.generation.grading import final_answer
 from stepsal.interventions.base import from_record
+from stepsal.models import host_of
 from stepsal.models.lookup import ModelFacts
 from stepsal.reasoner.problems import make_problem
 from stepsal.saliency.folder import group_maps, load_step_maps, map_path
@@ -362,6 +363,30 @@ def test_what_workers_are_told_and_answer_goes_through_a_pipe_as_it_is():
     assert sorted(each.source for each in job.questions) == [("test", index, 2) for index in range(COUNT)]
     with pytest.raises(ValueError, match="seeed"):
         WorkItem.from_line('{"key": "a", "parts": [], "seeed": 0, "start": 0, "stop": 1}')
+
+
+def test_workers_quantise_the_weights_as_the_configuration_says(tmp_path):
+    config = SMALL | {"model": {"quantization": "8bit"}, "problems": {"count": 2, "length": 2}}
+    table = stepsal.sweep(config, out=tmp_path / "sweep")
+    about = json.loads(table["model"].iloc[0])
+    model = load_model(quantization="8bit")
+    assert about["quantization"] == host_of(model).quantization != ""
+    row = table[table["part"] == "none"].iloc[0]
+    problem = make_problem("test", int(row["problem"].rsplit("-", 1)[1]), 2)
+    (trace,) = stepsal.generate(model, [problem.messages], max_new_tokens=5, progress=False)
+    assert trace.tokens.tolist() == row["trace"].tolist()
+
+
+def test_quantisation_is_in_the_record_of_a_sweep_only_where_there_is_one():
+    plain, quantised = (read_config(SMALL | {"model": model}).record() for model in ({}, {"quantization": "4bit"}))
+    assert "quantization" not in plain["model"]
+    assert quantised["model"] == plain["model"] | {"quantization": "4bit"}
+
+
+@pytest.mark.parametrize("model", [{"quantization": "3bit"}, {"name": "model.gguf", "quantization": "4bit"}])
+def test_a_quantisation_that_cannot_be_is_refused_before_any_work(model, tmp_path):
+    with pytest.raises(InputError, match="quantization"):
+        stepsal.sweep(SMALL | {"model": model}, out=tmp_path / "sweep")
 
 
 def test_a_row_is_what_generate_gives(undisturbed, reasoner):
