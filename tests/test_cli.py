@@ -15,7 +15,7 @@ import stepsal.plugins
 import stepsal.saliency.folder
 from stepsal import NumericalError, StepMap, UnsupportedModelError, __version__, step_saliency, write_traces
 from stepsal.cli import COMMANDS as MODULES
-from stepsal.cli import _parser, main
+from stepsal.cli import _parser, main, options
 from stepsal.cli.process import prepare_process
 from stepsal.formats import FORMATS
 
@@ -449,3 +449,9 @@ def test_a_path_that_may_not_be_used_is_named_whatever_the_system_calls_it(monke
     monkeypatch.setattr("stepsal.saliency.folder.open_step_maps", forbidden)
     assert main(["compare", "secret"]) == 2
     assert capsys.readouterr().err == "stepsal: cannot use secret/maps: Permission denied\n"
+
+
+@pytest.mark.parametrize(("size", "said"), [(0, "0.0 kB"), (47_123, "47.1 kB"), (100_000, "0.1 MB"), (2**21, "2.1 MB")])
+def test_the_size_of_a_small_file_is_not_said_to_be_zero(tmp_path, size, said):
+    (tmp_path / "page").write_bytes(bytes(size))
+    assert options.file_size(tmp_path / "page") == said

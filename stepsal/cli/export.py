@@ -26,4 +26,4 @@ def run(given: argparse.Namespace) -> None:
 
     options.check_out(given.out)
     path = export_step_maps(given.folder, given.out)
-    print(f"{path}   {path.stat().st_size / 1e6:.1f} MB; pandas.read_parquet reads it")
+    print(f"{path}   {options.file_size(path)}; pandas.read_parquet reads it")

@@ -153,6 +153,12 @@ def load_placed_model(given: argparse.Namespace) -> "Model":
     )
 
 
+def file_size(path: Path) -> str:
+    """How large a file is, as a user is told it: in MB, or in kB where it is small."""
+    size = path.stat().st_size
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
 def add_workers(parser: argparse.ArgumentParser, default: str) -> None:
     """How many models work at a time, and where; `default` says how many where nothing does."""
     group = parser.add_argument_group("who does the work")
@@ -193,7 +199,13 @@ def model_or_one_to_load(given: argparse.Namespace) -> "Model | ModelToLoad":
 
 def add_traces(parser: argparse.ArgumentParser, out: str) -> None:
     """The file of traces, the model and the folder of a command that makes a file for each trace; `out` says what for."""
-    parser.add_argument("traces", type=Path, metavar="TRACES.jsonl", help="one trace a line (see docs/traces.md)")
+    parser.add_argument(
+        "traces",
+        type=Path,
+        metavar="TRACES.jsonl",
+        help='a trace in each line: {"id", "prompt", "response", "correct"}, chat messages, or what a server wrote '
+        "(docs/traces.md)",
+    )
     parser.add_argument("-m", "--model", required=True, metavar="NAME", help=MODELS)
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help=out)
     parser.add_argument(

@@ -36,10 +36,8 @@ def run(given: argparse.Namespace) -> None:
     if given.traces is not None:
         ids = [stepmap.meta.get("trace") for stepmap in maps]
         if missing := [wanted for wanted in given.traces if wanted not in ids]:
-            raise InputError(
-                f"there is no trace {missing[0]!r} in {given.folder}: it holds {', '.join(map(str, ids[:5]))}, ..."
-            )
+            some = ", ".join(map(str, ids[:5])) + ", ..." * (len(ids) > 5)
+            raise InputError(f"there is no trace {missing[0]!r} in {given.folder}: it holds {some}")
         maps = [stepmap for stepmap in maps if stepmap.meta.get("trace") in given.traces]
     path = report(given.out or given.folder / "report.html", maps, heads=given.heads)
-    megabytes = path.stat().st_size / 1e6
-    print(f"{path}   {len(maps)} trace{'s' * (len(maps) != 1)}, {megabytes:.1f} MB; open it in a browser")
+    print(f"{path}   {len(maps)} trace{'s' * (len(maps) != 1)}, {options.file_size(path)}; open it in a browser")

@@ -87,10 +87,11 @@ class Comparison:
         header = ["metric", "layer", "right", "wrong", "difference (95 %)", "AUC (95 %)", "p, corrected"]
         header += ["AUC matched (95 %)", "p matched, corrected", "AUC, distance alone"]
         tables = [self._records(name) for name in TABLES]
-        lines, found = [], []
+        lines, found, missing = [], [], []
         for metric in dict.fromkeys(name for name, _ in tables[0]):
             rows = {layer: row for (name, layer), row in tables[0].items() if name == metric and row["auc"] is not None}
             if not rows:
+                missing.append(LABELS.get(metric, metric))
                 continue
             layer, best = max(rows.items(), key=lambda item: abs(item[1]["auc"] - 0.5))
             matched, alone = (table.get((metric, layer)) for table in tables[1:])
@@ -112,7 +113,11 @@ class Comparison:
             f"{self.meta['correct']} right and {self.meta['wrong']} wrong traces; {len(self.pairs)} pairs matched on "
             f"{self.meta['matched_on']}."
         )
-        return "\n\n".join([counts, markdown_table(header, lines), _READING_AID, _conclusion(found, len(lines))])
+        parts = [counts, markdown_table(header, lines), _READING_AID]
+        if missing:
+            left_out = f"Not in the table, since too few traces have a value: {', '.join(missing)}."
+            parts.append(f"{left_out} docs/method.md says what each metric needs.")
+        return "\n\n".join([*parts, _conclusion(found, len(lines))])
 
     def _records(self, table: str) -> dict[tuple[str, int | None], dict[str, Any]]:
         """The rows of a table by metric and layer, as in JSON, where a missing value is None."""

@@ -192,6 +192,15 @@ def test_what_length_alone_explains_does_not_survive_matching():
     assert row(result.matched, "lock_in", 0)["p_corrected"] > 0.05
 
 
+def test_the_summary_names_the_metrics_that_are_not_in_its_table():
+    """The last three thinking steps' part needs four of them; the kurtosis of receiver heads needs eight."""
+    short = [[some_map(10 * group + i, layers=8, segments="qtttss") for i in range(3)] for group in range(2)]
+    (said,) = [part for part in compare(*short, resamples=99).summary().split("\n\n") if part.startswith("Not in the")]
+    assert "value: last 3 steps' part, receiver head: kurtosis, receiver head: kurtosis beyond distance." in said
+    long = [[some_map(10 * group + i, layers=8, segments="qtttttttts") for i in range(3)] for group in range(2)]
+    assert "Not in the table" not in compare(*long, resamples=99).summary()
+
+
 def test_without_two_pairs_there_is_no_matched_table():
     result = compare([some_map(0), some_map(1)], [some_map(2, last=40), some_map(3, last=40)], resamples=99)
     assert result.pairs == ()

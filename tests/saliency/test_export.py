@@ -89,6 +89,7 @@ def test_a_table_that_cannot_be_finished_is_not_there(tmp_path):
 def test_the_command_writes_the_table(tmp_path, capsys):
     save(tmp_path, some_maps())
     assert main(["export", str(tmp_path), "--out", str(tmp_path / "maps.parquet")]) == 0
-    assert capsys.readouterr().out.startswith(f"{tmp_path}/maps.parquet   0.0 MB; pandas.read_parquet reads it")
+    kilobytes = (tmp_path / "maps.parquet").stat().st_size / 1e3
+    assert capsys.readouterr().out.startswith(f"{tmp_path}/maps.parquet   {kilobytes:.1f} kB; pandas.read_parquet")
     assert len(pd.read_parquet(tmp_path / "maps.parquet")) == 60 + 90 + 12
     assert main(["export", str(tmp_path / "nowhere"), "--out", str(tmp_path / "b.parquet")]) == 2
