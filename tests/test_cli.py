@@ -196,14 +196,14 @@ def test_a_failure_while_working_is_another_status(run, monkeypatch):
     monkeypatch.setattr(stepsal.saliency.folder, "step_saliency", fail)
     status, printed, message = run()
     assert (status, printed) == (1, "")
-    assert message.endswith("\nstepsal: not finite in layer 1\n")
+    assert message.endswith("\nstepsal: trace 'one': not finite in layer 1\n")
 
 
 def test_a_model_that_is_not_supported_is_bad_input(run, monkeypatch):
     def refuse(model):
         raise UnsupportedModelError("its hook never fires")
 
-    monkeypatch.setattr(stepsal.saliency.folder, "check_supported", refuse)
+    monkeypatch.setattr(stepsal.saliency.worker, "check_supported", refuse)
     assert run() == (2, "", "stepsal: its hook never fires\n")
 
 
