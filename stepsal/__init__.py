@@ -6,9 +6,18 @@ so that `import stepsal` and `stepsal --help` need not wait for torch.
 
 from logging import NullHandler as _NullHandler
 from logging import getLogger as _get_logger
+from typing import Any as _Any
 
 import lazy_loader as _lazy
 
-__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
+_import_name, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> _Any:
+    value = _import_name(name)
+    if name in __all__:
+        from stepsal import plot as _  # it gives step maps the picture that a notebook shows
+    return value
+
 
 _get_logger("stepsal").addHandler(_NullHandler())  # what is logged is heard by those who ask for it

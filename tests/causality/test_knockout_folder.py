@@ -147,7 +147,7 @@ def test_the_commands_knock_out_and_score(folder, capsys):
     assert "there are no knockouts in" in capsys.readouterr().err
     assert main([*command[:-3], str(folder / "direct"), "--mode", "direct"]) == 0
     given = ["faithfulness", str(folder / "attention"), "--knockouts", str(folder / "out"), "--resamples", "99"]
-    assert main([*given, "--reference", str(folder / "direct")]) == 0
+    assert main([*given, "--reference", str(folder / "direct"), "--markdown"]) == 0
     assert "| knockout direct |" in capsys.readouterr().out
 
 

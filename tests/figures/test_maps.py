@@ -47,7 +47,7 @@ def run(capsys):
 
 
 def test_compare_writes_what_it_prints(folder, run):
-    status, out, _ = run("compare", folder, "--resamples", 199)
+    status, out, _ = run("compare", folder, "--resamples", 199, "--markdown")
     assert status == 0
     found = Comparison.load(folder / "comparison.json")
     assert found.summary() in out
@@ -55,9 +55,9 @@ def test_compare_writes_what_it_prints(folder, run):
 
 
 def test_diagnose_judges_every_trace(folder, run):
-    status, out, _ = run("diagnose", folder)
+    status, out, _ = run("diagnose", folder, "--markdown")
     assert status == 0
-    assert "| shallow lock-in | correct (20) |" in out
+    assert "| shallow lock-in | right (20) |" in out
     assert len((folder / "diagnosis.jsonl").read_text().splitlines()) == 30
 
 
@@ -111,7 +111,7 @@ def test_a_forest_plot_of_an_older_comparison_leaves_ones_own_metric_out(tmp_pat
 
 
 def test_diagnose_and_report_show_ones_own_metric(folder, tmp_path, run, own_metric):
-    status, out, _ = run("diagnose", folder)
+    status, out, _ = run("diagnose", folder, "--markdown")
     assert status == 0
     assert "| last 3 steps' part | largest share |" in out
     assert f'"{own_metric}": ' in (folder / "diagnosis.jsonl").read_text()

@@ -400,7 +400,7 @@ def test_the_command_line_names_every_figure(capsys):
     with pytest.raises(SystemExit):
         main(["figure", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"of step maps: {', '.join(MAP_FIGURES)}; of a sweep: " in shown
+    assert f"of step maps: {', '.join(MAP_FIGURES)}; of what `stepsal faithfulness` wrote: " in shown
     assert all(name in shown for name in FIGURES)
 
 

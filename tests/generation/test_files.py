@@ -193,8 +193,8 @@ def test_two_questions_with_one_id_are_refused_before_any_work(reasoner, tmp_pat
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--format", "mine"], "format='mine' is not known"),
-        (["--steps", "mine"], "steps='mine' is not known"),
+        (["--format", "mine"], "--format mine is not known"),
+        (["--steps", "mine"], "--steps mine is not known"),
         (["--grader", "maths"], "unknown grader 'maths'"),
         (["--device", "toaster"], "unknown device 'toaster'"),
         (["--dtype", "float33"], "unknown dtype 'float33'"),

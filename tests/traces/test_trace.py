@@ -423,9 +423,16 @@ def test_tokens_that_make_no_trace_are_refused(tokens, message):
         Trace.from_tokens(BYTES, tokens)
 
 
-@pytest.mark.parametrize("prompt_tokens", [0, 3, -1])
-def test_a_prompt_must_leave_a_response(prompt_tokens):
-    with pytest.raises(InputError, match=f"prompt_tokens={prompt_tokens} of 3 tokens leaves an empty"):
+@pytest.mark.parametrize(
+    ("prompt_tokens", "said"),
+    [
+        (0, "must be a whole number, at least 1"),
+        (3, "of 3 tokens leaves an empty"),
+        (-1, "must be a whole number, at least 1"),
+    ],
+)
+def test_a_prompt_must_leave_a_response(prompt_tokens, said):
+    with pytest.raises(InputError, match=f"prompt_tokens={prompt_tokens} {said}"):
         Trace.from_tokens(BYTES, [10, 11, 12], prompt_tokens=prompt_tokens)
 
 
