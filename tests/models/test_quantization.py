@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from conformance import CHECKS, TEXTS, Subject
+from conformance import CHECKS, TEXTS, Subject, value_attention_is_what_each_pair_adds
 from conftest import save_tiny
 
 import stepsal
@@ -57,8 +57,11 @@ def dequantised(model, folder):
 @needs_bitsandbytes
 @pytest.mark.parametrize("check", ["influence", "chunks", "bridge", "momentum", "identity"])
 def test_a_quantised_model_keeps_what_stepsal_promises(quantised, traces, check):
+    """LLM.int8 rounds what it multiplies, too: head outputs do not add up to the bit, and `value_attention` is left out."""
+    rounds = '"load_in_8bit": true' in host_of(quantised).quantization
     for each in CHECKS[check]:
-        each(Subject(quantised, traces))
+        if not (rounds and each is value_attention_is_what_each_pair_adds):
+            each(Subject(quantised, traces))
 
 
 @needs_bitsandbytes
