@@ -55,6 +55,9 @@ RESERVED_NAMES = (
         "instruction",
         "threads",
         "quiet",
+        "engine",
+        "workers",
+        "address",
     ),
 )
 """What configurations and the command line call something else."""

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import re
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -378,6 +377,6 @@ def test_no_intervention_may_have_the_name_of_another_option_of_generate():
 
     parser = argparse.ArgumentParser()
     generate.add(parser)
-    names = set(re.findall(r"--([a-z0-9-]+)", parser.format_help()))
+    names = {option.lstrip("-") for action in parser._actions for option in action.option_strings if option[:2] == "--"}
     assert {"task", "host", "seed", "oeb"} <= names
     assert names - set(INTERVENTIONS) <= set(RESERVED_NAMES)
