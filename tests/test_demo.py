@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import stepsal.generation.files
-import stepsal.saliency.folder
+import stepsal.saliency.recipe
 from stepsal import FileError, StepMap, diagnose, lock_in, read_traces, step_saliency, thinking_to_summary
 from stepsal.cli import main
 from stepsal.demo import draw, layer_table
@@ -81,7 +81,7 @@ def count_answers(monkeypatch):
 
 
 def test_an_interrupted_demo_goes_on_and_makes_nothing_twice(demo, tmp_path, monkeypatch, capsys):
-    real, made = stepsal.saliency.folder.step_saliency, []
+    real, made = stepsal.saliency.recipe.step_saliency, []
 
     def interrupted(model, trace, **options):
         made.append(trace.id)
@@ -90,7 +90,7 @@ def test_an_interrupted_demo_goes_on_and_makes_nothing_twice(demo, tmp_path, mon
         return real(model, trace, **options)
 
     decoded = count_answers(monkeypatch)
-    monkeypatch.setattr(stepsal.saliency.folder, "step_saliency", interrupted)
+    monkeypatch.setattr(stepsal.saliency.recipe, "step_saliency", interrupted)
     command = ["demo", "--out", str(tmp_path), "--problems", "5"]
     assert main(command) == 1
     assert "interrupted; what is finished is kept, and the same command goes on from there" in capsys.readouterr().err

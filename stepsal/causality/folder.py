@@ -16,9 +16,10 @@ from stepsal.causality.removal import Mode
 from stepsal.checks import checked, whole
 from stepsal.checks import path as a_path
 from stepsal.engines.messages import ModelToLoad
+from stepsal.engines.workforce import a_model_or_one_to_load
 from stepsal.models.host import Model
-from stepsal.saliency.folder import ResultKind, load_results, save_results, start_workers
-from stepsal.saliency.worker import a_model_or_one_to_load
+from stepsal.saliency.folder import ResultKind, load_results, save_results
+from stepsal.saliency.worker import start_recipe
 from stepsal.traces.checks import traces
 from stepsal.traces.trace import Trace
 
@@ -81,8 +82,8 @@ def save_knockouts(
     """
     for trace in traces:
         check_knockout(trace.steps, mode, "all", None)
-    force = start_workers(KnockoutRecipe(mode, subsets, seed), model, engine, workers, address)
-    return save_results(KNOCKOUTS, force, traces, Path(out), progress)
+    recipe = KnockoutRecipe(mode, subsets, seed)
+    return save_results(KNOCKOUTS, start_recipe(recipe, model, engine, workers, address), traces, Path(out), progress)
 
 
 def load_knockouts(out: str | Path, *, progress: bool = False, verify: bool = True) -> list[Knockout]:

@@ -180,7 +180,7 @@ def add_workers(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def add_trace_workers(parser: argparse.ArgumentParser) -> None:
-    """`add_workers`, for a command that makes a file for each trace."""
+    """`add_workers`, for a command that does all of the work itself where these options name no workers."""
     add_workers(parser, "this process does all; with --engine ray, one for each GPU or core")
 
 

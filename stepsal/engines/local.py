@@ -69,10 +69,10 @@ def local_resources(device: str = "auto") -> Resources:
 
 
 class InProcess:
-    """One worker, in this process."""
+    """One worker, in this process. `model`: the job's model, where it is loaded already."""
 
-    def __init__(self, job: Job) -> None:
-        self._worker = named(job.worker)(job)
+    def __init__(self, job: Job, model: Any = None) -> None:
+        self._worker = named(job.worker)(job, model)
 
     def run(self, items: Sequence[Work]) -> Generator[tuple[Work, Any], None, None]:
         for item in items:

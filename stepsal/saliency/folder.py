@@ -24,18 +24,16 @@ from stepsal.checks import checked, whole
 from stepsal.checks import path as a_path
 from stepsal.engines.local import Engine
 from stepsal.engines.messages import ModelToLoad
-from stepsal.engines.workforce import Workforce, check_engine
+from stepsal.engines.workforce import Workers, a_model_or_one_to_load
 from stepsal.errors import FileError, InputError
 from stepsal.files import agree_on_settings, locked, read_settings, sha256_of, write_settings
-from stepsal.models import host_of
 from stepsal.models.host import Model
-from stepsal.models.layer_choice import LayerSpec, resolve_layers
-from stepsal.models.loading import load_tokenizer
-from stepsal.plugins import loaded_plugins
-from stepsal.saliency.influence import Objective, Rule, Score, check_fits, check_options, step_saliency
-from stepsal.saliency.stepmap import Precision, StepMap, in_precision
+from stepsal.models.layer_choice import LayerSpec
+from stepsal.saliency.influence import Objective, Rule, Score, check_fits, check_options
+from stepsal.saliency.recipe import StepMapRecipe
+from stepsal.saliency.stepmap import Precision, StepMap
 from stepsal.saliency.stepmapfile import StepMapFile
-from stepsal.saliency.worker import Here, Recipe, TraceItem, TraceJob, a_model_or_one_to_load
+from stepsal.saliency.worker import TraceItem, start_recipe
 from stepsal.traces.checks import traces
 from stepsal.traces.trace import Trace
 
@@ -119,31 +117,6 @@ def _short_hash(trace_id: str) -> str:
     return hashlib.sha256(trace_id.encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class StepMapRecipe:
-    """The options of `save_step_maps`."""
-
-    objective: Objective = "token"
-    rule: Rule = "abs"
-    score: Score = "loss"
-    layers: LayerSpec = "all"
-    chunk: int | Literal["auto"] = "auto"
-    heads: Literal["all", "mean"] = "all"
-    precision: Precision | None = None
-
-    def settings(self, model: Model) -> dict[str, Any]:
-        host = host_of(model)
-        indices = resolve_layers(self.layers, host.shape.layers, host.attention_layers or None)
-        named = {name: getattr(self, name) for name in ("objective", "rule", "score", "heads", "precision")}
-        return named | {"layers": list(indices)}
-
-    def compute(self, model: Model, trace: Trace) -> StepMap:
-        options = {name: getattr(self, name) for name in ("objective", "rule", "score", "layers", "chunk")}
-        stepmap = step_saliency(model, trace, **options)
-        stepmap = stepmap.mean_heads() if self.heads == "mean" else stepmap
-        return stepmap if self.precision is None else in_precision(stepmap, self.precision)
-
-
 @checked(model=a_model_or_one_to_load, traces=traces, out=a_path, workers=whole(1, optional=True))
 def save_step_maps(
     model: Model | ModelToLoad,
@@ -196,49 +169,10 @@ def save_step_maps(
             raise InputError(f"unknown {name} {value!r}: expected one of {', '.join(map(repr, known))}")
     chosen = layers if isinstance(layers, str | int) else list(layers)
     recipe = StepMapRecipe(objective, rule, score, chosen, chunk, heads, precision)
-    force = start_workers(recipe, model, engine, workers, address)
-    return save_results(STEP_MAPS, force, traces, Path(out), progress)
+    return save_results(STEP_MAPS, start_recipe(recipe, model, engine, workers, address), traces, Path(out), progress)
 
 
-@dataclass(frozen=True)
-class TraceWorkers:
-    """Who makes results of traces: an engine, and the tokenizer of its model. `close` ends the workers."""
-
-    engine: Engine
-    tokenizer: Any
-    close: Callable[[], None]
-
-
-def start_workers(
-    recipe: Recipe, model: Model | ModelToLoad, engine: str, workers: int | None, address: str | None
-) -> TraceWorkers:
-    """The workers that follow a recipe. Raises `InputError` for an engine that there is not, or cannot be with this model."""
-    check_engine(engine, workers, address)
-    if not isinstance(model, ModelToLoad):
-        if engine != "local" or (workers or 1) > 1:
-            raise InputError(
-                f"engine={engine!r} with workers={workers}: a model that is loaded cannot be sent to workers, each of which "
-                "loads its own. Give stepsal.engines.messages.ModelToLoad(path=name) in its place (on the command line: "
-                "`--workers N`), or leave engine and workers out"
-            )
-        here = Here(recipe, model)
-        return TraceWorkers(here, getattr(model, "tokenizer", None), here.close)
-    if model.device_map is not None:
-        raise InputError(
-            f"device_map={model.device_map!r} spreads one model over the GPUs, and that is one worker: leave out engine and "
-            "workers"
-        )
-    tokenizer = load_tokenizer(model.path)
-    force = Workforce(engine, model.device, workers, address)
-    placed = model.model_copy(update={"device": force.resources.device})
-    name = f"{type(recipe).__module__}:{type(recipe).__qualname__}"
-    job = TraceJob(model=placed, plugins=loaded_plugins(), recipe=name, options=vars(recipe))
-    return TraceWorkers(force.start(job), tokenizer, force.close)
-
-
-def save_results(
-    kind: ResultKind, workers: TraceWorkers, traces: Sequence[Trace], out: Path, progress: bool
-) -> list[Path]:
+def save_results(kind: ResultKind, workers: Workers, traces: Sequence[Trace], out: Path, progress: bool) -> list[Path]:
     """Compute the result of every trace that has none in `out` yet, and return the paths of all, in order.
 
     What `save_step_maps` says of its folder holds. It calls this itself, so that warnings name the line that called it.

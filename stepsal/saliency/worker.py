@@ -4,10 +4,8 @@ In: a `TraceJob` (the model and a recipe), then `TraceItem`s: a trace and the pa
 warned of. An item without a trace asks what the model is; the answer is what a folder's settings say.
 """
 
-import warnings
-from collections.abc import Generator, Sequence
 from dataclasses import asdict, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
@@ -15,10 +13,10 @@ from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from stepsal._version import __version__
 from stepsal.engines.messages import Item, Job, ModelToLoad, named
-from stepsal.engines.worker import Worker
+from stepsal.engines.worker import Worker, heard
+from stepsal.engines.workforce import Workers, start_workers
 from stepsal.errors import InputError, StepsalError
 from stepsal.models import host_of
-from stepsal.models.checks import a_model
 from stepsal.models.host import Model
 from stepsal.models.lookup import model_fingerprint
 from stepsal.models.support import check_supported
@@ -89,12 +87,17 @@ class TraceWorker(Worker):
         return named(self.job.recipe)(**self.job.options)
 
     def answer(self, item: TraceItem) -> dict[str, Any]:
-        """What `do` says, with the texts of the warnings, which nobody would see here."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            said = do(item, self._recipe, self.model)
-        texts = (str(each.message) for each in caught if each.category is UserWarning)
-        return said | {"warnings": list(dict.fromkeys(texts))}
+        """What `do` says, with the texts of the warnings."""
+        said, warned = heard(lambda: do(item, self._recipe, self.model))
+        return said | {"warnings": warned}
+
+
+def start_recipe(
+    recipe: Recipe, model: Model | ModelToLoad, engine: str, workers: int | None, address: str | None
+) -> Workers:
+    """The workers that follow a recipe (`start_workers`)."""
+    name = f"{type(recipe).__module__}:{type(recipe).__qualname__}"
+    return start_workers(partial(TraceJob, recipe=name, options=vars(recipe)), model, engine, workers, address)
 
 
 def do(item: TraceItem, recipe: Recipe, model: Model) -> dict[str, Any]:
@@ -129,23 +132,3 @@ def model_settings(model: Model) -> dict[str, str]:
         "stepsal": __version__,
         "model_sha256": model_fingerprint(model),
     }
-
-
-class Here:
-    """An engine (`stepsal.engines.local`) whose one worker is a model that is loaded in this process."""
-
-    def __init__(self, recipe: Recipe, model: Model) -> None:
-        self._recipe, self._model = recipe, model
-
-    def run(self, items: Sequence[Any]) -> Generator[tuple[Any, Any], None, None]:
-        for item in items:
-            yield item, do(item, self._recipe, self._model)
-
-    def close(self) -> None:
-        """Nothing has to be ended."""
-
-
-def a_model_or_one_to_load(name: str, value: Any) -> None:
-    """Raise `InputError` unless it is a loaded model, or one that workers can load."""
-    if not isinstance(value, ModelToLoad):
-        a_model(name, value)

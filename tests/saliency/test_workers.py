@@ -20,8 +20,9 @@ from stepsal.engines.local import InProcess, Processes, WorkerProcess
 from stepsal.engines.messages import ModelToLoad
 from stepsal.errors import StepsalError
 from stepsal.models.host import BUNDLED
-from stepsal.saliency import folder
-from stepsal.saliency.folder import StepMapRecipe, map_path
+from stepsal.saliency import recipe
+from stepsal.saliency.folder import map_path
+from stepsal.saliency.recipe import StepMapRecipe
 from stepsal.saliency.worker import TraceItem, TraceJob
 
 pytestmark = pytest.mark.skipif(TL3, reason="workers load bridges")
@@ -164,7 +165,7 @@ def test_an_error_that_is_not_ours_says_its_trace_too(monkeypatch):
 
     worker = InProcess(job())._worker
     ((_, said),) = InProcess(job()).run([TraceItem()])
-    monkeypatch.setattr(folder, "step_saliency", fails)
+    monkeypatch.setattr(recipe, "step_saliency", fails)
     reply = worker.reply(TraceItem(trace=some_traces(1)[0], path="none", made_of=said["settings"]))
     with pytest.raises(StepsalError, match=r"(?s)out of memory.*This was trace 't0'"):
         reply.result()
