@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stepsal.causality.knockout import Knockout, check_knockout, step_knockout
+from stepsal.causality.knockout import Knockout, check_mode, step_knockout
 from stepsal.causality.removal import Mode
 from stepsal.checks import checked, whole
 from stepsal.checks import path as a_path
@@ -80,8 +80,7 @@ def save_knockouts(
             work in it; or it cannot be written.
         StepsalError: a trace whose worker died again and again.
     """
-    for trace in traces:
-        check_knockout(trace.steps, mode, "all", None)
+    check_mode(mode)
     recipe = KnockoutRecipe(mode, subsets, seed)
     return save_results(KNOCKOUTS, start_recipe(recipe, model, engine, workers, address), traces, Path(out), progress)
 

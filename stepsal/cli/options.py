@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from stepsal.engines.messages import ModelToLoad
     from stepsal.interventions.base import Intervention
     from stepsal.models.host import Model
-    from stepsal.traces.trace import Trace
+    from stepsal.traces.tracefile import TraceFile
 
 MODELS = "'bundled', a hub id, a local Hugging Face directory, or a GGUF file (on the hub: owner/repository/file.gguf)"
 """What `--model` takes."""
@@ -264,15 +264,14 @@ def check_traces(given: argparse.Namespace) -> None:
     check_out(given.out, folder=True)
 
 
-def read_traces(given: argparse.Namespace) -> "list[Trace]":
+def read_traces(given: argparse.Namespace) -> "TraceFile":
     """The traces, split by the model's tokenizer. A broken line shows at once, not after minutes of loading weights."""
     from stepsal.errors import InputError
-    from stepsal.models.loading import load_tokenizer
-    from stepsal.traces.files import read_traces
+    from stepsal.traces.tracefile import open_traces
 
     chosen = {name: getattr(given, name) for name in ("format", "steps") if getattr(given, name) is not None}
-    tokenizer = load_tokenizer(given.model)
-    traces = read_traces(given.traces, tokenizer, on_error="skip" if given.skip_broken else "raise", **chosen)
+    on_error = "skip" if given.skip_broken else "raise"
+    traces = open_traces(given.traces, given.model, on_error=on_error, progress=not given.quiet, **chosen)
     if not traces:
         raise InputError(f"{given.traces} holds no trace. Give one JSON object a line, with 'prompt' and 'response'.")
     return traces

@@ -90,23 +90,23 @@ class RayWorkers:
                 self.close()
 
     def _run(self, items: Sequence[Work]) -> Generator[tuple[Work, Any], None, None]:
-        left = list(reversed(items))
+        todo, again, done = iter(items), list[Work](), 0
         running: dict[Any, tuple[Any, Work]] = {}
         deaths = Counter[int]()
         while len(self._actors) < min(self._workers, len(items)):
             self._begin()
         warned = False
-        while left or running:
-            while left and self._free:
-                actor, item = self._free.pop(), left.pop()
+        while done < len(items):
+            while self._free and (item := again.pop() if again else next(todo, None)) is not None:
+                actor = self._free.pop()
                 running[actor.run.remote(self._job, item)] = actor, item
             idle = not running and not warned
-            done, _ = self._ray.wait([*running, *self._coming], num_returns=1, timeout=PATIENCE if idle else None)
-            if not done:
+            ready, _ = self._ray.wait([*running, *self._coming], num_returns=1, timeout=PATIENCE if idle else None)
+            if not ready:
                 self._warn_of_waiting()
                 warned = True
                 continue
-            (call,) = done
+            (call,) = ready
             if call in self._coming:
                 actor = self._coming.pop(call)
                 _, death = self._get(call, "starting a worker")
@@ -119,6 +119,7 @@ class RayWorkers:
             reply, death = self._get(call, item.name)
             if death is None:
                 self._free.append(actor)
+                done += 1
                 yield item, reply.result()
                 continue
             deaths[id(item)] += 1
@@ -128,7 +129,7 @@ class RayWorkers:
                     f"fewer workers or {item.smaller}. What is finished is kept."
                 )
             logger.info(f"a worker died ({_first_line(death)}); its {item.name} is done again by another one")
-            left.append(item)
+            again.append(item)
             self._replace(actor)
 
     def _begin(self) -> None:
