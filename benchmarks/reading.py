@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
+
 SAID = "so the sum of x and y is then we have that it must be 3 7 12 = + but wait let me check this again because first second"
 LETTERS_OF_A_TOKEN = 1.75  # of these words, to the bundled tokenizer
 
@@ -42,7 +44,7 @@ def read(path: str, way: str) -> dict[str, float]:
 
     tokenizer = load_tokenizer()
     tokenizer.encode("a")
-    before, started, cpu = _peak(resource.RUSAGE_SELF), time.monotonic(), time.process_time()
+    before, started, cpu = psutil.Process().memory_info().rss / 2**20, time.monotonic(), time.process_time()
     if way == "all":
         tokens = sum(len(trace.tokens) for trace in read_traces(path, tokenizer))
     else:

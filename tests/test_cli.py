@@ -189,6 +189,7 @@ def test_bad_options_are_bad_usage_before_the_model_is_loaded(run, tmp_path, opt
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_failure_while_working_is_another_status(run, monkeypatch):
     def fail(*given, **options):
         raise NumericalError("not finite in layer 1")
@@ -207,6 +208,7 @@ def test_a_model_that_is_not_supported_is_bad_input(run, monkeypatch):
     assert run() == (2, "", "stepsal: its hook never fires\n")
 
 
+@pytest.mark.usefixtures("alone")
 def test_the_same_command_goes_on_after_an_interrupt(run, tmp_path, monkeypatch):
     compute, done = stepsal.saliency.recipe.step_saliency, []
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-import stepsal.generation.files
+import stepsal.generation.worker
 import stepsal.saliency.recipe
 from stepsal import FileError, StepMap, diagnose, lock_in, read_traces, step_saliency, thinking_to_summary
 from stepsal.cli import main
@@ -69,17 +69,18 @@ def test_the_demos_folder_is_what_the_other_commands_read(demo, tmp_path):
 
 
 def count_answers(monkeypatch):
-    decoded, real = [], stepsal.generation.files.stream
+    decoded, real = [], stepsal.generation.worker.stream
 
     def counted(*given, **options):
         for batch in real(*given, **options):
             decoded.extend(batch)
             yield batch
 
-    monkeypatch.setattr(stepsal.generation.files, "stream", counted)
+    monkeypatch.setattr(stepsal.generation.worker, "stream", counted)
     return decoded
 
 
+@pytest.mark.usefixtures("alone")
 def test_an_interrupted_demo_goes_on_and_makes_nothing_twice(demo, tmp_path, monkeypatch, capsys):
     real, made = stepsal.saliency.recipe.step_saliency, []
 

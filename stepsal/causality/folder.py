@@ -39,8 +39,11 @@ class KnockoutRecipe:
     def settings(self, model: Model) -> dict[str, Any]:
         return vars(self).copy()
 
-    def compute(self, model: Model, trace: Trace) -> Knockout:
-        return step_knockout(model, trace, mode=self.mode, subsets=self.subsets, seed=self.seed)
+    def shares_passes(self, model: Model) -> bool:
+        return False
+
+    def compute(self, model: Model, traces: Sequence[Trace]) -> list[Knockout]:
+        return [step_knockout(model, trace, mode=self.mode, subsets=self.subsets, seed=self.seed) for trace in traces]
 
 
 @checked(

@@ -31,10 +31,10 @@ from stepsal.models.host import Model
 from stepsal.models.layer_choice import LayerSpec
 from stepsal.models.tokenizers import fingerprint
 from stepsal.saliency.influence import Objective, Rule, Score, check_fits, check_options
-from stepsal.saliency.recipe import StepMapRecipe
+from stepsal.saliency.recipe import StepMapRecipe, passes
 from stepsal.saliency.stepmap import Precision, StepMap
 from stepsal.saliency.stepmapfile import StepMapFile
-from stepsal.saliency.worker import TraceItem, start_recipe
+from stepsal.saliency.worker import Piece, TraceItem, start_recipe
 from stepsal.traces.checks import traces
 from stepsal.traces.trace import Trace
 from stepsal.traces.tracefile import TraceFacts, facts_of, tokens_sha256
@@ -187,7 +187,7 @@ def save_results(kind: ResultKind, workers: Workers, traces: Sequence[Trace], ou
         check_traces(traces, facts, said["context"], said["vocabulary"], workers.tokenizer)
         with locked(out / kind.settings, at_work, also=[f"{kind.folder}/*"]):
             paths = _begin(kind, out, traces, facts, said["settings"])
-            work = _Work(traces, facts, paths, said["settings"])
+            work = _Work(traces, facts, paths, said["settings"], said["shares_passes"])
             _compute(kind, workers.engine, work, progress)
             return paths
 
@@ -315,26 +315,40 @@ def _differences(kind: ResultKind, result: Any, made_of: Mapping[str, Any], trac
 class _Work(Sequence[TraceItem]):
     """What there is to do: the traces whose results are not there, the longest first, each made when its turn comes.
 
-    So no worker is left alone with a long one at the end, and what has no room in memory is known at once.
+    So no worker is left alone with a long one at the end, and what has no room in memory is known at once. Traces that share a
+    pass are done together, also where only some of their results are missing: each is then the same to the bit.
     """
 
     def __init__(
-        self, traces: Sequence[Trace], facts: Sequence[TraceFacts], paths: Sequence[Path], settings: Mapping[str, Any]
+        self,
+        traces: Sequence[Trace],
+        facts: Sequence[TraceFacts],
+        paths: Sequence[Path],
+        settings: Mapping[str, Any],
+        shared: bool,
     ) -> None:
         self._traces, self._facts, self._paths, self._settings = traces, facts, paths, settings
         self.traces = len(traces)
-        left = [index for index, path in enumerate(paths) if not path.exists()]
-        self._left = sorted(left, key=lambda index: facts[index].tokens, reverse=True)
+        self.missing = {os.path.abspath(path) for path in paths if not path.exists()}
+        groups = passes([each.tokens for each in facts])
+        groups = groups if shared else [[index] for group in groups for index in group]
+        self._left = [
+            group for group in groups if any(os.path.abspath(paths[index]) in self.missing for index in group)
+        ]
 
     def __len__(self) -> int:
         return len(self._left)
 
     def __getitem__(self, at: Any) -> Any:
-        index = self._left[at]
         return TraceItem(
-            trace=self._traces[index],
-            path=os.path.abspath(self._paths[index]),
-            made_of=dict(self._settings) | {"tokens_sha256": self._facts[index].sha256},
+            pieces=tuple(
+                Piece(
+                    trace=self._traces[index],
+                    path=os.path.abspath(self._paths[index]),
+                    made_of=dict(self._settings) | {"tokens_sha256": self._facts[index].sha256},
+                )
+                for index in self._left[at]
+            )
         )
 
 
@@ -344,19 +358,23 @@ def _compute(kind: ResultKind, engine: Engine, work: _Work, progress: bool) -> N
 
     with (
         tqdm(
-            total=work.traces, initial=work.traces - len(work), desc=f"{kind.name}s", unit="trace", disable=not progress
+            total=work.traces,
+            initial=work.traces - len(work.missing),
+            desc=f"{kind.name}s",
+            unit="trace",
+            disable=not progress,
         ) as bar,
         closing(engine.run(work)) as answers,
     ):
         for item, said in answers:
             for text in said.get("warnings", ()):
                 warnings.warn(f"{item.name}: {text}", stacklevel=5)
-            if not os.path.exists(item.path):
+            if unseen := [piece.path for piece in item.pieces if not os.path.exists(piece.path)]:
                 raise FileError(
-                    f"a worker wrote {item.path}, and it is not on this machine: the machines of a cluster must share the "
+                    f"a worker wrote {unseen[0]}, and it is not on this machine: the machines of a cluster must share the "
                     "folder. Give an --out folder that all of them see under this name."
                 )
-            bar.update()
+            bar.update(sum(piece.path in work.missing for piece in item.pieces))
 
 
 def load_step_maps(out: str | Path, *, progress: bool = False, verify: bool = True) -> list[StepMap]:

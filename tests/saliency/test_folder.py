@@ -16,6 +16,8 @@ from stepsal import FileError, InputError, StepMap, save_step_maps
 from stepsal.saliency.folder import group_maps, load_step_maps, map_path, open_step_maps
 from stepsal.saliency.stepmapfile import dtype_of, heads_of, loaded
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 
 def some_traces(count=5):
     return [replace(random_trace(17 + 2 * i, [4, 9]), id=f"t{i}") for i in range(count)]
