@@ -63,7 +63,8 @@ def instance(kinds: Kinds, expected: str, fix: str, *, optional: bool = False) -
 
 
 def several(kinds: Kinds, expected: str, fix: str, *, optional: bool = False) -> Check:
-    """A list, or another sequence, of objects of these classes. Of what can be gone through once only, nothing is looked at."""
+    """A list, or another sequence, of objects of these classes. Of anything but a list or a tuple, such as a generator or a
+    sequence that reads its objects from a file, no object is looked at."""
 
     def check(name: str, value: Any) -> None:
         if optional and value is None:
@@ -72,7 +73,7 @@ def several(kinds: Kinds, expected: str, fix: str, *, optional: bool = False) ->
             raise InputError(f"{name}={shown(value)} is one {type(value).__name__}: expected {expected}. {fix}")
         if isinstance(value, str | bytes | Path | Mapping) or not isinstance(value, Iterable):
             raise InputError(f"{name}={shown(value)} is {kind_of(value)}: expected {expected}. {fix}")
-        for index, each in enumerate(value if isinstance(value, Sequence) else ()):
+        for index, each in enumerate(value if isinstance(value, list | tuple) else ()):
             if not isinstance(each, kinds):
                 raise InputError(f"{name}[{index}]={shown(each)} is {kind_of(each)}: expected {expected}. {fix}")
 

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stepsal.causality.knockout import Knockout, check_knockout, step_knockout
+from stepsal.causality.knockout import Knockout, check_mode, step_knockout
 from stepsal.causality.removal import Mode
 from stepsal.checks import checked, whole
 from stepsal.checks import path as a_path
 from stepsal.engines.messages import ModelToLoad
+from stepsal.engines.workforce import a_model_or_one_to_load
 from stepsal.models.host import Model
-from stepsal.saliency.folder import ResultKind, load_results, save_results, start_workers
-from stepsal.saliency.worker import a_model_or_one_to_load
+from stepsal.saliency.folder import ResultKind, load_results, save_results
+from stepsal.saliency.worker import start_recipe
 from stepsal.traces.checks import traces
 from stepsal.traces.trace import Trace
 
@@ -38,8 +39,11 @@ class KnockoutRecipe:
     def settings(self, model: Model) -> dict[str, Any]:
         return vars(self).copy()
 
-    def compute(self, model: Model, trace: Trace) -> Knockout:
-        return step_knockout(model, trace, mode=self.mode, subsets=self.subsets, seed=self.seed)
+    def shares_passes(self, model: Model) -> bool:
+        return False
+
+    def compute(self, model: Model, traces: Sequence[Trace]) -> list[Knockout]:
+        return [step_knockout(model, trace, mode=self.mode, subsets=self.subsets, seed=self.seed) for trace in traces]
 
 
 @checked(
@@ -79,10 +83,9 @@ def save_knockouts(
             work in it; or it cannot be written.
         StepsalError: a trace whose worker died again and again.
     """
-    for trace in traces:
-        check_knockout(trace.steps, mode, "all", None)
-    force = start_workers(KnockoutRecipe(mode, subsets, seed), model, engine, workers, address)
-    return save_results(KNOCKOUTS, force, traces, Path(out), progress)
+    check_mode(mode)
+    recipe = KnockoutRecipe(mode, subsets, seed)
+    return save_results(KNOCKOUTS, start_recipe(recipe, model, engine, workers, address), traces, Path(out), progress)
 
 
 def load_knockouts(out: str | Path, *, progress: bool = False, verify: bool = True) -> list[Knockout]:
