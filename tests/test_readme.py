@@ -16,6 +16,14 @@ def page(request):
     return request.param
 
 
+@pytest.mark.parametrize("name", ["own_model", "per_head_ablation"])
+def test_the_python_of_a_how_to_page_runs_as_pasted(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / f"docs/{name}.md").read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(block, f"{name}.md", "exec"), names)
+
+
 def test_the_readmes_python_runs_as_pasted(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
