@@ -2,7 +2,7 @@
 
 In: the repository. Out: pages and pictures beside those of `docs/`, and links that lead to them.
 
-- `README.md`, `CHANGELOG.md`, `CONTRIBUTING.md` and the bundled reasoner's page, as they are.
+- `README.md`, `CHANGELOG.md`, `CONTRIBUTING.md`, `SECURITY.md` and the bundled reasoner's page, as they are.
 - The notebooks with the outputs that are in them; nothing is executed.
 - A page of the Python reference for each folder with public names (`stepsal/__init__.pyi`).
 - The help of every command, at the end of `docs/command_line.md`.
@@ -32,6 +32,7 @@ PAGES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
     "stepsal/reasoner/README.md": "reasoner.md",
 }
 MODULES = ("plot", "reasoner", "formats")  # public as modules

@@ -8,7 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "stepsal/reasoner/README.md", *ROOT.glob("docs/*.md")]
+OTHERS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "stepsal/reasoner/README.md")
+PAGES = [*(ROOT / name for name in OTHERS), *ROOT.glob("docs/*.md")]
 
 
 @pytest.fixture(params=PAGES, ids=lambda page: str(page.relative_to(ROOT)))
