@@ -49,7 +49,7 @@ def commands() -> list[tuple[str, str]]:
     """The name and the command of every table, in their order; OUT is the folder of the results."""
     listed = [("problems", "python -m experiments.think_prompts --size 200 --out OUT/problems.jsonl")]
     for name, model in MODELS.items():
-        generate = f"stepsal generate OUT/problems.jsonl --model {model} --format think --dtype bfloat16"
+        generate = f"stepsal generate OUT/problems.jsonl --model {model} --format think"
         listed += [
             (f"{name}-answers", f"{generate} --max-new-tokens 220 --batch-size 40 --out OUT/{name}.jsonl"),
             (f"{name}-own-maps", f"stepsal saliency OUT/{name}.jsonl --model {model} --out OUT/study/{name}/loss"),

@@ -217,6 +217,8 @@ def read_settings(path: str | Path, unknown: str, fix: str) -> dict[str, Any]:
         written = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(written, dict):
             raise ValueError(f"it holds a {type(written).__name__}, expected an object")
+        if not written:
+            raise ValueError("it holds an empty object, and no settings")
     except (OSError, ValueError, RecursionError) as error:
         problem = f"cannot read {path}" if isinstance(error, OSError) else f"{path} is damaged"
         raise FileError(f"{unknown}: {problem} ({error}). {fix}") from error

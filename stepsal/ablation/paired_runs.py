@@ -62,6 +62,14 @@ class PairedRuns:
     def _repr_html_(self) -> str:
         return str(self.table.to_html(float_format="{:.3f}".format, na_rep="", index=False))
 
+    def to_dataframe(self) -> DataFrame:
+        """The table: a row for each task."""
+        return self.table.copy()
+
+    def summary(self) -> str:
+        """The table in Markdown, with what its columns mean."""
+        return self.formatted().markdown()
+
     def formatted(self) -> Table:
         """The table for a paper: `.markdown()`, or `.latex(label)`."""
         rows = []

@@ -18,6 +18,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,9 @@ from stepsal.causality.knockout import Knockout
 from stepsal.causality.matching import has_question, match, match_reference
 from stepsal.causality.scores import PAIRS, SCORES, PairsOfTrace, pairs_of_trace
 from stepsal.checks import checked, several, whole
+from stepsal.checks import path as check_path
 from stepsal.errors import InputError
+from stepsal.frames import read_frames, write_frames
 from stepsal.markdown import markdown_table
 from stepsal.saliency.checks import maps
 from stepsal.saliency.stepmap import StepMap
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 else:  # pandas takes a while to import, so it is imported where it is used
     DataFrame = Any
 
+_KIND, _TABLES = "stepsal faithfulness", ("table", "per_trace")
 _KEYS = ["score", "pairs", "map"]
 _TITLES = {"answer": "Several steps removed, and the answer (of deletion and insertion, lower is better)"}
 _READING_AID = (
@@ -101,6 +105,23 @@ class Faithfulness:
             "A map knows more than a baseline where the interval of its difference lies above 0.",
         ]
         return "\n\n".join(parts)
+
+    def to_dataframe(self) -> DataFrame:
+        """The table: a row for each score, selection of pairs and map."""
+        return self.table.copy()
+
+    @checked(path=check_path)
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON, atomically; `load` reads it."""
+        tables = {name: getattr(self, name) for name in _TABLES}
+        write_frames(path, _KIND, tables, {"kinds": list(self.kinds), "meta": self.meta})
+
+    @classmethod
+    @checked(path=check_path)
+    def load(cls, path: str | Path) -> "Faithfulness":
+        """What `save` wrote. Raises `FileError` for a file that is none of it."""
+        tables, others = read_frames(path, _KIND, _TABLES, "Make it with `Faithfulness.save(path)`.")
+        return cls(**tables, kinds=tuple(others.get("kinds", ())), meta=others.get("meta", {}))
 
     def _repr_html_(self) -> str:
         shown = self.table[[*_KEYS, "mean", "low", "high", "n"]]

@@ -24,8 +24,9 @@ Source: causal.md section 1; attention suppression of Thought Anchors (arXiv 250
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -38,6 +39,7 @@ from stepsal.causality.subsets import answer_span, answer_without, random_halves
 from stepsal.checks import checked, whole
 from stepsal.checks import path as check_path
 from stepsal.errors import InputError
+from stepsal.markdown import markdown_table, significant
 from stepsal.models import host_of
 from stepsal.models.checks import a_model
 from stepsal.models.host import Model
@@ -45,6 +47,11 @@ from stepsal.models.support import check_supported
 from stepsal.saliency.influence import check_answer, check_trace, record_of_run
 from stepsal.traces.checks import a_trace
 from stepsal.traces.trace import Step, Trace
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+else:  # pandas takes a while to import, so it is imported where it is used
+    DataFrame = Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +84,50 @@ class Knockout:
         known = int((~torch.isnan(self.kl)).any(0).sum())
         return f"Knockout({self.meta.get('mode')}, {known} of {len(self.steps)} steps knocked out)"
 
+    def to_dataframe(self) -> DataFrame:
+        """A row for each pair of steps that was measured: the reader, `query_step`, the source, `key_step`, `kl` and `loss`."""
+        import pandas as pd
+
+        query, key = torch.nonzero(~torch.isnan(self.kl), as_tuple=True)
+        columns = {"kl": self.kl, "loss": self.loss}
+        return pd.DataFrame(
+            {
+                "query_step": query.numpy(),
+                "key_step": key.numpy(),
+                "query_segment": [self.steps[i].segment for i in query.tolist()],
+                "key_segment": [self.steps[j].segment for j in key.tolist()],
+                **{name: values[query, key].numpy() for name, values in columns.items()},
+            }
+        )
+
+    def summary(self, most: int = 5) -> str:
+        """A Markdown table of the steps that matter most: what later steps lose without them, and what the answer loses."""
+        mean = self.kl.nanmean(0)
+        order = [j for j in mean.nan_to_num(nan=-torch.inf).argsort(descending=True).tolist() if not mean[j].isnan()][
+            :most
+        ]
+        rows = [
+            [
+                str(j),
+                self.steps[j].segment,
+                significant(float(mean[j])),
+                significant(float(self.answer[j])) if not self.answer[j].isnan() else "",
+                _beginning(self.steps[j].text),
+            ]
+            for j in order
+        ]
+        header = ["step", "segment", "later steps move (nats)", "the answer loses (nats)", "text"]
+        known = int((~self.kl.isnan()).any(0).sum())
+        return (
+            f"{known} of {len(self.steps)} steps knocked out ({self.meta.get('mode')}). The steps without which later steps "
+            f"move most:\n\n{markdown_table(header, rows)}\n\nA later step moves by KL(untouched || without the step), here "
+            "the mean over all later steps. What the answer loses is the rise of its loss, which may be negative."
+        )
+
+    def _repr_html_(self) -> str:
+        table = self.to_dataframe().sort_values("kl", ascending=False)
+        return f"<b>{escape(repr(self))}</b>{table.to_html(float_format='{:.3g}'.format, index=False, max_rows=20)}"
+
     @checked(path=check_path)
     def save(self, path: str | Path) -> None:
         """Write it as safetensors with a JSON header and a checksum, atomically: the file is whole or not there.
@@ -91,6 +142,11 @@ class Knockout:
     def load(cls, path: str | Path, *, verify: bool = True) -> "Knockout":
         """Read what `save` wrote, and check it whole; `verify=False` does not compare the checksum. Raises `FileError`."""
         return cls(**read_knockout(path, verify))
+
+
+def _beginning(text: str, characters: int = 60) -> str:
+    said = " ".join(text.split())
+    return said if len(said) <= characters else f"{said[: characters - 3]}..."
 
 
 @checked(model=a_model, trace=a_trace, subsets=whole(0), seed=whole(0))

@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -268,13 +269,17 @@ def read_traces(given: argparse.Namespace) -> "list[Trace]":
     """The traces, split by the model's tokenizer. A broken line shows at once, not after minutes of loading weights."""
     from stepsal.errors import InputError
     from stepsal.models.loading import load_tokenizer
+    from stepsal.traces.convert import PLAIN_PROMPT
     from stepsal.traces.files import read_traces
+    from stepsal.traces.trace import has_plain_prompt
 
     chosen = {name: getattr(given, name) for name in ("format", "steps") if getattr(given, name) is not None}
     tokenizer = load_tokenizer(given.model)
     traces = read_traces(given.traces, tokenizer, on_error="skip" if given.skip_broken else "raise", **chosen)
     if not traces:
         raise InputError(f"{given.traces} holds no trace. Give one JSON object a line, with 'prompt' and 'response'.")
+    if plain := sum(has_plain_prompt(tokenizer, trace) for trace in traces):
+        print(f"stepsal: {plain} of {len(traces)} traces have {PLAIN_PROMPT}", file=sys.stderr)
     return traces
 
 

@@ -24,12 +24,16 @@ differ there, not that mending it would help.
 import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
+from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepsal.checks import checked, instance
+from stepsal.checks import path as check_path
 from stepsal.diagnosis.comparison import Comparison
 from stepsal.diagnosis.metrics import LABELS
 from stepsal.errors import InputError
+from stepsal.frames import read_frames, write_frames
 from stepsal.models.layer_choice import band
 
 if TYPE_CHECKING:
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 else:  # pandas takes a while to import, so it is imported where it is used
     DataFrame = Any
 
+_KIND = "stepsal bands"
 ENOUGH_PAIRS = 20
 LEVEL = 0.05
 # The metric that is sought in each half of the layers, and the sign of its difference in wrong traces.
@@ -69,6 +74,29 @@ class Bands:
     def __repr__(self) -> str:
         fell_back = f", fell_back={self.fell_back}" if self.fell_back else ""
         return f"Bands(shallow={self.shallow}, deep={self.deep}{fell_back})"
+
+    def to_dataframe(self) -> DataFrame:
+        """The evidence: a row for each band and layer."""
+        return self.evidence.copy()
+
+    def _repr_html_(self) -> str:
+        return (
+            f"<b>{escape(repr(self))}</b>{self.evidence.to_html(float_format='{:.3g}'.format, na_rep='', index=False)}"
+        )
+
+    @checked(path=check_path)
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON, atomically; `load` reads it."""
+        parts = {name: getattr(self, name) for name in ("shallow", "deep", "fell_back", "reasons")}
+        write_frames(path, _KIND, {"evidence": self.evidence}, parts)
+
+    @classmethod
+    @checked(path=check_path)
+    def load(cls, path: str | Path) -> "Bands":
+        """What `save` wrote. Raises `FileError` for a file that is none of it."""
+        tables, others = read_frames(path, _KIND, ("evidence",), "Make it with `Bands.save(path)`.")
+        parts = {name: tuple(others.get(name, ())) for name in ("shallow", "deep", "fell_back")}
+        return cls(**parts, reasons=others.get("reasons", {}), evidence=tables["evidence"])
 
     def summary(self) -> str:
         """A Markdown list of the layers for the bridge and for the momentum, with the reasons for choosing them."""

@@ -27,11 +27,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stepsal.checks import checked, several
+from stepsal.checks import path as check_path
+from stepsal.diagnosis.diagnosisfile import PARTS, read_diagnosis, write_diagnosis
 from stepsal.diagnosis.metrics import LABELS, METRICS, decay_ratio, decay_slope, middle_half, position_only
 from stepsal.diagnosis.registry import Metric, shown_metrics
 from stepsal.errors import InputError
 from stepsal.files import exclusive_path
-from stepsal.markdown import markdown_table, significant
+from stepsal.markdown import markdown_table, plain_text, significant
 from stepsal.models.layer_choice import band
 from stepsal.saliency.checks import a_map
 from stepsal.saliency.stepmap import StepMap
@@ -129,6 +131,37 @@ class Diagnosis:
         n = next(iter(self.values.values())).shape[1]
         index = pd.MultiIndex.from_product([self.layers, range(n)], names=["layer", "head"])
         return pd.DataFrame({name: values.flatten().numpy() for name, values in self.values.items()}, index=index)
+
+    def __str__(self) -> str:
+        return plain_text(self.summary(), width=120)
+
+    def to_dataframe(self) -> DataFrame:
+        """A row per layer and head: the layer, the head, and a column per metric."""
+        return self.heads.reset_index()
+
+    def summary(self) -> str:
+        """The verdicts, and a Markdown table of the metrics by layer: means over heads."""
+        table = self.table
+        shown = [name for name in shown_metrics(*_SUMMARISED) if name in table]
+        rows = [
+            [str(layer), *("" if math.isnan(value) else significant(value) for value in values)]
+            for layer, values in zip(table.index, table[shown].to_numpy().tolist(), strict=True)
+        ]
+        verdicts = "\n".join(f"- {verdict}" for verdict in self.verdicts)
+        by_layer = markdown_table(["layer", *(LABELS[name] for name in shown)], rows)
+        return f"Diagnosis of {self.meta.get('trace') or 'a trace'}\n\n{verdicts}\n\n{by_layer}"
+
+    @checked(path=check_path)
+    def save(self, path: str | Path) -> None:
+        """Write the diagnosis as JSON with a checksum, atomically. A metric that has no value is null there."""
+        write_diagnosis(path, {name: getattr(self, name) for name in PARTS})
+
+    @classmethod
+    @checked(path=check_path)
+    def load(cls, path: str | Path, *, verify: bool = True) -> "Diagnosis":
+        """Read what `save` wrote, and check it whole; `verify=False` does not compare its checksum. Raises `FileError`."""
+        parts = read_diagnosis(path, verify)
+        return cls(**parts | {"verdicts": tuple(Verdict(**each) for each in parts["verdicts"])})
 
     def _repr_html_(self) -> str:
         from html import escape

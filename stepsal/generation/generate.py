@@ -241,6 +241,12 @@ def _check_room(model: Model, encoded: Sequence[list[int]], decoding: Decoding) 
             f"prompt {which}, of {longest} tokens, and max_new_tokens={decoding.max_new_tokens} do not fit the model's context "
             f"of {context}: {fix}"
         )
+    pad, bos = (getattr(model.tokenizer, f"{name}_token_id", None) for name in ("pad", "bos"))
+    if pad not in (None, bos) and (begun := [index for index, each in enumerate(encoded) if each[:1] == [pad]]):
+        raise InputError(
+            f"prompt {begun[0]} begins with {model.tokenizer.decode([pad])!r}, the tokenizer's padding token, which a trace "
+            "leaves out before its text: take it out of the prompt"
+        )
     if not host_of(model).stop_tokens():
         raise InputError("the tokenizer has no end-of-sequence token, so no answer would end: set tokenizer.eos_token")
 

@@ -258,9 +258,9 @@ class Interventions:
         - mean_injected_norm: norm of what was added relative to the head output's, over the activations.
         - mean_span_before, mean_span_after: the mass of the span that `Pasta` or `SpotLight` emphasises, likewise.
         - mean_entropy_before, mean_entropy_after: of the rows of `AttentionTemperature`, in nats, likewise.
-        - a column for each measure and count of the other interventions that are defined.
+        - what an intervention of your own measures and counts.
 
-        A number that an intervention does not have is NaN.
+        Only what the installed interventions measure has a column; what one of them does not measure is NaN there.
         """
         import pandas as pd
 
@@ -272,7 +272,7 @@ class Interventions:
             for layer, heads in self._heads[index].items():
                 activity = self._activities[index, layer]
                 rows += [{"layer": layer, "head": head, "part": label} | activity.of_head(head) for head in heads]
-        table = pd.DataFrame(rows, columns=report_columns())
+        table = pd.DataFrame(rows, columns=report_columns(self.interventions))
         return table.astype(dict.fromkeys(table.columns[5:], float))
 
 

@@ -4,20 +4,20 @@ In: what each forward pass did (`PatternEdit`, `HeadOutputEdit`). Out: the numbe
 64 decoding passes are summed together: summing every pass on its own would cost a good part of the intervention's own time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from stepsal.interventions.base import INTERVENTIONS, HeadOutputEdit, PatternEdit
+from stepsal.interventions.base import HeadOutputEdit, Intervention, PatternEdit
 
 _TOGETHER = 64
 
 
-def report_columns() -> list[str]:
-    """The columns of `live.report()`: where, what, how often, and what the interventions that are defined measure and count."""
-    measures = dict.fromkeys(name for kind in INTERVENTIONS.values() for name in (*kind.measures, *kind.counts))
+def report_columns(interventions: Iterable[Intervention]) -> list[str]:
+    """The columns of `live.report()`: where, what, how often, and what these interventions measure and count."""
+    measures = dict.fromkeys(name for each in interventions for name in (*each.measures, *each.counts))
     return ["layer", "head", "part", "opportunities", "activations", *measures]
 
 

@@ -1,31 +1,43 @@
 """StepFlow, the paper's repair: the odds-equal bridge in shallow layers and step momentum in deep ones."""
 
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
 from stepsal.errors import InputError
-from stepsal.interventions.base import Intervention
 from stepsal.interventions.bridge import OddsEqualBridge
+from stepsal.interventions.heads import HeadSpec
 from stepsal.interventions.momentum import StepMomentum
+from stepsal.models.layer_choice import LayerSpec
 
 
-def stepflow(**overrides: Any) -> tuple[OddsEqualBridge, StepMomentum]:
-    """Bridge and momentum with the paper's defaults. An override goes to the one that has it; `layers` and `heads`, which both
-    have, are `oeb_layers`, `smi_layers`, `oeb_heads` and `smi_heads`.
+def stepflow(
+    *,
+    oeb_layers: LayerSpec = OddsEqualBridge.layers,
+    oeb_heads: HeadSpec = OddsEqualBridge.heads,
+    tau_max: float = OddsEqualBridge.tau_max,
+    scope: str = OddsEqualBridge.scope,
+    feasible: str = OddsEqualBridge.feasible,
+    bos_in_bridge: bool = OddsEqualBridge.bos_in_bridge,
+    smi_layers: LayerSpec = StepMomentum.layers,
+    smi_heads: HeadSpec = StepMomentum.heads,
+    alpha: float = StepMomentum.alpha,
+    window: int | None = StepMomentum.window,
+    into: Sequence[str] = StepMomentum.into,
+    **unknown: Any,
+) -> tuple[OddsEqualBridge, StepMomentum]:
+    """Bridge and momentum, by default the paper's.
 
-    Raises `InputError` for a name that neither has.
+    `OddsEqualBridge` says what `tau_max`, `scope`, `feasible` and `bos_in_bridge` are; `StepMomentum` says what `alpha`,
+    `window` and `into` are.
+
+    Raises `InputError` for a name that neither has, and for a value that one of them refuses.
 
     >>> stepflow(tau_max=0.2, smi_layers=[6, 7])[1].layers
     (6, 7)
     """
-    both: tuple[type[Intervention], ...] = (OddsEqualBridge, StepMomentum)
-    names: dict[str, tuple[type[Intervention], str]] = {}
-    for kind in both:
-        names |= {f"{kind.name}_{field}": (kind, field) for field in ("layers", "heads")}
-        names |= {field: (kind, field) for field in kind.options()}
-    options: dict[type[Intervention], dict[str, Any]] = {kind: {} for kind in both}
-    for name, value in overrides.items():
-        if name not in names:
-            raise InputError(f"stepflow has no option {name!r}: expected some of {', '.join(names)}")
-        kind, field = names[name]
-        options[kind][field] = value
-    return OddsEqualBridge(**options[OddsEqualBridge]), StepMomentum(**options[StepMomentum])
+    if unknown:
+        names = [name for name in inspect.signature(stepflow).parameters if name != "unknown"]
+        raise InputError(f"stepflow has no option {min(unknown)!r}: expected some of {', '.join(names)}")
+    bridge = OddsEqualBridge(oeb_layers, oeb_heads, tau_max, scope, feasible, bos_in_bridge)
+    return bridge, StepMomentum(smi_layers, smi_heads, alpha, window, into)

@@ -121,7 +121,9 @@ def _gguf_on_the_hub(name: str) -> str:
             f"there is no file {file!r} in {found!r} on the hub. Its page there lists the files."
         ) from error
     except Exception as error:  # whatever the hub's client and its network libraries raise
-        raise FileError(f"cannot fetch {name!r} from the hub ({error}). Run the same again: it goes on.") from error
+        raise FileError(
+            f"cannot fetch {name!r} from the hub ({error}). Run the same again where the network works: it goes on."
+        ) from error
 
 
 def _in_the_cache(name: str, cause: Exception) -> str:

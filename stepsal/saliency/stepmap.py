@@ -23,6 +23,7 @@ from torch import Tensor
 from stepsal.checks import checked, several
 from stepsal.checks import path as check_path
 from stepsal.errors import InputError
+from stepsal.markdown import markdown_table, significant
 from stepsal.saliency.mapfile import read_map, read_part, write_map
 from stepsal.traces.trace import Step
 
@@ -101,6 +102,25 @@ class StepMap:
     def segment(self, name: str) -> list[int]:
         """Indices of the steps of a segment (`question`, `thinking` or `summary`)."""
         return [step.index for step in self.steps if step.segment == name]
+
+    def summary(self) -> str:
+        """A Markdown table of what each segment reads, by layer: the mean share from itself, from the question and so on, over
+        heads and over the steps of the segment.
+        """
+        share = self.share().nanmean(1)
+        names = [name for name in ("question", "thinking", "summary") if self.segment(name)]
+        pairs = [
+            (reader, source) for at, reader in enumerate(names) for source in names[: at + 1] if reader != "question"
+        ]
+        rows = [
+            [
+                str(layer),
+                *(significant(float(of_layer[self.segment(i)][:, self.segment(j)].sum(1).nanmean())) for i, j in pairs),
+            ]
+            for layer, of_layer in zip(self.layers, share, strict=True)
+        ]
+        header = ["layer", *(f"{reader} from {source}" for reader, source in pairs)]
+        return f"{self!r}: shares of what a segment's steps read, means over heads and steps\n\n{markdown_table(header, rows)}"
 
     def to_dataframe(self) -> DataFrame:
         """One row per layer, head and causal pair of steps, with mass, pairs, density and share."""

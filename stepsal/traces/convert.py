@@ -14,7 +14,9 @@ from stepsal.files import exclusive_path
 from stepsal.traces.files import read_lines, rule_name, trace_line
 from stepsal.traces.formats import FormatSpec, StepsSpec
 from stepsal.traces.segment import Tokenizer
-from stepsal.traces.trace import Trace
+from stepsal.traces.trace import Trace, has_plain_prompt
+
+PLAIN_PROMPT = "a bare text as the prompt, without the model's chat template ('messages' in its place apply it)"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Conversion:
         written: the number of traces in it.
         lossy: the number of these whose text the tokenizer does not give back.
         rebuilt: the number of these whose response was put together from fields.
+        plain: the number of these whose prompt is a bare text, though the tokenizer has a chat template.
         unread: the lines that gave no trace.
     """
 
@@ -45,6 +48,7 @@ class Conversion:
     written: int
     lossy: int
     rebuilt: int
+    plain: int
     unread: tuple[Unread, ...]
 
     def __str__(self) -> str:
@@ -53,6 +57,8 @@ class Conversion:
             counts.append(f"{self.lossy} whose text the tokenizer does not give back (meta: lossy_tokenization)")
         if self.rebuilt:
             counts.append(f"{self.rebuilt} put together from fields (meta: rebuilt_response)")
+        if self.plain:
+            counts.append(f"{self.plain} with {PLAIN_PROMPT}")
         counts.append(f"{len(self.unread)} not read" if self.unread else "everything read")
         return f"{self.out}   {', '.join(counts)}"
 
@@ -83,7 +89,7 @@ def convert_traces(
         raise InputError(f"{out} is to be read and written: give the result another name")
     rule_name(steps, "these traces would be")
     unread: list[Unread] = []
-    counts = {"written": 0, "lossy_tokenization": 0, "rebuilt_response": 0}
+    counts = {"written": 0, "lossy_tokenization": 0, "rebuilt_response": 0, "plain": 0}
     lines = _lines(paths, tokenizer, format, steps, unread, counts)
     first = next(lines, None)
     if first is not None:
@@ -92,8 +98,7 @@ def convert_traces(
             file.writelines(line + b"\n" for line in lines)
     elif not unread:
         raise InputError(f"there is no line in {', '.join(map(str, paths))}: give one JSON object a line")
-    written, lossy, rebuilt = counts.values()
-    return Conversion(out, written, lossy, rebuilt, tuple(unread))
+    return Conversion(out, *counts.values(), tuple(unread))
 
 
 def _lines(
@@ -120,6 +125,7 @@ def _lines(
         if isinstance(trace, Trace) and line:
             for name in counts:
                 counts[name] += name == "written" or name in trace.meta
+            counts["plain"] += has_plain_prompt(tokenizer, trace)
             yield line
         else:
             unread.append(Unread(Path(path), number, str(trace)))

@@ -8,6 +8,7 @@ writes `<|channel|>analysis to=python code<|message|>` as well as `<|channel|>an
 it, or is the type of what follows (`<|constrain|>json`).
 """
 
+import inspect
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -198,6 +199,7 @@ def find_rule(steps: StepsSpec, default: str) -> StepRule:
     if isinstance(name, str) and name in STEP_RULES:
         return STEP_RULES[name]
     if callable(name):
+        _check_takes_two_texts(name)
         return name
     if steps == "auto":
         raise InputError(
@@ -208,3 +210,17 @@ def find_rule(steps: StepsSpec, default: str) -> StepRule:
         f"steps={steps!r} is not known. Choose 'auto', {', '.join(map(repr, STEP_RULES))}, or give a callable "
         "(step_text, token_text) -> bool."
     )
+
+
+def _check_takes_two_texts(rule: StepRule) -> None:
+    try:
+        signature = inspect.signature(rule)
+    except (TypeError, ValueError):  # some built-in functions do not say
+        return
+    try:
+        signature.bind("", "")
+    except TypeError as error:
+        raise InputError(
+            f"steps={rule!r} takes {signature} ({error}): a step rule is called as rule(step_text, token_text) and says "
+            "whether the token opens a step"
+        ) from error

@@ -49,6 +49,9 @@ def prompt_text(tokenizer: Tokenizer, prompt: Prompt) -> str:
     messages = request.get("messages")
     if not messages or not isinstance(messages, Sequence) or not all(map(_is_message, messages)):
         raise InputError(f"chat messages need a 'role' and a 'content' each; given: {shown(messages)}")
+    for message in messages:
+        if not isinstance(content := message.get("content"), str | list | tuple | None):
+            raise InputError(f"the content of a message is {shown(content)}: it must be a text, or a list of parts")
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(
             "the prompt is a list of messages, but the tokenizer has no chat template: give the prompt as the text "

@@ -46,6 +46,9 @@ _RARELY_LAST = _words(
     "etc al ph.d st inc ltd co corp dept univ ave blvd mt jr sr gen gov sen rep rev capt lt col sgt "
     "jan feb mar apr jun jul aug sep sept oct nov dec est ca incl esp misc avg ft lb lbs oz yd sq hr hrs"
 )
+_SPACED_ABBREVIATION = re.compile(
+    r"(?<!\w)(?:z\.\s?B|d\.\s?h|u\.\s?a|o\.\s?ä|i\.\s?e|e\.\s?g|p\.\s?ex|p\.\s?ej|c\.\s?-?\s?à\s?-?\s?d|т\.\s?[екнд])$"
+)
 _STARTERS = _words(
     "A After All Also Alternatively And Another Are As At Because But By Can Check Compute Consider Could Does Each "
     "Find First For From Given He Hence Her Here Hmm How However I If In Is It Its Let Maybe Moreover My Next Not Now "
@@ -278,11 +281,13 @@ def _period_ends(text: str, said: str) -> bool:
     if found is None:
         return True
     word = found[0]
-    if word in _NEVER_LAST or word.lower() in _NEVER_LAST:
+    if word in _NEVER_LAST or word.lower() in _NEVER_LAST or _SPACED_ABBREVIATION.search(text):
+        return False
+    first = _FIRST_WORD.match(said)
+    if first and len(word) == 1 and _SPACED_ABBREVIATION.search(f"{text}. {first[1]}"):
         return False
     initial = len(word) == 1 and word.isupper()
     if word.lower() in _RARELY_LAST or initial or (len(word) == 2 * word.count(".") + 1 > 1):
-        first = _FIRST_WORD.match(said)
         return first is not None and first[1] in _STARTERS
     return True
 

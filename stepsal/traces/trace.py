@@ -349,6 +349,22 @@ def check_made_with(tokenizer: Any, trace: Trace) -> None:
     )
 
 
+def has_plain_prompt(tokenizer: Any, trace: Trace) -> bool:
+    """Whether the prompt is a bare text, though the tokenizer has a chat template: it has no special token but a BOS.
+
+    >>> from stepsal import load_tokenizer
+    >>> tokenizer = load_tokenizer()
+    >>> traces = [Trace.from_text(tokenizer, prompt, "4.") for prompt in ("2+2?", "<｜User｜>2+2?")]
+    >>> [has_plain_prompt(tokenizer, trace) for trace in traces]
+    [True, False]
+    """
+    if not getattr(tokenizer, "chat_template", None) or trace.prompt_tokens is None:
+        return False
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    special = {*added, *getattr(tokenizer, "all_special_ids", ())} - {getattr(tokenizer, "bos_token_id", None)}
+    return special.isdisjoint(trace.tokens[: trace.prompt_tokens].tolist())
+
+
 def _all_pairs() -> list[tuple[str, str, str]]:
     return [(each.name, *pair) for each in find_formats("auto") for pair in each.markers]
 

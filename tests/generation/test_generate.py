@@ -57,6 +57,17 @@ def test_an_answer_ends_once_or_says_that_it_was_cut(reasoner, traces):
     assert len(cut.tokens) == cut.prompt_tokens + 3
 
 
+def test_a_prompt_that_begins_with_padding_is_refused(reasoner):
+    """A trace of it would leave that token out, and the model would have read it."""
+    tokenizer = reasoner.tokenizer
+    assert tokenizer.pad_token_id not in (None, tokenizer.bos_token_id)
+    with pytest.raises(InputError, match=r"prompt 1 begins with .*, the tokenizer's padding token"):
+        stream = stepsal.generation.generate.stream(
+            reasoner, [[20, 21], [tokenizer.pad_token_id, 20]], stepsal.generation.generate.Decoding(max_new_tokens=2)
+        )
+        next(stream)
+
+
 def test_no_room_in_the_context_is_said_before_any_work(reasoner):
     with pytest.raises(InputError, match=r"do not fit the model's context of 1024: use max_new_tokens=\d+ at most"):
         generate(reasoner, [PROBLEMS[0].messages], max_new_tokens=1000, progress=False)

@@ -129,7 +129,7 @@ def test_a_second_run_into_a_folder_is_refused_while_the_first_is_at_work(qwen2,
 
 
 def test_a_damaged_settings_file_is_named(qwen2, tmp_path):
-    for content in (b"{", b"[1]", b"\xff{}"):
+    for content in (b"{", b"[1]", b"\xff{}", b"{}"):
         (tmp_path / "saliency.json").write_bytes(content)
         with pytest.raises(FileError, match=r"saliency\.json is damaged"):
             save(qwen2, some_traces(1), tmp_path)

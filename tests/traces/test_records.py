@@ -356,6 +356,10 @@ BAD = {
     "a response alone": ({"choices": [{"message": {"content": "4"}}]}, "no 'prompt'.*found .*'content'"),
     "a request alone": ({"custom_id": "a", "body": {"messages": QUESTION}}, "no line of these files is the response"),
     "an image": ({"prompt": [{"role": "user", "content": [IMAGE]}], "response": "4"}, "does not write this part"),
+    "a number": (
+        {"prompt": [{"role": "user", "content": 4}], "response": "4"},
+        "content of a message is 4: it must be a text",
+    ),
     "an image said": ({"prompt": QUESTION, "content": [IMAGE]}, "a response's content is text or thinking"),
     "prompts": ({"request": {"prompt": ["Q", "R"]}, "response": {"choices": [{"text": "A"}]}}, "of several prompts"),
     "a tool without messages": ({"prompt": "Q", "tool_calls": [CALL]}, "how the model wrote that is not known"),

@@ -382,6 +382,12 @@ def test_paragraphs_begin_after_a_blank_line(pieces, steps):
             }.items()
             for short in abbreviations.split()
         ),
+        *(
+            ((f"This is said, {first}.", f" {second}.", " drei"), [f"This is said, {first}.| {second}.| drei"])
+            for first, second in ("zB", "dh", ("i", "e"), ("e", "g"), ("p", "ex"), "те")
+        ),
+        (("This is said, c.-à-d.", " trois"), ["This is said, c.-à-d.| trois"]),
+        (("We solve it for z.", " But", " B"), ["We solve it for z.", " But| B"]),
         (("The plank has a length of 5 ft.", " and"), ["The plank has a length of 5 ft.| and"]),
         (("It is shown in Fig.", " 3", ".", " Then"), ["It is shown in Fig.| 3|.", " Then"]),
         (("So we choose answer B.", " Let", " us"), ["So we choose answer B.", " Let| us"]),
@@ -517,6 +523,12 @@ def test_a_callable_is_asked_for_text_in_a_step_that_has_text():
 
     assert split("<think>", "\n", "A", " ", "Wait", "b", steps=wait) == ["q: <think>", "t: \n|A| ", "t: Wait|b"]
     assert asked == [("\nA ", "Wait"), ("Wait", "b")]
+
+
+@pytest.mark.parametrize("rule", [lambda: True, lambda text: True, lambda text, token, more: True])
+def test_a_callable_that_does_not_take_two_texts_is_refused(rule):
+    with pytest.raises(InputError, match=r"a step rule is called as rule\(step_text, token_text\)"):
+        split("<think>", "A", "b", steps=rule)
 
 
 def test_the_closing_marker_forms_no_step_of_its_own():
