@@ -19,7 +19,7 @@ def execute(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
         notebook,
-        timeout=600,
+        timeout=3600,
         record_timing=False,
         store_widget_state=False,
         coalesce_streams=True,
