@@ -18,6 +18,8 @@ MODELS = {
     "smollm2": "real/SmolLM2-135M-Instruct.Q4_1.gguf",
     "qwen": "real/qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
 }
+WRONG = {"smollm2": 100, "qwen": 50}
+"""How many wrong answers are read, beside all right ones."""
 R1_TRACES = "experiments/r1_traces/r1_distill_qwen_14b.jsonl"
 STUDIED = {
     "loss": "",
@@ -52,7 +54,14 @@ def commands() -> list[tuple[str, str]]:
         generate = f"stepsal generate OUT/problems.jsonl --model {model} --format think"
         listed += [
             (f"{name}-answers", f"{generate} --max-new-tokens 220 --batch-size 40 --out OUT/{name}.jsonl"),
-            (f"{name}-own-maps", f"stepsal saliency OUT/{name}.jsonl --model {model} --out OUT/study/{name}/loss"),
+            (
+                f"{name}-own-sample",
+                f"python -m experiments.right_and_wrong OUT/{name}.jsonl --wrong {WRONG[name]} --out OUT/{name}_sample.jsonl",
+            ),
+            (
+                f"{name}-own-maps",
+                f"stepsal saliency OUT/{name}_sample.jsonl --model {model} --out OUT/study/{name}/loss",
+            ),
             (f"{name}-own", f"stepsal compare OUT/study/{name}/loss --markdown"),
             (f"{name}-r1-maps", f"stepsal saliency {R1_TRACES} --model {model} --out OUT/{name}-r1"),
             (f"{name}-r1", f"stepsal compare OUT/{name}-r1 --markdown"),
@@ -60,7 +69,7 @@ def commands() -> list[tuple[str, str]]:
         ]
     listed += [("bundled-answers", "stepsal generate 120 --out OUT/bundled.jsonl")]
     for name, model in (("bundled", "bundled"), *MODELS.items()):
-        listed += study(name, f"OUT/{name}.jsonl", model)
+        listed += study(name, f"OUT/{name}.jsonl" if name == "bundled" else f"OUT/{name}_sample.jsonl", model)
     folders = " ".join(f"{name}=OUT/study/{name}" for name in ("bundled", *MODELS))
     listed.append(("which-map", f"python -m experiments.which_map {folders}"))
     for name, model in MODELS.items():

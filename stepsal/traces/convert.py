@@ -98,7 +98,8 @@ def convert_traces(
             file.writelines(line + b"\n" for line in lines)
     elif not unread:
         raise InputError(f"there is no line in {', '.join(map(str, paths))}: give one JSON object a line")
-    return Conversion(out, *counts.values(), tuple(unread))
+    written, lossy, rebuilt, plain = counts.values()
+    return Conversion(out, written, lossy, rebuilt, plain, tuple(unread))
 
 
 def _lines(
