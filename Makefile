@@ -9,7 +9,7 @@ FIGURE_PROBLEMS := 800
 WORKERS := -n auto --maxprocesses 4
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS)
 
-.PHONY: demo figures sweeps test test-slow test-tl3 test-transformers-latest real test-real real-results support lint format bench clean
+.PHONY: demo figures sweeps test test-slow test-tl3 test-transformers-latest real test-real real-results support docs notebooks lint format bench clean
 
 demo: $(STAMP)  ## step maps of the bundled reasoner's right and wrong traces -> demo/
 	$(BIN)/stepsal demo --out demo
@@ -59,6 +59,12 @@ real-results: real  ## docs/real_models.md: every table of it, from the real mod
 
 support: $(STAMP)  ## docs/support.md's table: every family through the conformance suite (about 5 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/conformance.py
+
+notebooks: $(STAMP)  ## execute the notebooks in place, but for the fifth, which needs TransformerLens 3.9 (about 10 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python notebooks/execute.py 01 02 03 03b 04 06
+
+docs: $(STAMP)  ## the documentation site -> build/site; a link that leads nowhere stops it (about a minute, no network)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(STAMP)  ## style, types, and which folder may import which
 	$(BIN)/ruff check

@@ -128,8 +128,8 @@ def plant_rows(
             cells += ["", "", ""]
         else:
             back = "" if name == "intact" else f"{(right[name].sum() - right['planted'].sum()) / max(1, lost):.0%}"
-            interval_of_difference = f"{compared.low:+.1%} to {compared.high:+.1%}"
-            cells += [f"{compared.difference:+.1%} ({interval_of_difference})", f"{compared.p:.2g}", back]
+            low, difference, high = (100 * value for value in (compared.low, compared.difference, compared.high))
+            cells += [f"{difference:+.1f} ({low:+.1f} to {high:+.1f})", f"{compared.p:.2g}", back]
         mean = np.mean([level(diagnosis, plant.metric, plant.layers) for diagnosis in diagnoses[setting]])
         cells.append(f"{LABELS[plant.metric]} {mean:.3f}")
         verdicts = [
@@ -224,7 +224,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--maps", type=int, default=24, help="answers whose step maps are read under each setting")
     options = parser.parse_args(arguments)
     planted, moved = measure(stepsal.load_model(), options.out, options.problems, options.validation, options.maps)
-    heads = ["planted failure", "setting", "right", "difference to planted (95 %)", "p", "won back", "metric"]
+    heads = ["planted failure", "setting", "right", "difference to planted (95 %), points", "p", "won back", "metric"]
     heads += ["diagnosis names it"]
     text = markdown_table(heads, planted) + "\n\n"
     text += markdown_table(["intervention, layers", "metric", "answers", "before", "change (95 %)"], moved) + "\n"

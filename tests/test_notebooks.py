@@ -30,5 +30,17 @@ def test_the_notebook_runs(path):
     assert not any(output.get("name") == "stderr" and "Warning" in output.text for cell in outputs for output in cell)
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+def test_what_a_notebook_shows_needs_no_kernel(path):
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert outputs
+    assert "widgets" not in notebook.metadata
+    assert not any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs)
+    assert not any(output.get("name") == "stderr" or output.output_type == "error" for output in outputs)
+
+
 def test_there_are_notebooks():
-    assert len(NOTEBOOKS) == 6
+    assert len(NOTEBOOKS) == 7

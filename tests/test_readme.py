@@ -8,12 +8,21 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "stepsal/reasoner/README.md", *ROOT.glob("docs/*.md")]
+OTHERS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "stepsal/reasoner/README.md")
+PAGES = [*(ROOT / name for name in OTHERS), *ROOT.glob("docs/*.md")]
 
 
 @pytest.fixture(params=PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def page(request):
     return request.param
+
+
+@pytest.mark.parametrize("name", ["own_model", "per_head_ablation"])
+def test_the_python_of_a_how_to_page_runs_as_pasted(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / f"docs/{name}.md").read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(block, f"{name}.md", "exec"), names)
 
 
 def test_the_readmes_python_runs_as_pasted(tmp_path, monkeypatch, capsys):

@@ -63,8 +63,8 @@ class Paired:
 
     def __str__(self) -> str:
         return (
-            f"{self.n} problems: {self.baseline:.1%} -> {self.treated:.1%} ({self.difference:+.1%}, 95 % {self.low:+.1%} to "
-            f"{self.high:+.1%}; {self.gained} gained, {self.lost} lost, p {self.p:.2g})"
+            f"{self.n} problems: {self.baseline:.1%} -> {self.treated:.1%} ({100 * self.difference:+.1f} points, 95 % "
+            f"{100 * self.low:+.1f} to {100 * self.high:+.1f}; {self.gained} gained, {self.lost} lost, p {self.p:.2g})"
         )
 
 
@@ -75,7 +75,7 @@ def paired(baseline: Outcomes, treated: Outcomes) -> Paired:
         InputError: there is no problem, the shapes differ, or a value is not true or false.
 
     >>> print(paired([True, False, False, False, True, True], [True, True, True, True, True, False]))
-    6 problems: 50.0% -> 83.3% (+33.3%, 95 % -31.1% to +75.4%; 3 gained, 1 lost, p 0.62)
+    6 problems: 50.0% -> 83.3% (+33.3 points, 95 % -31.1 to +75.4; 3 gained, 1 lost, p 0.62)
     """
     before, after = _outcomes("baseline", baseline), _outcomes("treated", treated)
     if before.shape != after.shape:

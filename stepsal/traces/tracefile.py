@@ -256,7 +256,9 @@ def _parts(path: str | Path) -> Iterator[Part]:
 def _checked(
     path: str | Path, found: Sequence[Mapping[str, Any]], on_error: str
 ) -> tuple[list[_Place], list[TraceFacts], int]:
-    """The places and facts of the traces, and how many have a plain prompt. Raises, or warns of, what is no trace, and of names that are there twice."""
+    """The places and facts of the traces, and how many have a plain prompt. Raises, or warns of, what is no trace, and of
+    names that are there twice.
+    """
     plain = 0
     places, facts, lines, wrong = list[_Place](), list[TraceFacts](), dict[str, int](), list[tuple[int, Exception]]()
     for each in found:
