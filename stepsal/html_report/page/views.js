@@ -1,0 +1,44 @@
+// What a map can show: values of a lower triangle, with the colours and the words for them.
+//   values, unit      the numbers, and how they are written
+//   level(value)      where a value is on the colour scale, 0 to 1
+//   ramp              the colours of that scale
+//   ticks, caption    what stands below the scale
+const VIRIDIS = ramp("440154 481a6c 472f7d 414487 39568c 31688e 2a788e 23888e 1f988b 22a884 35b779 54c568 7ad151 a5db36 d2e21b fde725");
+const CAPTIONS = { density: "influence per token pair", share: "share of the row's influence" };
+
+function ramp(hexes) {
+  return hexes.split(" ").map((hex) => [0, 2, 4].map((start) => parseInt(hex.slice(start, start + 2), 16)));
+}
+
+function colour(colours, part) {
+  const place = part * (colours.length - 1), low = Math.min(Math.floor(place), colours.length - 2);
+  return `rgb(${colours[low].map((a, i) => Math.round(a + (colours[low + 1][i] - a) * (place - low)))})`;
+}
+
+// The ends of a logarithmic scale. It is that of the thinking and the summary: the question was given, and its own row may be
+// far larger.
+function endsOf(pairs) {
+  const parts = pairs.map(([values, steps]) => {
+    const answer = steps.findIndex(([segment]) => segment !== "question");
+    const rows = answer > 0 ? values.subarray(at(answer, 0)) : values;
+    return rows.some((value) => value > 0) ? rows : values;
+  });
+  const top = Math.max(...parts.map((part) => part.reduce((a, b) => (b > a ? b : a), 0)));
+  const least = Math.min(...parts.map((part) => part.reduce((a, b) => (b > 0 && b < a ? b : a), top)));
+  return { top, low: Math.max(least, top / 1000) };
+}
+
+function logarithmicView(values, unit, caption, { low, top }) {
+  const level = (value) => {
+    if (low === top) return value < top ? 0 : 1;
+    return value <= low ? 0 : value >= top ? 1 : Math.log(value / low) / Math.log(top / low);
+  };
+  const parts = top === 0 ? [] : low === top ? [1] : [0, 1 / 3, 2 / 3, 1];
+  const ticks = parts.map((part) => [part, (part ? "" : "≤ ") + format(low * (top / low) ** part, unit, 2)]);
+  return { values, unit, level, ramp: VIRIDIS, ticks, caption: top > 0 ? caption : "no positive value in this view" };
+}
+
+function influenceView(side, ends) {
+  const measure = $("measure").value;
+  return logarithmicView(side.numbers[measure], measure, CAPTIONS[measure], ends);
+}
