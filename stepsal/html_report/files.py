@@ -29,7 +29,8 @@ PAGE_LIMIT = 50_000_000
 
 _PAGE = Path(__file__).parent / "page"
 _SCRIPTS = (
-    *("state", "numbers", "views", "pens", "maps", "pointer", "steps", "depth", "run", "list", "save", "address"),
+    *("state", "numbers", "views", "pens", "maps", "pointer", "steps", "depth", "run", "list", "save", "beside"),
+    "address",
     "page",
 )
 """The parts of the page's script, in the order in which they are put together."""

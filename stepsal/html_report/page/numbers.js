@@ -39,9 +39,12 @@ function scientific(value, digits) {
   return `${mantissa.replace("-", "−")} × 10${raised.join("")}`;
 }
 
+const signed = (write) => (value, digits) => (value > 0 ? "+" : value < 0 ? "−" : "") + write(Math.abs(value), digits);
 const FORMATS = {
   share: (value, digits) => (value > 0 && value < 0.0001 ? "< 0.01 %" : `${Number((100 * value).toPrecision(digits))} %`),
   density: scientific,
+  "share difference": signed((value, digits) => `${Number((100 * value).toPrecision(digits))} points`),
+  "density difference": signed(scientific),
 };
 
 function format(value, unit = $("measure").value, digits = 3) {

@@ -29,37 +29,35 @@ function fill(select, options, value) {
 }
 
 function showTraces(trace, other, said) {
-  const { layers, bands, heads, steps } = trace, changed = trace !== left.trace, before = right.trace;
-  const span = (list) => (list.length > 1 ? `${list[0]}–${list.at(-1)}` : String(list[0]));
+  const { layers, bands, heads, steps } = trace, changed = trace !== left.trace;
+  const besides = right.trace, span = (list) => (list.length > 1 ? `${list[0]}–${list.at(-1)}` : String(list[0]));
   fill($("layer"), [["all", `mean of all ${layers.length}`],
     ...Object.entries(bands).map(([name, held]) => [name, `mean of ${name}, ${span(held)}`]),
     ...layers.map((layer) => [String(layer), String(layer)])], said.get("layer"));
   fill($("head"), heads.map((head, i) => [i ? head : "mean", head]), said.get("head"));
   fill($("measure"), [["share", "share"], ["density", "density"]], said.get("measure"));
+  fill($("beside"), kindsBeside(), said.get("beside"));
+  $("beside-label").hidden = $("beside").length === 1;
+  state.beside = other ? $("beside").value : "";
   Object.assign(left, { trace, hover: null });
   if (changed) {
     Object.assign(left, { selected: null, cursor: [0, 0] });
-    state.zoom = { span: 1, row: 0, column: 0 };
+    showWhole();
     left.map.ariaLabel = `Step map of ${trace.name}, ${steps.length} steps`;
     $("loss").textContent = `${(50 * Math.expm1(trace.scale[1])).toFixed(3)} %`;
     showSteps(left);
     markListed();
   }
-  showViews();
+  left.numbers = numbersOf(trace);
+  showBeside(other, other !== besides);
   if (changed) left.cursor = strongest(left);
   const step = said.has("step") ? Number(said.get("step")) : null;
   left.selected = Number.isInteger(step) && step < steps.length ? step : null;
+  if (linked()) Object.assign(right, { selected: left.selected, cursor: left.cursor });
   lookAt(state.zoom.span, state.zoom.row, state.zoom.column);
-  showSelection(left);
+  for (const side of sides) if (side.trace) showSelection(side);
   if (changed && left.selected !== null) reveal(left, left.selected);
   showDepth();
-}
-
-function showViews() {
-  left.numbers = numbersOf(left.trace);
-  const measure = $("measure").value;
-  left.view = influenceView(left, endsOf([[left.numbers[measure], left.trace.steps]]));
-  left.mapTitle.textContent = "Who reads whom";
 }
 
 function strongest({ view, trace }) {
@@ -68,10 +66,6 @@ function strongest({ view, trace }) {
     for (let key = 0; key < query; key++)
       if (view.values[at(query, key)] > (view.values[at(...best)] || 0)) best = [query, key];
   return best;
-}
-
-function withOther(beside, name, trace, then) {
-  then(null);
 }
 
 // --- theme -----------------------------------------------------------------------------------------------------------
@@ -100,7 +94,7 @@ $("about").textContent = [...["model", "objective", "rule", "score"].filter((key
 `${index.traces.length} trace${index.traces.length === 1 ? "" : "s"}`].join(" · ");
 build(left, "left");
 build(right, "right");
-right.maps.hidden = right.texts.hidden = true;
+fill($("with"), order.map((number) => [index.traces[number].name, index.traces[number].name]));
 showRun();
 listenToList();
 showList();

@@ -44,9 +44,11 @@ function showTip(side) {
 }
 
 function valuesAt(side, query, key) {
-  const cell = at(query, key), { share, density } = side.numbers;
-  return [el("b", {}, format(share[cell], "share")), " of the row’s influence", el("br"),
-    el("b", {}, format(density[cell], "density")), " per token pair"];
+  const cell = at(query, key), measure = $("measure").value, lines = [];
+  if (side === right && state.beside === "difference")
+    lines.push([right.view.values[cell], right.view.unit, ` of ${measure}`], ...sides.map(({ numbers, trace }) => [numbers[measure][cell], measure, ` in ${trace.name}`]));
+  else lines.push([side.numbers.share[cell], "share", " of the row’s influence"], [side.numbers.density[cell], "density", " per token pair"]);
+  return lines.flatMap(([value, unit, words]) => [el("b", {}, format(value, unit)), words, el("br")]);
 }
 
 // --- select and move -------------------------------------------------------------------------------------------------

@@ -23,6 +23,10 @@ const SAVERS = {
 };
 
 function columnsOf(side) {
+  if (side === right && state.beside === "difference") {
+    const measure = $("measure").value;
+    return { [measure]: left.numbers[measure], [`other_${measure}`]: right.numbers[measure], difference: right.view.values };
+  }
   return { share: side.numbers.share, density: side.numbers.density };
 }
 

@@ -34,7 +34,7 @@ function select(side, step, scroll = false) {
 
 function reveal(side, step) {
   const item = side.list.querySelector(`li.step[data-step="${step}"]`), { list } = side;
-  if (item.offsetTop < list.scrollTop || item.offsetTop + item.offsetHeight > list.scrollTop + list.clientHeight)
+  if (item && (item.offsetTop < list.scrollTop || item.offsetTop + item.offsetHeight > list.scrollTop + list.clientHeight))
     list.scrollTop = item.offsetTop - list.clientHeight / 3;
 }
 

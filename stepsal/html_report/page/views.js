@@ -38,6 +38,24 @@ function logarithmicView(values, unit, caption, { low, top }) {
   return { values, unit, level, ramp: VIRIDIS, ticks, caption: top > 0 ? caption : "no positive value in this view" };
 }
 
+// A difference: white, or black, where there is none. The colours go by its square root, so that small ones show, too.
+const DIVERGING = {
+  light: ramp("053061 2166ac 4393c3 92c5de d1e5f0 f7f7f7 fddbc7 f4a582 d6604d b2182b 67001f"),
+  dark: ramp("9ecbff 5ea3ea 3c7cc4 2a5487 1f3350 1c2027 512a22 8a3d2c c35a3f f0876a ffc0aa"),
+};
+
+function divergingView(values, unit, caption, steps) {
+  const answer = steps.findIndex(([segment]) => segment !== "question"), rows = values.subarray(at(Math.max(answer, 0), 0));
+  const top = rows.reduce((a, b) => (Math.abs(b) > a ? Math.abs(b) : a), 0);
+  return signedView(values, unit, caption, top, top ? [-1, -0.25, 0, 0.25, 1].map((part) => part * top) : [0]);
+}
+
+function signedView(values, unit, caption, top, marks) {
+  const level = (value) => top === 0 ? 0.5 : 0.5 + 0.5 * Math.sign(value) * Math.sqrt(Math.min(Math.abs(value) / top, 1));
+  const ticks = marks.map((value) => [level(value), format(value, unit, 2)]);
+  return { values, unit, level, get ramp() { return DIVERGING[dark() ? "dark" : "light"]; }, ticks, caption };
+}
+
 function influenceView(side, ends) {
   const measure = $("measure").value;
   return logarithmicView(side.numbers[measure], measure, CAPTIONS[measure], ends);
