@@ -5,6 +5,7 @@ In: a map, and the heads to show one by one. Out: two dictionaries that JSON can
 1. Of each map the mean over heads is kept, and the single heads asked for: the lower triangle of `mass`, and `pairs`. The
    page computes densities and shares from them, the depth profiles come from `stepsal.diagnose`.
 2. Mass is stored on a logarithmic scale of 16 bits (`quantise`), off by 0.1 % at most. The page says so.
+3. Of a knockout of the trace `kl` is kept, in float32: what each later step loses without an earlier one.
 """
 
 import base64
@@ -18,6 +19,8 @@ from einops import rearrange
 from jaxtyping import Float, UInt16
 from torch import Tensor
 
+from stepsal.causality.folder import KnockoutFile
+from stepsal.causality.knockout import Knockout
 from stepsal.diagnosis.diagnosis import diagnose, model_layers
 from stepsal.diagnosis.folder import diagnose_loaded
 from stepsal.diagnosis.metrics import METRICS
@@ -58,7 +61,9 @@ def quantise(
     return codes, low, step
 
 
-def numbers_of(given: StepMap | StepMapFile, heads: list[int], name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def numbers_of(
+    given: StepMap | StepMapFile, heads: list[int], name: str, knockout: Knockout | KnockoutFile | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the page needs to show a map under this name, and the entry that lists it. Raises `InputError` for a signed map."""
     stepmap = loaded(given)
     if (stepmap.mass < 0).any():
@@ -104,22 +109,28 @@ def numbers_of(given: StepMap | StepMapFile, heads: list[int], name: str) -> tup
             }
             for verdict in diagnosis.verdicts
         ],
+        "knockout": None,
     }
+    if knockout is not None:
+        held = knockout.load() if isinstance(knockout, KnockoutFile) else knockout
+        kl = held.kl.detach().cpu().float()[row, column]
+        shown["knockout"] = {"mode": str(held.meta.get("mode", "")), "kl": as_base64(kl.numpy(), "<f4")}
     entry = {
         "name": name,
         "correct": stepmap.meta.get("correct"),
         "steps": n,
         "tokens": tokens,
         "verdicts": [verdict.found for verdict in diagnosis.verdicts],
+        "knockout": knockout is not None,
     }
     return shown, entry
 
 
-def bytes_of(given: StepMap | StepMapFile, heads: int) -> int:
+def bytes_of(given: StepMap | StepMapFile, heads: int, knockout: bool) -> int:
     """About how many bytes a map takes in the page with this many single heads, told without reading it."""
     n = len(given.steps)
     cells = n * (n + 1) // 2
-    numbers = cells * (2 * len(given.layers) * (1 + heads) + 4)
+    numbers = cells * (2 * len(given.layers) * (1 + heads) + 4 + 4 * knockout)
     return numbers * 4 // 3 + sum(len(as_json(step.text)) + 20 for step in given.steps)
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from stepsal.causality.folder import KnockoutFile
+from stepsal.causality.knockout import Knockout
 from stepsal.checks import checked, instance, path, several
 from stepsal.errors import InputError
 from stepsal.html_report.files import PAGE_LIMIT, write_report
@@ -21,6 +23,7 @@ from stepsal.saliency.stepmapfile import StepMapFile, heads_of
     path=path,
     stepmaps=maps,
     heads=several(int, "a list of heads", "Of one head make a list, [0].", optional=True),
+    knockouts=several((Knockout, KnockoutFile), "a list of knockouts", "Of one knockout make a list, [knockout]."),
     title=instance(str, "the heading of the page", "Leave it out to take it from the maps.", optional=True),
 )
 def report(
@@ -28,6 +31,7 @@ def report(
     stepmaps: Sequence[StepMap | StepMapFile],
     *,
     heads: Sequence[int] | None = None,
+    knockouts: Sequence[Knockout | KnockoutFile] = (),
     title: str | None = None,
 ) -> Path:
     """Write step maps as one self-contained HTML page, and return its path.
@@ -42,10 +46,13 @@ def report(
         stepmaps: the maps (`layer head query_step key_step`), one per trace, of a rule without signs.
         heads: heads to embed beside the mean of all; each adds as much to the file as the mean does (0.8 MB for 150 steps
             and 28 layers).
+        knockouts: knockouts of these traces (`stepsal.step_knockout`), which the page puts beside the maps. A trace may have
+            none.
         title: the page's heading. None names the model and the folder of the maps, as far as the maps say them.
 
     Raises:
-        InputError: no maps, a head that a map does not hold, a map with signed influence.
+        InputError: no maps, a head that a map does not hold, a map with signed influence, a knockout of another trace or of
+            other steps.
         FileError: the file cannot be written.
 
     >>> import tempfile
@@ -62,13 +69,45 @@ def report(
     for name, stepmap in zip(names, stepmaps, strict=True):
         _check_heads(stepmap, chosen, name)
 
-    def numbers() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        for name, stepmap in zip(names, stepmaps, strict=True):
-            yield numbers_of(stepmap, chosen, name)
+    matching = _matching(stepmaps, knockouts)
 
-    size = sum(bytes_of(stepmap, len(chosen)) for stepmap in stepmaps)
+    def numbers() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        for name, stepmap, knockout in zip(names, stepmaps, matching, strict=True):
+            yield numbers_of(stepmap, chosen, name, knockout)
+
+    pairs = zip(stepmaps, matching, strict=True)
+    size = sum(bytes_of(stepmap, len(chosen), knockout is not None) for stepmap, knockout in pairs)
     write_report(Path(path), title or _title(stepmaps), numbers(), beside=size > PAGE_LIMIT)
     return Path(path)
+
+
+def _matching(
+    stepmaps: Sequence[StepMap | StepMapFile], knockouts: Sequence[Knockout | KnockoutFile]
+) -> list[Knockout | KnockoutFile | None]:
+    """The knockout of each map's trace, or None. Raises `InputError` for a knockout that no map goes with."""
+    by_trace: dict[str, Knockout | KnockoutFile] = {}
+    for knockout in knockouts:
+        trace = knockout.meta.get("trace", "")
+        if trace in by_trace:
+            raise InputError(f"two knockouts are of trace {trace!r}: give one knockout of each trace")
+        by_trace[trace] = knockout
+    matching: list[Knockout | KnockoutFile | None] = []
+    for stepmap in stepmaps:
+        found = by_trace.get(stepmap.meta.get("trace", ""))
+        matching.append(found if found is not None and found.steps == stepmap.steps else None)
+    of_other_steps = by_trace.keys() - {found.meta.get("trace", "") for found in matching if found is not None}
+    for stepmap in stepmaps:
+        if (trace := stepmap.meta.get("trace", "")) in of_other_steps:
+            raise InputError(
+                f"the step map and the knockout of trace {trace!r} have other steps ({len(stepmap.steps)} and "
+                f"{len(by_trace[trace].steps)}): make both from the same trace"
+            )
+    if of_other_steps:
+        raise InputError(
+            f"the knockout of trace {min(of_other_steps)!r} has no step map in the report: give that map, or leave the "
+            "knockout out"
+        )
+    return matching
 
 
 def _title(stepmaps: Sequence[StepMap | StepMapFile]) -> str:

@@ -33,12 +33,16 @@ class Run:
     def about(self) -> dict[str, Any]:
         """What all maps say alike of how they were made."""
         first, *others = (shown["about"] for shown in self._shown)
-        return {key: value for key, value in first.items() if all(key in each and each[key] == value for each in others)}
+        return {
+            key: value for key, value in first.items() if all(key in each and each[key] == value for each in others)
+        }
 
     def summary(self) -> dict[str, Any]:
         """The groups, the accuracy, the verdicts by group and the profiles by group."""
-        groups = {name: [index for index, entry in enumerate(self.entries) if entry["correct"] is grade]
-                  for name, grade in _GROUPS.items()}
+        groups = {
+            name: [index for index, entry in enumerate(self.entries) if entry["correct"] is grade]
+            for name, grade in _GROUPS.items()
+        }
         groups = {name: members for name, members in groups.items() if members}
         right, wrong = (len(groups.get(name, ())) for name in ("right", "wrong"))
         layers = self._shown[0]["layers"]
@@ -50,8 +54,10 @@ class Run:
                 {
                     "failure": verdict["failure"],
                     "counts": [
-                        [sum(self.entries[member]["verdicts"][index] is found for member in members)
-                         for found in (True, False, None)]
+                        [
+                            sum(self.entries[member]["verdicts"][index] is found for member in members)
+                            for found in (True, False, None)
+                        ]
                         for members in groups.values()
                     ],
                 }

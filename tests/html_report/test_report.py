@@ -21,6 +21,8 @@ from stepsal.html_report.numbers import quantise
 from stepsal.html_report.report import report
 
 SEGMENTS, SIZES = "qtttts", [5, 3, 2, 4, 3, 6]
+
+
 def embedded(path) -> dict:
     """The index of a page, and under `maps` what it has of each trace."""
     page = path.read_text("utf-8")

@@ -32,7 +32,7 @@ function showAddress() {
   shownAddress = now;
   notice("");
   const said = address(), wanted = said.get("trace"), beside = said.get("beside") ?? "";
-  const number = named(wanted) ?? left.trace?.number ?? order[0];
+  const number = named(wanted) ?? order[0];
   if (wanted !== null && named(wanted) === null) notice(`This report holds no trace ${wanted}.`);
   withTrace(number, (trace) => {
     if (shownAddress === now) withOther(beside, said.get("with"), trace, (other) => shownAddress === now && showTraces(trace, other, said));

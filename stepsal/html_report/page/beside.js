@@ -1,12 +1,14 @@
-// What is beside the map: another trace, or by how much it differs. Both maps have the same layer, head and measure.
+// What is beside the map: another trace, by how much it differs, or the trace's knockout. Both maps have the same layer, head and measure.
 function kindsBeside() {
   const kinds = [["", "nothing"]];
   if (index.traces.length > 1) kinds.push(["trace", "another trace"], ["difference", "difference to another trace"]);
+  if (index.traces.some(({ knockout }) => knockout)) kinds.push(["knockout", "knockout"], ["ranks", "knockout against map"]);
   return kinds;
 }
 
 function withOther(beside, name, trace, then) { // the trace beside this one, or null
   if (!kindsBeside().some(([kind]) => kind === beside) || beside === "") return then(null);
+  if (beside === "knockout" || beside === "ranks") return then(trace);
   if (name !== null && named(name) === null) notice(`This report holds no trace ${name}.`);
   withTrace(named(name) ?? counterpart(trace.number), then);
 }
@@ -50,6 +52,8 @@ function showBeside(other, changed) {
 }
 
 const BESIDE = {
+  knockout: knockoutBeside,
+  ranks: knockoutBeside,
   trace(measure) {
     if (!right.numbers) return { title: right.trace.name, message: `The map of ${right.trace.name} does not hold these layers or this head.` };
     return { title: right.trace.name, ends: [right.numbers[measure], right.trace.steps] };

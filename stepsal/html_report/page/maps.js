@@ -106,6 +106,7 @@ function drawOver(side) {
     pen.frame(x(a) - out, y(a) - out, cell + 2 * out, y(n) - y(a) + 2 * out, themed("by"), line);
     pen.frame(x(0) - out, y(a) - out, x(b) - x(0) + 2 * out, cell + 2 * out, themed("from"), line);
   }
+  markDisagreement(side, pen);
   const [query, key] = side.hover ?? side.cursor, grow = Math.max(0, 7 - cell) / 2, wide = cell + 2 * grow;
   pen.frame(x(key) - grow, y(query) - grow, wide, wide, "#000", 4);
   pen.frame(x(key) - grow, y(query) - grow, wide, wide, "#fff", 2);

@@ -43,6 +43,8 @@ const signed = (write) => (value, digits) => (value > 0 ? "+" : value < 0 ? "−
 const FORMATS = {
   share: (value, digits) => (value > 0 && value < 0.0001 ? "< 0.01 %" : `${Number((100 * value).toPrecision(digits))} %`),
   density: scientific,
+  nats: (value, digits) => `${scientific(value, digits)} nats`,
+  ranks: signed((value, digits) => String(Number(value.toPrecision(Math.min(digits, 2))))),
   "share difference": signed((value, digits) => `${Number((100 * value).toPrecision(digits))} points`),
   "density difference": signed(scientific),
 };

@@ -77,6 +77,7 @@ function dark() {
 
 function showTheme() {
   $("theme").textContent = dark() ? "light" : "dark";
+  palette = {};
   $("theme").title = `Show the page in ${dark() ? "light" : "dark"} colours`;
   for (const side of sides) if (side.place) drawMap(side);
 }

@@ -2,20 +2,26 @@
 const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif";
 const probe = document.body.appendChild(el("span", { hidden: true }));
 
+let palette = {}; // emptied when the theme changes
+
 function themed(name) { // a colour of the style sheet, as it is in the theme of now
-  probe.style.color = `var(--${name})`;
-  return getComputedStyle(probe).color;
+  if (!(name in palette)) {
+    probe.style.color = `var(--${name})`;
+    palette[name] = getComputedStyle(probe).color;
+  }
+  return palette[name];
 }
 
 function canvasPen(canvas, width, height, ratio) {
   canvas.width = Math.round(width * ratio);
   canvas.height = Math.round(height * ratio);
-  const pen = canvas.getContext("2d"), hatched = pen.createPattern(hatchTile(), "repeat");
+  const pen = canvas.getContext("2d");
+  let hatched = null;
   const snap = (value) => Math.round(value * ratio) / ratio; // whole device pixels: no seams
   pen.scale(ratio, ratio);
   return {
     cell(x, y, x2, y2, fill) {
-      pen.fillStyle = fill ?? hatched;
+      pen.fillStyle = fill ?? (hatched ??= pen.createPattern(hatchTile(), "repeat"));
       pen.fillRect(snap(x), snap(y), snap(x2) - snap(x), snap(y2) - snap(y));
     },
     rect(x, y, width, height, fill) {

@@ -47,7 +47,12 @@ function valuesAt(side, query, key) {
   const cell = at(query, key), measure = $("measure").value, lines = [];
   if (side === right && state.beside === "difference")
     lines.push([right.view.values[cell], right.view.unit, ` of ${measure}`], ...sides.map(({ numbers, trace }) => [numbers[measure][cell], measure, ` in ${trace.name}`]));
-  else lines.push([side.numbers.share[cell], "share", " of the row’s influence"], [side.numbers.density[cell], "density", " per token pair"]);
+  else if (side === right && right.trace === left.trace) {
+    const { byKnockout, byMap, difference } = right.ranks, of = (rank) => (Number.isNaN(rank) ? "no rank" : `rank ${rank.toFixed(2)}`);
+    lines.push([lossesOf(right.trace)[cell], "nats", ` lost without it, ${of(byKnockout[cell])}`],
+      [right.numbers[measure][cell], measure, ` in the map, ${of(byMap[cell])}`]);
+    if (!Number.isNaN(difference[cell])) lines.push([difference[cell], "ranks", " knockout less map"]);
+  } else lines.push([side.numbers.share[cell], "share", " of the row’s influence"], [side.numbers.density[cell], "density", " per token pair"]);
   return lines.flatMap(([value, unit, words]) => [el("b", {}, format(value, unit)), words, el("br")]);
 }
 

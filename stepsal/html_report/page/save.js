@@ -27,12 +27,16 @@ function columnsOf(side) {
     const measure = $("measure").value;
     return { [measure]: left.numbers[measure], [`other_${measure}`]: right.numbers[measure], difference: right.view.values };
   }
+  if (side === right && right.trace === left.trace) {
+    const measure = $("measure").value, { byKnockout, byMap, difference } = right.ranks;
+    return { [measure]: right.numbers[measure], kl_nats: lossesOf(right.trace), rank_knockout: byKnockout, rank_map: byMap, difference };
+  }
   return { share: side.numbers.share, density: side.numbers.density };
 }
 
 function save(blob, side, ending) {
   const words = [side.trace.name, "layer", $("layer").value, "head", $("head").value, ...(ending === "csv" ? [] : [side.view.unit])];
-  const name = words.join(" ").replace(/[^\p{L}\p{N}.]+/gu, "-").replace(/^[-.]+/, "").slice(0, 100);
+  const name = words.join(" ").replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-/, "").slice(0, 100);
   const link = el("a", { href: URL.createObjectURL(blob), download: `${name}.${ending}` });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);

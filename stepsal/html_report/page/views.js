@@ -10,7 +10,14 @@ function ramp(hexes) {
   return hexes.split(" ").map((hex) => [0, 2, 4].map((start) => parseInt(hex.slice(start, start + 2), 16)));
 }
 
+const SHADES = 512, shades = new WeakMap(); // of a ramp: a long map has ten thousand cells
+
 function colour(colours, part) {
+  if (!shades.has(colours)) shades.set(colours, Array.from({ length: SHADES + 1 }, (_, i) => between(colours, i / SHADES)));
+  return shades.get(colours)[Math.round(part * SHADES)];
+}
+
+function between(colours, part) {
   const place = part * (colours.length - 1), low = Math.min(Math.floor(place), colours.length - 2);
   return `rgb(${colours[low].map((a, i) => Math.round(a + (colours[low + 1][i] - a) * (place - low)))})`;
 }
