@@ -19,14 +19,15 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from stepsal.files import atomic_path, exclusive_path
 from stepsal.html_report.numbers import as_json
 from stepsal.html_report.summary import Run
 
 PAGE_LIMIT = 50_000_000
-"""How many bytes of traces one page holds. A browser reads the whole of a page before it shows any of it: Chromium took 5 seconds
-of a core and 415 MB for 207 MB. And a page is something to send: few mail boxes take more than 50 MB."""
+"""How many bytes of traces one page holds. A browser reads the whole of a page before it shows any of it: Chromium took
+5 seconds of a core and 415 MB for 207 MB. And a page is something to send: few mail boxes take more than 50 MB."""
 
 _PAGE = Path(__file__).parent / "page"
 _SCRIPTS = (
@@ -92,7 +93,7 @@ def _data(title: str, maps: Numbers, folder: Path | None, written: list[str]) ->
             with atomic_path(folder / name) as temporary:
                 temporary.write_text(f"loadedTrace({number},{content});\n", encoding="ascii")
             written.append(name)
-            entry = entry | {"file": f"{folder.name}/{name}"}
+            entry = entry | {"file": f"{quote(folder.name)}/{name}"}
         run.add(shown, entry)
     index = {"title": title, "about": run.about(), "run": run.summary(), "traces": run.entries}
     yield f'<script type="application/json" id="data">{as_json(index)}</script>\n'

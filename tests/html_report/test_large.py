@@ -164,6 +164,15 @@ def test_no_script_runs_but_the_page_s_own_and_the_files_it_loads(browser, tmp_p
     page.close()
 
 
+def test_a_page_of_any_name_finds_its_files(browser, tmp_path, one_page_holds_little):
+    path = report(tmp_path / "50 % of é #1?.html", small_maps(20))
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    page.wait_for_function("left.trace !== null")
+    assert shown_trace(page) == "t0"
+    page.close()
+
+
 def test_a_file_that_is_gone_is_named(browser, tmp_path, one_page_holds_little):
     path = report(tmp_path / "a.html", small_maps(20))
     for each in (tmp_path / "a_files").iterdir():

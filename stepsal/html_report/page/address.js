@@ -9,7 +9,7 @@ function address() {
 
 function choose(changes) {
   const said = address();
-  said.set("trace", left.trace.name);
+  if (left.trace) said.set("trace", left.trace.name);
   for (const id of ["layer", "head", "measure"]) said.set(id, $(id).value);
   for (const [name, value] of Object.entries(changes)) value === null || value === "" ? said.delete(name) : said.set(name, value);
   if (!said.get("beside")) said.delete("with");
