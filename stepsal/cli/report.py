@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from stepsal.cli import options
-from stepsal.errors import InputError
 
 HELP = "one interactive HTML page of a folder's traces and step maps"
 
@@ -22,22 +21,21 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--heads", type=options.indices, help="heads to show one by one, such as 0,3 (default: only their mean)"
     )
-    parser.add_argument("--traces", nargs="+", metavar="ID", help="the traces to show (default: all)")
+    parser.add_argument(
+        "--trace", "--traces", nargs="+", dest="traces", metavar="ID", help="the traces to show (default: all)"
+    )
     options.add_quiet(parser)
     options.add_plugins(parser)
 
 
 def run(given: argparse.Namespace) -> None:
     from stepsal.html_report.report import report
-    from stepsal.saliency.folder import open_step_maps
+    from stepsal.saliency.folder import choose_traces, open_step_maps
 
     options.check_out(given.out or given.folder / "report.html")
     maps = open_step_maps(given.folder, progress=not given.quiet)
     if given.traces is not None:
-        ids = [stepmap.meta.get("trace") for stepmap in maps]
-        if missing := [wanted for wanted in given.traces if wanted not in ids]:
-            some = ", ".join(map(str, ids[:5])) + ", ..." * (len(ids) > 5)
-            raise InputError(f"there is no trace {missing[0]!r} in {given.folder}: it holds {some}")
-        maps = [stepmap for stepmap in maps if stepmap.meta.get("trace") in given.traces]
+        chosen = choose_traces(maps, given.traces, given.folder)
+        maps = [stepmap for stepmap in maps if stepmap in chosen]
     path = report(given.out or given.folder / "report.html", maps, heads=given.heads)
     print(f"{path}   {len(maps)} trace{'s' * (len(maps) != 1)}, {options.file_size(path)}; open it in a browser")
