@@ -146,7 +146,7 @@ def draw(groups: Groups, diagnoses: Mapping[str, Sequence[Diagnosis]]) -> Figure
             for name, (_, stepmap) in examples.items()
         ],
     )
-    profiles = right.subplots(2, 1, sharex=True)
+    profiles = list(right.subplots(2, 1, sharex=True))
     for ax, metric in zip(profiles, METRICS, strict=True):
         plot.depth_profile(diagnoses, metric=metric, ax=ax)
         ax.get_legend().remove()

@@ -161,7 +161,7 @@ def _causal(values: Float[Tensor, "query key"]) -> Float[Tensor, "query key"]:
     return values.masked_fill(torch.ones_like(values, dtype=torch.bool).triu(1), torch.nan)
 
 
-def _colour_bar(figure: Any, axes: Any, shown: Sequence[Tensor], label: str, **size: float) -> None:
+def _colour_bar(figure: Any, axes: Any, shown: Sequence[Tensor], label: str, **size: Any) -> None:
     """The colour bar of axes that share a scale, below them."""
     image = next(iter(np.ravel(axes))).images[0]
     colour_bar(figure, image, shown, ax=axes, label=label, location="bottom", **size)

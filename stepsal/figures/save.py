@@ -7,7 +7,7 @@ maps, `stepsal.figures.causality` that of a faithfulness check, `stepsal.figures
 
 import shlex
 from collections.abc import Callable, Sequence
-from functools import wraps
+from dataclasses import dataclass
 from glob import escape
 from inspect import signature
 from pathlib import Path
@@ -29,15 +29,18 @@ else:  # imported where used: it takes a while
     Figure = Any
 
 
-def _of_one_folder(name: str, draw: Callable[..., tuple[Figure, str]]) -> Callable[..., FigureOrTables]:
-    @wraps(draw)
-    def checked(folder: Path, second: Path | None, **options: Any) -> FigureOrTables:
-        if second is not None:
-            raise InputError(f"figure {name!r} takes one folder; given a second one, {second}")
-        figure, caption = draw(folder, **options)
-        return FigureOrTables(caption, figure)
+@dataclass(frozen=True)
+class OfOneFolder:
+    """A figure of one folder, called as those of two are: it refuses a second one."""
 
-    return checked
+    name: str
+    draw: Callable[..., tuple[Figure, str]]
+
+    def __call__(self, folder: Path, second: Path | None, **options: Any) -> FigureOrTables:
+        if second is not None:
+            raise InputError(f"figure {self.name!r} takes one folder; given a second one, {second}")
+        figure, caption = self.draw(folder, **options)
+        return FigureOrTables(caption, figure)
 
 
 FORMATS = ("png", "pdf", "svg")
@@ -45,11 +48,11 @@ FORMATS = ("png", "pdf", "svg")
 _TEXTS = ("md", "tex")
 
 FIGURES: dict[str, Callable[..., FigureOrTables]] = {
-    **{name: _of_one_folder(name, draw) for name, draw in (MAP_FIGURES | CHECK_FIGURES).items()},
+    **{name: OfOneFolder(name, draw) for name, draw in (MAP_FIGURES | CHECK_FIGURES).items()},
     **SWEEP_FIGURES,
-    "benchmark": _of_one_folder("benchmark", benchmark),
+    "benchmark": OfOneFolder("benchmark", benchmark),
 }
-"""What a folder (or two) of results is made into. The options of a figure are the keyword parameters of its function."""
+"""What a folder (or two) of results is made into. The options of a figure are the keyword parameters of what draws it."""
 TABLES = ("ablation",)
 """Those of `FIGURES` that are tables."""
 OPTIONS = {
@@ -69,7 +72,8 @@ def figures_with(option: str) -> list[str]:
     >>> figures_with("head")
     ['maps', 'before_after']
     """
-    return [name for name, draw in FIGURES.items() if option in signature(draw).parameters]
+    functions = {name: made.draw if isinstance(made, OfOneFolder) else made for name, made in FIGURES.items()}
+    return [name for name, function in functions.items() if option in signature(function).parameters]
 
 
 def save_figure(

@@ -166,7 +166,7 @@ def _with_effects(panels: Sequence[HeadPanel]) -> tuple[list[HeadPanel], list[tu
 
 def _columns(panel: HeadPanel) -> float:
     """The width of a panel, in cells."""
-    return max(2.0, panel.difference.shape[1] + (1.2 if np.isfinite(panel.alone).any() else 0))
+    return max(2.0, panel.difference.shape[1] + (1.2 if np.isfinite(panel.alone).any() else 0.0))
 
 
 def strength(folder: Path) -> FigureOrTables:
@@ -230,7 +230,7 @@ def compute(folder: Path, sampled: Path | None = None) -> FigureOrTables:
     table = costs(results)
     chosen, rest = _choose(results)
     shown = table[table["id"].isin([each.id for each in (results.baseline, *chosen)])]
-    figure = new_figure(0.17 * (len(shown) + len(votes) - 1) + 0.75)
+    figure = new_figure(0.17 * (len(shown) + len(votes)) + 0.75)
     plot.sweep_compute(shown, votes, ax=figure.subplots())
     caption = (
         "Accuracy, and on the right compute, of the settings and of self-consistency (a vote of k samples of the baseline, the "

@@ -205,8 +205,7 @@ def sweep_strengths(lines: Sequence[StrengthLine], *, ax: Axes | None = None) ->
 def sweep_compute(costs: DataFrame, votes: DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw the accuracy of settings, and of the baseline with more samples (self-consistency), with 95 % intervals.
 
-    Each has a row, with its compute on the right, in answers of the baseline. One sample of the baseline is not drawn: that is
-    the baseline itself, where it was sampled.
+    Each has a row, with its compute on the right, in answers of the baseline.
 
     Args:
         costs: the table that `stepsal.ablation.effects.costs(results)` returns.
@@ -218,9 +217,13 @@ def sweep_compute(costs: DataFrame, votes: DataFrame, *, ax: Axes | None = None)
         for row in costs.to_dict("records")
     ]
     rows += [
-        (f"vote of {row['k']}", COLOURS[4], "D", *(row[name] for name in _WITH_COMPUTE))
+        (
+            f"vote of {row['k']}" if row["k"] > 1 else "one sample",
+            COLOURS[4],
+            "D",
+            *(row[name] for name in _WITH_COMPUTE),
+        )
         for row in votes.to_dict("records")
-        if row["k"] > 1
     ]
     ax = ax or new_axes((3.4, 0.17 * len(rows) + 0.75))
     for height, (_, colour, marker, accuracy, low, high, _) in enumerate(rows):

@@ -64,7 +64,7 @@ class RoomyLocator(Locator):
 
     @staticmethod
     def _apart(one: float, size: float, other: float, other_size: float) -> bool:
-        return abs(one - other) >= (size + other_size) / 2
+        return bool(abs(one - other) >= (size + other_size) / 2)
 
 
 def place_formatter(places: Mapping[float, str], extra: tuple[float, str] | None = None) -> FuncFormatter:

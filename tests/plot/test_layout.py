@@ -20,6 +20,7 @@ from stepsal.demo import draw
 from stepsal.figures.maps import MAP_FIGURES, draw_panels, save_example
 from stepsal.figures.save import FIGURES
 from stepsal.figures.sweeps import SWEEP_FIGURES, draw_before_after
+from stepsal.files import write_settings
 from stepsal.plot.canvas import COLUMN_WIDTH, new_figure
 from stepsal.plot.ticks import RoomyLocator
 from stepsal.saliency.folder import load_step_maps, map_path
@@ -72,13 +73,13 @@ def folder(request, tmp_path_factory):
         name = f"problem_{i}-of-a-long-name"
         meta = {"trace": name, "correct": i % 2 > 0, "model": "m", "rule": "abs", "objective": "token"}
         replace(stepmap, mass=stepmap.mass**4, meta=meta).save(map_path(folder, name))
+    write_settings(folder / "saliency.json", {"model": "m", "rule": "abs", "objective": "token"})
     maps = load_step_maps(folder)
     compare([each for each in maps if each.meta["correct"]], maps[::2], resamples=99).save(folder / "comparison.json")
     save_example(folder, torch.rand(sum(sizes), sum(sizes)).tril() ** 4, "problem_1-of-a-long-name")
     return folder
 
 
-@pytest.mark.filterwarnings("ignore:.*no saliency.json")
 @pytest.mark.parametrize("name", MAP_FIGURES)
 def test_figures_of_maps_have_no_texts_that_touch(folder, name):
     with plot.style():
@@ -87,7 +88,6 @@ def test_figures_of_maps_have_no_texts_that_touch(folder, name):
         check_layout(figure)
 
 
-@pytest.mark.filterwarnings("ignore:.*no saliency.json")
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -117,7 +117,7 @@ def test_the_demos_picture_and_before_and_after_have_no_texts_that_touch(folder)
 
 def test_neither_has_a_picture_of_28_heads():
     values = {"lock_in": torch.rand(28, 28)}
-    figure = new_figure(2)
+    figure = new_figure(2.0)
     with plot.style():
         for ax in figure.subplots(1, 2):
             plot.heads(Diagnosis(values, {}, {}, tuple(range(28)), (), {}), ax=ax)
@@ -213,7 +213,7 @@ def test_legends_show_neither_filled_nor_open_markers_where_these_mean_something
 
 def test_the_ends_of_a_colour_bar_are_pointed_where_values_are_beyond_them():
     def ends(stepmap) -> str:
-        figure = new_figure(3)
+        figure = new_figure(3.0)
         draw_panels(figure, [[plot_panel(stepmap)]], measure="mass")
         (bar,) = [ax._colorbar for ax in figure.axes if hasattr(ax, "_colorbar")]
         assert isinstance(bar, Colorbar)
