@@ -60,37 +60,37 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("what is shown, in the figures that take the option")
 
-    def add_option(option: str, help: str, **how: Any) -> None:
-        group.add_argument(OPTIONS[option], dest=option, help=f"{help} ({', '.join(figures_with(option))})", **how)
+    def add_option(option: str, help: str, default: str, **how: Any) -> None:
+        takers = ", ".join(figures_with(option))
+        group.add_argument(OPTIONS[option], dest=option, help=f"{help} ({takers}; default: {default})", **how)
 
     add_option(
         "trace",
-        "the traces to show, by their ids, with commas; may be repeated. By default all, and of maps the first of each group",
+        "the traces to show, by their ids, with commas; may be repeated",
+        "all; of maps the first of each group",
         action="append",
         metavar="ID",
     )
     add_option(
         "grades",
-        'lines with "id" and "correct" that say which traces are right; by default as the maps say',
+        'lines with "id" and "correct" that say which traces are right',
+        "as the maps say",
         type=Path,
         metavar="TRACES.jsonl",
     )
     add_option(
         "layers",
-        "the layers of each column, with commas: a layer, a range such as 4-7 (its mean), shallow, deep or all; by default "
+        "the layers of each column, with commas: a layer, a range such as 4-7 (its mean), shallow, deep or all",
         "shallow,deep",
         type=options.columns_of_layers,
         metavar="LAYERS",
     )
-    add_option("head", "one head; by default the mean over all", type=options.natural, metavar="N")
-    add_option(
-        "measure",
-        f"{', '.join(MEASURES)} (docs/method.md); by default share",
-        metavar="MEASURE",
-    )
+    add_option("head", "one head", "the mean over all", type=options.natural, metavar="N")
+    add_option("measure", f"{', '.join(MEASURES)} (docs/method.md)", "share", metavar="MEASURE")
     add_option(
         "metric",
-        "the metrics to show, by their names, with commas; may be repeated. By default the usual ones",
+        "the metrics to show, by their names, with commas; may be repeated",
+        "the usual ones",
         action="append",
         metavar="NAME",
     )

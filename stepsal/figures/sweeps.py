@@ -6,6 +6,7 @@ No model is loaded. Where a sweep lacks the settings that a figure shows, the er
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,7 +155,8 @@ def _with_effects(panels: Sequence[HeadPanel]) -> tuple[list[HeadPanel], list[tu
     for panel in panels:
         heads, layers = (bool(np.nan_to_num(each).any()) for each in (panel.difference, panel.alone))
         if not heads and not layers:
-            left_out.append((panel.title, "head and no layer" if panel.difference.shape[1] else "layer"))
+            measured = [panel.difference.shape[1] > 0, bool(np.isfinite(panel.alone).any())]
+            left_out.append((panel.title, " and no ".join(compress(("head", "layer"), measured))))
         elif not heads and panel.difference.shape[1]:
             left_out.append((panel.title, "head"))
             none = np.zeros((len(panel.layers), 0))

@@ -209,7 +209,7 @@ def test_the_help_of_an_option_names_the_figures_that_take_it(capsys):
     for option, flag in OPTIONS.items():
         assert figures_with(option)
         assert f"{flag} " in shown
-        assert f"({', '.join(figures_with(option))})" in shown
+        assert f"({', '.join(figures_with(option))}; default: " in shown
 
 
 def test_the_advice_to_give_traces_holds_for_every_command_that_gives_it(folder, grades, tmp_path, capsys):

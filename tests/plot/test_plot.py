@@ -196,7 +196,7 @@ def test_no_two_labels_overlap_at_any_number_of_steps(counts, size):
         ]
         for axis in (ax.xaxis, ax.yaxis)
     ]
-    assert all(3 <= len(labels) <= 10 for labels in in_view)
+    assert all(3 <= len(labels) <= 20 for labels in in_view)
     texts = [*itertools.chain(*in_view), *names.get_xticklabels(), ax.title, ax.xaxis.label, ax.yaxis.label]
     boxes = [text.get_window_extent(renderer) for text in texts]
     assert overlapping(boxes) == []
