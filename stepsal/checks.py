@@ -7,6 +7,7 @@ to get it.
     def diagnose(stepmap, *, reference=None): ...
 """
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from inspect import signature
@@ -153,3 +154,13 @@ def kind_of(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"a {name} of {type(value[0]).__name__}" if value else f"an empty {name}"
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What a message adds to an unknown name: the known one that is nearest to it, or nothing where none is near.
+
+    >>> nearest("lockin", ["lock_in", "last_steps"]), nearest("x", ["lock_in"])
+    (" (did you mean 'lock_in'?)", '')
+    """
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -379,3 +379,23 @@ def layers(text: str) -> str | list[int]:
         return [int(index) for index in text.split(",")]
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a band nor indices such as 0,3,7") from error
+
+
+def columns_of_layers(text: str) -> list[str | int | list[int]]:
+    """Layers with commas between them, each for a column of a figure: a band, a layer or a range.
+
+    >>> columns_of_layers("shallow,4,20-22")
+    ['shallow', 4, [20, 21, 22]]
+    """
+    columns: list[str | int | list[int]] = []
+    for entry in text.split(","):
+        first, _, last = entry.partition("-")
+        if entry.isalpha():
+            columns.append(entry)  # the name of a band: the map says whether there is such a band
+        elif entry.isdecimal():
+            columns.append(int(entry))
+        elif first.isdecimal() and last.isdecimal() and int(first) <= int(last):
+            columns.append(list(range(int(first), int(last) + 1)))
+        else:
+            raise argparse.ArgumentTypeError(f"{entry!r} is neither a band, nor a layer, nor a range such as 4-7")
+    return columns

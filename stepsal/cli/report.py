@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from stepsal.cli import options
-from stepsal.errors import InputError
 
 HELP = "one interactive HTML page of a folder's traces and step maps"
 
@@ -34,7 +33,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="what `stepsal knockout` wrote of the same traces, shown beside the maps (default: none)",
     )
-    parser.add_argument("--traces", nargs="+", metavar="ID", help="the traces to show (default: all)")
+    parser.add_argument(
+        "--trace", "--traces", nargs="+", dest="traces", metavar="ID", help="the traces to show (default: all)"
+    )
     options.add_quiet(parser)
     options.add_plugins(parser)
 
@@ -43,20 +44,17 @@ def run(given: argparse.Namespace) -> None:
     from stepsal.causality.folder import open_knockouts
     from stepsal.html_report.files import folder_beside
     from stepsal.html_report.report import report
-    from stepsal.saliency.folder import open_step_maps
+    from stepsal.saliency.folder import choose_traces, open_step_maps
 
     out, progress = given.out or given.folders[0] / "report.html", not given.quiet
     options.check_out(out)
     maps = [stepmap for folder in given.folders for stepmap in open_step_maps(folder, progress=progress)]
     knockouts = [] if given.knockouts is None else open_knockouts(given.knockouts, progress=progress)
     if given.traces is not None:
-        ids = [stepmap.meta.get("trace") for stepmap in maps]
-        if missing := [wanted for wanted in given.traces if wanted not in ids]:
-            some = ", ".join(map(str, ids[:5])) + ", ..." * (len(ids) > 5)
-            where = ", ".join(map(str, given.folders))
-            raise InputError(f"there is no trace {missing[0]!r} in {where}: it holds {some}")
-        maps = [stepmap for stepmap in maps if stepmap.meta.get("trace") in given.traces]
-        knockouts = [knockout for knockout in knockouts if knockout.meta.get("trace") in given.traces]
+        chosen = choose_traces(maps, given.traces, ", ".join(map(str, given.folders)))
+        maps = [stepmap for stepmap in maps if stepmap in chosen]
+        shown = {stepmap.meta.get("trace") for stepmap in maps}
+        knockouts = [knockout for knockout in knockouts if knockout.meta.get("trace") in shown]
     path = report(out, maps, heads=given.heads, knockouts=knockouts)
     print(f"{path}   {len(maps)} trace{'s' * (len(maps) != 1)}, {options.file_size(path)}; open it in a browser")
     if (beside := folder_beside(path)).is_dir():

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
-from stepsal.checks import checked, whole
+from stepsal.checks import checked, nearest, whole
 from stepsal.checks import path as a_path
 from stepsal.engines.local import Engine
 from stepsal.engines.messages import ModelToLoad
@@ -493,6 +493,23 @@ def _check_made_alike(kind: ResultKind, files: Sequence[Path], maps: Sequence[An
                 f"{file} was not made as {said[0][0]} was: {', '.join(different)}. Keep {kind.short}s of each in a folder of "
                 "their own."
             )
+
+
+def choose_traces(maps: Sequence[_Map], chosen: Sequence[str], folder: Path | str) -> list[_Map]:
+    """The maps of the traces with these ids, in the order of the ids, each once. An entry may list several, with commas; maps
+    of several folders may be of one trace.
+
+    Raises `InputError` for an id that no map of the folder has.
+    """
+    by_id: dict[str, list[_Map]] = {}
+    for stepmap in maps:
+        by_id.setdefault(str(stepmap.meta.get("trace")), []).append(stepmap)
+    ids = [each for entry in chosen for each in ([entry] if entry in by_id else entry.split(","))]
+    for wanted in ids:
+        if wanted not in by_id:
+            some = ", ".join(list(by_id)[:5]) + ", ..." * (len(by_id) > 5)
+            raise InputError(f"there is no trace {wanted!r}{nearest(wanted, by_id)} in {folder}: it holds {some}")
+    return [stepmap for wanted in dict.fromkeys(ids) for stepmap in by_id[wanted]]
 
 
 def group_maps(maps: Sequence[_Map], graded: Mapping[str, bool | None] | None = None) -> dict[str, list[_Map]]:
