@@ -231,7 +231,10 @@ def open_traces(
     at_once = processes or max(1, min(usable_cores(), int(0.5 * free_memory() / READER)))
     engine = Processes(job, at_once) if min(at_once, len(parts)) > 1 else InProcess(job)
     said = dict[int, dict[str, Any]]()
-    with closing(engine), tqdm(total=len(parts), desc="reading", unit="part", disable=not progress) as bar:
+    with (
+        closing(engine),
+        tqdm(total=len(parts), desc="reading", unit="part", disable=not progress or len(parts) < 2) as bar,
+    ):
         for part, answer in engine.run(parts):
             said[part.start] = answer
             for text in answer["warnings"]:
