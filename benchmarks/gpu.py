@@ -237,7 +237,7 @@ def estimate(given: Plan, length: int) -> dict[str, float]:
                 with torch.no_grad():
                     host.forward(tokens[:, :start], in_float32(host, []), cache)
             counter.reset()
-            influence._run_chunk(host, tokens, "abs", "loss", layers, start, start + chunk, cache, pool)
+            influence._run_chunk(host, tokens, "abs", "loss", layers, start, start + chunk, cache, [pool])
         found.append(counter.count())
     count = (length - 1) / chunk  # of chunks; what they take grows linearly
     mean = {name: (found[0][name] + found[1][name]) / 2 * count for name in ("moved", "multiplied", "seconds")}

@@ -7,6 +7,7 @@ to get it.
     def diagnose(stepmap, *, reference=None): ...
 """
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from inspect import signature
@@ -63,7 +64,8 @@ def instance(kinds: Kinds, expected: str, fix: str, *, optional: bool = False) -
 
 
 def several(kinds: Kinds, expected: str, fix: str, *, optional: bool = False) -> Check:
-    """A list, or another sequence, of objects of these classes. Of what can be gone through once only, nothing is looked at."""
+    """A list, or another sequence, of objects of these classes. Of anything but a list or a tuple, such as a generator or a
+    sequence that reads its objects from a file, no object is looked at."""
 
     def check(name: str, value: Any) -> None:
         if optional and value is None:
@@ -72,7 +74,7 @@ def several(kinds: Kinds, expected: str, fix: str, *, optional: bool = False) ->
             raise InputError(f"{name}={shown(value)} is one {type(value).__name__}: expected {expected}. {fix}")
         if isinstance(value, str | bytes | Path | Mapping) or not isinstance(value, Iterable):
             raise InputError(f"{name}={shown(value)} is {kind_of(value)}: expected {expected}. {fix}")
-        for index, each in enumerate(value if isinstance(value, Sequence) else ()):
+        for index, each in enumerate(value if isinstance(value, list | tuple) else ()):
             if not isinstance(each, kinds):
                 raise InputError(f"{name}[{index}]={shown(each)} is {kind_of(each)}: expected {expected}. {fix}")
 
@@ -152,3 +154,13 @@ def kind_of(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"a {name} of {type(value[0]).__name__}" if value else f"an empty {name}"
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What a message adds to an unknown name: the known one that is nearest to it, or nothing where none is near.
+
+    >>> nearest("lockin", ["lock_in", "last_steps"]), nearest("x", ["lock_in"])
+    (" (did you mean 'lock_in'?)", '')
+    """
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -20,7 +20,7 @@ from stepsal import plot
 from stepsal._version import __version__
 from stepsal.diagnosis.diagnosis import Diagnosis, diagnose
 from stepsal.errors import FileError
-from stepsal.figures.maps import draw_maps, save_example
+from stepsal.figures.maps import Panel, draw_panels, label_groups, save_example
 from stepsal.files import agree_on_settings, atomic_path, locked
 from stepsal.generation.files import generate_file
 from stepsal.generation.generate import Decoding
@@ -85,11 +85,11 @@ def _answers(model: Model, out: Path, about: Path, problems: int, progress: bool
 
 def _results(model: Model, out: Path, traces: Sequence[Trace], paths: Sequence[Path]) -> str:
     """Write the token-level map, the table and the figure; gives the text to print."""
-    groups: Groups = {"correct": [], "wrong": []}
+    groups: Groups = {"right": [], "wrong": []}
     for trace, path in zip(traces, paths, strict=True):
-        groups["correct" if trace.correct else "wrong"].append((trace, StepMap.load(path)))
+        groups["right" if trace.correct else "wrong"].append((trace, StepMap.load(path)))
     shown = {name: group for name, group in groups.items() if group}
-    example = _example("correct" if groups["correct"] else "wrong", shown)[0]
+    example = _example("right" if groups["right"] else "wrong", shown)[0]
     influence = reduce(token_influence(model, example), "layer head query key -> query key", "mean")
     save_example(out, influence, example.id)
     diagnoses = {name: [diagnose(stepmap) for _, stepmap in group] for name, group in shown.items()}
@@ -104,7 +104,7 @@ def _results(model: Model, out: Path, traces: Sequence[Trace], paths: Sequence[P
     errors = Counter(str(trace.meta.get("error")) for trace, _ in groups["wrong"])
     kinds = ", ".join(f"{count} {kind}" for kind, count in errors.most_common())
     return (
-        f"{len(groups['correct'])} of {len(traces)} problems right"
+        f"{len(groups['right'])} of {len(traces)} problems right"
         + (f"; {len(groups['wrong'])} wrong: {kinds}" if kinds else "")
         + f"\n\n{table}\n\n"
         "Each number is a mean over the traces of a group, right or wrong.\n\n"
@@ -121,8 +121,7 @@ def layer_table(groups: Mapping[str, Sequence[Diagnosis]]) -> str:
     """A Markdown table: for each layer and metric, the mean over the right and over the wrong traces."""
     from pandas import concat
 
-    names = ["right" if name == "correct" else name for name in groups]
-    header = ["layer", *(f"{plot.LABELS[metric]}, {name}" for metric in METRICS for name in names)]
+    header = ["layer", *(f"{plot.LABELS[metric]}, {name}" for metric in METRICS for name in groups)]
     means = {
         name: concat([diagnosis.table for diagnosis in group]).groupby("layer").mean() for name, group in groups.items()
     }
@@ -132,7 +131,7 @@ def layer_table(groups: Mapping[str, Sequence[Diagnosis]]) -> str:
 
 
 def draw(groups: Groups, diagnoses: Mapping[str, Sequence[Diagnosis]]) -> Figure:
-    """Step maps of one correct and one wrong trace, in shallow and deep layers, on one scale; beside them the profiles."""
+    """Step maps of one right and one wrong trace, in shallow and deep layers, on one scale; beside them the profiles."""
     from matplotlib.figure import Figure as MatplotlibFigure
 
     examples = {name: _example(name, groups) for name in groups}
@@ -140,14 +139,25 @@ def draw(groups: Groups, diagnoses: Mapping[str, Sequence[Diagnosis]]) -> Figure
     figure = MatplotlibFigure(figsize=(9.2, max(4.4, 2.8 * len(examples) + 0.6)), layout="constrained")
     columns: Any = figure.subfigures(1, 2, width_ratios=[2, 1.15])
     left, right = columns
-    draw_maps(left, {name: stepmap for name, (_, stepmap) in examples.items()}, notes)
-    for ax, metric in zip(right.subplots(2, 1, sharex=True), METRICS, strict=True):
+    draw_panels(
+        left,
+        [
+            [Panel(stepmap, band, f"{name}{notes[name]}") for band in ("shallow", "deep")]
+            for name, (_, stepmap) in examples.items()
+        ],
+    )
+    profiles = list(right.subplots(2, 1, sharex=True))
+    for ax, metric in zip(profiles, METRICS, strict=True):
         plot.depth_profile(diagnoses, metric=metric, ax=ax)
+        ax.get_legend().remove()
+        ax.set_title(plot.LABELS[metric], loc="left")
+        ax.set_ylabel("")
         ax.label_outer()
+    label_groups(right, profiles)
     return figure
 
 
 def _example(name: str, groups: Groups) -> tuple[Trace, StepMap]:
-    """The group's first trace and its map; of correct traces the first without an error on the way, if there is one."""
+    """The group's first trace and its map; of right traces the first without an error on the way, if there is one."""
     group = groups[name]
     return next((pair for pair in group if name == "wrong" or not pair[0].meta.get("error")), group[0])

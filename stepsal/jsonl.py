@@ -14,6 +14,7 @@ from typing import Any
 
 from stepsal.errors import FileError
 
+_MARK = b"\xef\xbb\xbf"  # of the byte order
 _LONGEST_BEGINNING = 4096
 """How many bytes the first line of an indented file may have; a longer one that is no JSON is a line that was cut."""
 
@@ -27,18 +28,33 @@ def read_lines(path: str | Path, what: str) -> Iterator[tuple[int, bytes]]:
     >>> list(read_lines(path, "grades"))
     [(1, b'{"id": "a"}'), (3, b'{"id": "b"}')]
     """
+    return ((number, line) for number, _, line in locate_lines(path, what))
+
+
+def locate_lines(
+    path: str | Path, what: str, start: int = 0, stop: int | None = None, first: int = 1
+) -> Iterator[tuple[int, int, bytes]]:
+    """As `read_lines`, with the offset of each line in bytes between its number and its text.
+
+    `start`, `stop`: the offsets between which the lines begin, and `first` the number of the line at `start`.
+    """
     path = Path(path)
     try:
         with path.open("rb") as file:
-            first = True
-            for number, line in enumerate(file, 1):
-                text = (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).rstrip(b"\r\n")
+            file.seek(start)
+            begun, offset = start > 0, start
+            for number, line in enumerate(file, first):
+                if stop is not None and offset >= stop:
+                    return
+                mark = len(_MARK) if number == 1 and line.startswith(_MARK) else 0
+                text, at = line[mark:].rstrip(b"\r\n"), offset + mark
+                offset += len(line)
                 if not text.strip():
                     continue
-                if first:
+                if not begun:
                     _refuse_indented(path, text)
-                first = False
-                yield number, text
+                begun = True
+                yield number, at, text
     except OSError as error:
         if isinstance(error, FileError):
             raise

@@ -38,6 +38,7 @@ from stepsal.interventions.intervene import intervene
 from stepsal.interventions.stepflow import stepflow
 from stepsal.models import host_of
 from stepsal.models.support import check_supported, reads_in_chunks
+from stepsal.saliency.influence import saliency_together
 
 QUESTION = [{"role": "user", "content": "Facts: m = k + 25. k = 37.\nStart at k. What is m?"}]
 TEXTS = (
@@ -105,6 +106,20 @@ def every_chunk_size_gives_the_same_map(subject: Subject) -> None:
     for chunk in (1, 7, 16):
         found = stepsal.step_saliency(subject.model, trace, rule=rule, chunk=chunk)
         assert relative_error(found.mass, whole.mass) <= 2e-6
+
+
+def traces_that_share_a_pass_have_the_maps_that_each_has_alone(subject: Subject) -> None:
+    check_supported(subject.model)
+    if not reads_in_chunks(subject.model):
+        return
+    traces = [*subject.traces, subject.traces[0]]
+    assert len({len(trace.tokens) for trace in traces}) > 1
+    for score in ("loss", "margin"):
+        together = saliency_together(subject.model, traces, score=score)
+        for trace, found in zip(traces, together, strict=True):
+            alone = stepsal.step_saliency(subject.model, trace, score=score)
+            assert relative_error(found.mass, alone.mass) <= 2e-6
+            assert found.steps == alone.steps
 
 
 def influence_is_exact_under_intervention(subject: Subject) -> None:
@@ -382,7 +397,7 @@ CHECKS: dict[str, tuple[Callable[[Subject], None], ...]] = {
         value_attention_is_what_each_pair_adds,
     ),
     "knockout": (a_knockout_equals_a_pass_for_each_source, a_direct_knockout_equals_a_pass_for_each_query),
-    "chunks": (every_chunk_size_gives_the_same_map,),
+    "chunks": (every_chunk_size_gives_the_same_map, traces_that_share_a_pass_have_the_maps_that_each_has_alone),
     "bridge": (the_bridge_equals_loops_over_the_rows, the_bridge_keeps_totals_and_the_rest_of_each_row),
     "momentum": (momentum_equals_loops_over_the_steps, momentum_touches_the_first_tokens_of_chosen_heads_alone),
     "identity": (strength_zero_is_the_identity, an_exception_leaves_nothing_behind),

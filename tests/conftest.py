@@ -70,6 +70,12 @@ def qwen2(tmp_path_factory):
 
 
 @pytest.fixture
+def alone(monkeypatch):
+    """Every trace has passes of its own, however short it is."""
+    monkeypatch.setattr("stepsal.saliency.recipe.TOKENS_TOGETHER", 1)
+
+
+@pytest.fixture
 def own_metric():
     """The name of a metric of a user's own, which is known until the test ends."""
     from stepsal.diagnosis.metrics import METRICS

@@ -107,6 +107,10 @@ CALLS = {
     "choose_layers path": (lambda t: stepsal.choose_layers("comparison.json"), r"Comparison.load\(path\)"),
     "report map": (lambda t: stepsal.report(t["folder"] / "r.html", t["stepmap"]), r"make a list, \[stepmap\]"),
     "report swapped": (lambda t: stepsal.report([t["stepmap"]], "r.html"), "expected the path"),
+    "report knockout": (
+        lambda t: stepsal.report(t["folder"] / "r.html", [t["stepmap"]], knockouts=t["folder"]),
+        "expected a list of knockouts",
+    ),
     "report head": (lambda t: stepsal.report(t["folder"] / "r.html", [t["stepmap"]], heads=0), r"make a list, \[0\]"),
     "export_step_maps map": (lambda t: stepsal.export_step_maps(t["stepmap"], "a.parquet"), "expected the path"),
     "StepMap.load layer": (lambda t: stepsal.StepMap.load("a", layers=3), r"Of one layer make a list, \[0\]"),

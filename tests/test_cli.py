@@ -12,7 +12,7 @@ import torch
 from conftest import save_tiny
 
 import stepsal.plugins
-import stepsal.saliency.folder
+import stepsal.saliency.recipe
 from stepsal import NumericalError, StepMap, UnsupportedModelError, __version__, step_saliency, write_traces
 from stepsal.cli import COMMANDS as MODULES
 from stepsal.cli import _parser, main, options
@@ -189,11 +189,12 @@ def test_bad_options_are_bad_usage_before_the_model_is_loaded(run, tmp_path, opt
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_failure_while_working_is_another_status(run, monkeypatch):
     def fail(*given, **options):
         raise NumericalError("not finite in layer 1")
 
-    monkeypatch.setattr(stepsal.saliency.folder, "step_saliency", fail)
+    monkeypatch.setattr(stepsal.saliency.recipe, "step_saliency", fail)
     status, printed, message = run()
     assert (status, printed) == (1, "")
     assert message.endswith("\nstepsal: trace 'one': not finite in layer 1\n")
@@ -207,8 +208,9 @@ def test_a_model_that_is_not_supported_is_bad_input(run, monkeypatch):
     assert run() == (2, "", "stepsal: its hook never fires\n")
 
 
+@pytest.mark.usefixtures("alone")
 def test_the_same_command_goes_on_after_an_interrupt(run, tmp_path, monkeypatch):
-    compute, done = stepsal.saliency.folder.step_saliency, []
+    compute, done = stepsal.saliency.recipe.step_saliency, []
 
     def interrupted(model, trace, **options):
         if trace.id == "two" and not done:
@@ -216,7 +218,7 @@ def test_the_same_command_goes_on_after_an_interrupt(run, tmp_path, monkeypatch)
             raise KeyboardInterrupt
         return compute(model, trace, **options)
 
-    monkeypatch.setattr(stepsal.saliency.folder, "step_saliency", interrupted)
+    monkeypatch.setattr(stepsal.saliency.recipe, "step_saliency", interrupted)
     status, _, message = run()
     assert status == 1
     assert message.endswith("stepsal: interrupted; what is finished is kept, and the same command goes on from there\n")

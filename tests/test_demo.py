@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-import stepsal.generation.files
-import stepsal.saliency.folder
+import stepsal.generation.worker
+import stepsal.saliency.recipe
 from stepsal import FileError, StepMap, diagnose, lock_in, read_traces, step_saliency, thinking_to_summary
 from stepsal.cli import main
 from stepsal.demo import draw, layer_table
@@ -69,19 +69,20 @@ def test_the_demos_folder_is_what_the_other_commands_read(demo, tmp_path):
 
 
 def count_answers(monkeypatch):
-    decoded, real = [], stepsal.generation.files.stream
+    decoded, real = [], stepsal.generation.worker.stream
 
     def counted(*given, **options):
         for batch in real(*given, **options):
             decoded.extend(batch)
             yield batch
 
-    monkeypatch.setattr(stepsal.generation.files, "stream", counted)
+    monkeypatch.setattr(stepsal.generation.worker, "stream", counted)
     return decoded
 
 
+@pytest.mark.usefixtures("alone")
 def test_an_interrupted_demo_goes_on_and_makes_nothing_twice(demo, tmp_path, monkeypatch, capsys):
-    real, made = stepsal.saliency.folder.step_saliency, []
+    real, made = stepsal.saliency.recipe.step_saliency, []
 
     def interrupted(model, trace, **options):
         made.append(trace.id)
@@ -90,7 +91,7 @@ def test_an_interrupted_demo_goes_on_and_makes_nothing_twice(demo, tmp_path, mon
         return real(model, trace, **options)
 
     decoded = count_answers(monkeypatch)
-    monkeypatch.setattr(stepsal.saliency.folder, "step_saliency", interrupted)
+    monkeypatch.setattr(stepsal.saliency.recipe, "step_saliency", interrupted)
     command = ["demo", "--out", str(tmp_path), "--problems", "5"]
     assert main(command) == 1
     assert "interrupted; what is finished is kept, and the same command goes on from there" in capsys.readouterr().err

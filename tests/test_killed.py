@@ -41,6 +41,17 @@ def commands(inputs):
         "saliency": ["saliency", f"{inputs}/traces.jsonl", "--model", str(BUNDLED), "--chunk", "16", "--out"],
         "knockout": ["knockout", f"{inputs}/traces.jsonl", "--model", str(BUNDLED), "--subsets", "4", "--out"],
         "generate": ["generate", "6", "--batch-size", "2", "--max-new-tokens", "60", "--out"],
+        "generate, workers": [
+            "generate",
+            "6",
+            "--batch-size",
+            "1",
+            "--max-new-tokens",
+            "60",
+            "--workers",
+            "2",
+            "--out",
+        ],
         "traces convert": ["traces", "convert", f"{inputs}/log.jsonl", "--model", str(BUNDLED), "--out"],
         "demo": ["demo", "--problems", "4", "--out"],
     }
@@ -99,7 +110,7 @@ def undisturbed(inputs, tmp_path_factory):
     return found
 
 
-NAMES = ("saliency", "knockout", "generate", "traces convert", "demo")
+NAMES = ("saliency", "knockout", "generate", "generate, workers", "traces convert", "demo")
 
 
 @pytest.mark.parametrize("name", NAMES)

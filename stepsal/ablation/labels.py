@@ -5,6 +5,7 @@ the other settings of its kind.
 """
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from stepsal.interventions.base import Intervention
 from stepsal.sweeps.settings import Setting, heads_named, kind_label, ranges
 
 _WHERE = ("layers", "heads")
+_IN_FULL = {"OEB": "odds-equal bridge (OEB)", "SMI": "step momentum injection (SMI)"}
 
 
 @dataclass(frozen=True)
@@ -129,3 +131,14 @@ def _fields(intervention: Intervention) -> list[str]:
 def _as_json(intervention: Intervention, name: str) -> str:
     own: Any = intervention
     return json.dumps(asdict(own)[name])
+
+
+def in_full(*texts: str) -> str:
+    """A sentence that spells out the abbreviations that these texts use; empty where they use none.
+
+    >>> in_full("OEB + SMI, layers 0–1"), in_full("PASTA")
+    ('Odds-equal bridge (OEB), step momentum injection (SMI).', '')
+    """
+    words = {word for text in texts for word in re.findall(r"\w+", text)}
+    names = ", ".join(name for short, name in _IN_FULL.items() if short in words)
+    return f"{names[0].upper()}{names[1:]}." if names else ""

@@ -7,11 +7,11 @@ format. A cell is written once, in plain Unicode (`−0.4`, `τ_max`); each form
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from stepsal.ablation.effects import against_controls, by_error, by_length
-from stepsal.ablation.labels import title
+from stepsal.ablation.labels import in_full, title
 from stepsal.ablation.results import Results
 from stepsal.markdown import markdown_table
 
@@ -97,7 +97,8 @@ def ablation(results: Results) -> list[Table]:
         tables.append(_cells(results, by_length(results), "Accuracy by chain length", _LENGTHS))
     if len(errors := by_error(results)):
         tables.append(_cells(results, errors, "Answers by kind of error", _ERRORS))
-    return tables
+    names = {table.title: in_full(*(row[0] for row in table.rows)) for table in tables}
+    return [replace(table, caption=f"{table.caption} {names[table.title]}".strip()) for table in tables]
 
 
 _LENGTHS = "Per cent right (in brackets: points more or less than the baseline)"

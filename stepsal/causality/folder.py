@@ -7,24 +7,57 @@ It is kept as a folder of step maps is (`stepsal.saliency.folder`), and may be t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stepsal.causality.knockout import Knockout, check_knockout, step_knockout
+from stepsal.causality.knockout import Knockout, check_mode, step_knockout
+from stepsal.causality.knockoutfile import KNOCKOUT
 from stepsal.causality.removal import Mode
 from stepsal.checks import checked, whole
 from stepsal.checks import path as a_path
 from stepsal.engines.messages import ModelToLoad
+from stepsal.engines.workforce import a_model_or_one_to_load
 from stepsal.models.host import Model
-from stepsal.saliency.folder import ResultKind, load_results, save_results, start_workers
-from stepsal.saliency.worker import a_model_or_one_to_load
+from stepsal.saliency.folder import ResultKind, load_results, save_results
+from stepsal.saliency.tensorfile import damaged, read_header
+from stepsal.saliency.worker import start_recipe
 from stepsal.traces.checks import traces
-from stepsal.traces.trace import Trace
+from stepsal.traces.trace import Step, Trace
 
 KNOCKOUTS = ResultKind(
     "knockout", "knockout", "knockouts", "knockout.json", "stepsal knockout", "`stepsal knockout`", Knockout.load
 )
+
+
+@dataclass(frozen=True, eq=False)
+class KnockoutFile:
+    """The file of a knockout, of which the header was read and checked; any number of them takes little memory.
+
+    Attributes:
+        path: the file.
+        steps, meta: those of the knockout.
+    """
+
+    path: Path
+    steps: tuple[Step, ...]
+    meta: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> "KnockoutFile":
+        """Read the header. Raises `FileError` for a file that is no knockout, or whose header is damaged."""
+        try:
+            said = read_header(path, KNOCKOUT)[0]
+        except (ValueError, RecursionError) as error:
+            raise damaged(path, KNOCKOUT, error) from error
+        return cls(Path(path), said["steps"], said["meta"])
+
+    def load(self) -> Knockout:
+        """The knockout, read and checked whole. Raises `FileError`."""
+        return Knockout.load(self.path)
+
+
+_KNOCKOUT_FILES = replace(KNOCKOUTS, load=lambda path, verify: KnockoutFile.open(path))
 
 
 @dataclass(frozen=True)
@@ -38,8 +71,11 @@ class KnockoutRecipe:
     def settings(self, model: Model) -> dict[str, Any]:
         return vars(self).copy()
 
-    def compute(self, model: Model, trace: Trace) -> Knockout:
-        return step_knockout(model, trace, mode=self.mode, subsets=self.subsets, seed=self.seed)
+    def shares_passes(self, model: Model) -> bool:
+        return False
+
+    def compute(self, model: Model, traces: Sequence[Trace]) -> list[Knockout]:
+        return [step_knockout(model, trace, mode=self.mode, subsets=self.subsets, seed=self.seed) for trace in traces]
 
 
 @checked(
@@ -79,10 +115,9 @@ def save_knockouts(
             work in it; or it cannot be written.
         StepsalError: a trace whose worker died again and again.
     """
-    for trace in traces:
-        check_knockout(trace.steps, mode, "all", None)
-    force = start_workers(KnockoutRecipe(mode, subsets, seed), model, engine, workers, address)
-    return save_results(KNOCKOUTS, force, traces, Path(out), progress)
+    check_mode(mode)
+    recipe = KnockoutRecipe(mode, subsets, seed)
+    return save_results(KNOCKOUTS, start_recipe(recipe, model, engine, workers, address), traces, Path(out), progress)
 
 
 def load_knockouts(out: str | Path, *, progress: bool = False, verify: bool = True) -> list[Knockout]:
@@ -92,3 +127,8 @@ def load_knockouts(out: str | Path, *, progress: bool = False, verify: bool = Tr
     `FileError` for a folder without knockouts, and for one that is damaged or was not made as the folder says.
     """
     return load_results(KNOCKOUTS, Path(out), progress, verify)
+
+
+def open_knockouts(out: str | Path, *, progress: bool = False) -> list[KnockoutFile]:
+    """What `load_knockouts` reads, as files of which the headers alone were read; the rest is checked when one is loaded."""
+    return load_results(_KNOCKOUT_FILES, Path(out), progress, verify=False)

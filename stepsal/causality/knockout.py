@@ -233,8 +233,7 @@ def _knock_out(
 
 def check_knockout(steps: Sequence[Step], mode: str, sources: str | Sequence[int], answer: object) -> tuple[int, ...]:
     """The sources, in order. Raises `InputError` for options that are unknown or do not fit the steps."""
-    if mode not in get_args(Mode):
-        raise InputError(f"unknown mode {mode!r}: expected one of {', '.join(get_args(Mode))}")
+    check_mode(mode)
     last = len(steps) - 1
     check_answer(steps[-1].stop, answer)
     if isinstance(sources, str):
@@ -247,6 +246,12 @@ def check_knockout(steps: Sequence[Step], mode: str, sources: str | Sequence[int
                 f"sources holds {source!r}: expected indices of steps that have a later step, 0 to {last - 1}"
             )
     return tuple(sorted(set(sources)))
+
+
+def check_mode(mode: str) -> None:
+    """Raise `InputError` for a mode that is not known."""
+    if mode not in get_args(Mode):
+        raise InputError(f"unknown mode {mode!r}: expected one of {', '.join(get_args(Mode))}")
 
 
 class _Sums:

@@ -52,6 +52,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_interventions(parser)
     options.add_segmentation(parser)
     options.add_placement(parser)
+    options.add_trace_workers(parser)
     options.add_plugins(parser)
 
 
@@ -145,6 +146,14 @@ def _questions(given: argparse.Namespace) -> "list[Question]":
     return task_questions("test", [DEFAULT_LENGTH], int(given.problems))
 
 
+def _has_chat_template(name: str, model: Any) -> bool:
+    """Whether the tokenizer has one: that of a loaded model, or of one that workers are to load."""
+    from stepsal.models.loading import load_tokenizer
+
+    tokenizer = getattr(model, "tokenizer", None) or load_tokenizer(name)
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
 def run(given: argparse.Namespace) -> None:
     prepare_process(given.threads)
     from stepsal.cli.interventions import chosen_interventions
@@ -168,10 +177,8 @@ def run(given: argparse.Namespace) -> None:
     decoding = Decoding(room, given.batch_size, given.temperature, given.top_p, given.samples, given.seed)
     if given.chat:
         questions = [as_chat(question) for question in questions]
-    model = options.load_placed_model(given)
-    if any(isinstance(question.prompt, str) for question in questions) and getattr(
-        model.tokenizer, "chat_template", None
-    ):
+    model = options.model_or_one_to_load(given)
+    if any(isinstance(question.prompt, str) for question in questions) and _has_chat_template(given.model, model):
         print(
             "stepsal: these prompts are texts, and go to the model as they are, though it has a chat template: give --chat, or "
             "'messages' in the place of 'prompt', to apply it",
@@ -186,6 +193,9 @@ def run(given: argparse.Namespace) -> None:
         format=given.format,
         steps=given.steps,
         grader=given.grader,
+        engine=given.engine,
+        workers=given.workers,
+        address=given.address,
         progress=not given.quiet,
     )
     graded = [trace.correct for trace in traces if trace.correct is not None]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stepsal.engines.messages import ModelToLoad
     from stepsal.interventions.base import Intervention
     from stepsal.models.host import Model
-    from stepsal.traces.trace import Trace
+    from stepsal.traces.tracefile import TraceFile
 
 MODELS = "'bundled', a hub id, a local Hugging Face directory, or a GGUF file (on the hub: owner/repository/file.gguf)"
 """What `--model` takes."""
@@ -181,7 +181,7 @@ def add_workers(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def add_trace_workers(parser: argparse.ArgumentParser) -> None:
-    """`add_workers`, for a command that makes a file for each trace."""
+    """`add_workers`, for a command that does all of the work itself where these options name no workers."""
     add_workers(parser, "this process does all; with --engine ray, one for each GPU or core")
 
 
@@ -265,21 +265,19 @@ def check_traces(given: argparse.Namespace) -> None:
     check_out(given.out, folder=True)
 
 
-def read_traces(given: argparse.Namespace) -> "list[Trace]":
+def read_traces(given: argparse.Namespace) -> "TraceFile":
     """The traces, split by the model's tokenizer. A broken line shows at once, not after minutes of loading weights."""
     from stepsal.errors import InputError
-    from stepsal.models.loading import load_tokenizer
     from stepsal.traces.convert import PLAIN_PROMPT
-    from stepsal.traces.files import read_traces
-    from stepsal.traces.trace import has_plain_prompt
+    from stepsal.traces.tracefile import open_traces
 
     chosen = {name: getattr(given, name) for name in ("format", "steps") if getattr(given, name) is not None}
-    tokenizer = load_tokenizer(given.model)
-    traces = read_traces(given.traces, tokenizer, on_error="skip" if given.skip_broken else "raise", **chosen)
+    on_error = "skip" if given.skip_broken else "raise"
+    traces = open_traces(given.traces, given.model, on_error=on_error, progress=not given.quiet, **chosen)
     if not traces:
         raise InputError(f"{given.traces} holds no trace. Give one JSON object a line, with 'prompt' and 'response'.")
-    if plain := sum(has_plain_prompt(tokenizer, trace) for trace in traces):
-        print(f"stepsal: {plain} of {len(traces)} traces have {PLAIN_PROMPT}", file=sys.stderr)
+    if traces.plain:
+        print(f"stepsal: {traces.plain} of {len(traces)} traces have {PLAIN_PROMPT}", file=sys.stderr)
     return traces
 
 
@@ -381,3 +379,23 @@ def layers(text: str) -> str | list[int]:
         return [int(index) for index in text.split(",")]
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a band nor indices such as 0,3,7") from error
+
+
+def columns_of_layers(text: str) -> list[str | int | list[int]]:
+    """Layers with commas between them, each for a column of a figure: a band, a layer or a range.
+
+    >>> columns_of_layers("shallow,4,20-22")
+    ['shallow', 4, [20, 21, 22]]
+    """
+    columns: list[str | int | list[int]] = []
+    for entry in text.split(","):
+        first, _, last = entry.partition("-")
+        if entry.isalpha():
+            columns.append(entry)  # the name of a band: the map says whether there is such a band
+        elif entry.isdecimal():
+            columns.append(int(entry))
+        elif first.isdecimal() and last.isdecimal() and int(first) <= int(last):
+            columns.append(list(range(int(first), int(last) + 1)))
+        else:
+            raise argparse.ArgumentTypeError(f"{entry!r} is neither a band, nor a layer, nor a range such as 4-7")
+    return columns

@@ -32,7 +32,10 @@ class Engine(Protocol):
     """A set of workers, and the way in which work gets to them."""
 
     def run(self, items: Sequence[Work]) -> Generator[tuple[Work, Any], None, None]:
-        """Do the items. It may be called again, since workers and their models are kept until `close`."""
+        """Do the items, each of which is taken when its turn comes: a sequence that makes them then holds one for each worker.
+
+        It may be called again, since workers and their models are kept until `close`.
+        """
 
     def close(self) -> None:
         """End the workers, whatever they are doing."""
@@ -69,10 +72,10 @@ def local_resources(device: str = "auto") -> Resources:
 
 
 class InProcess:
-    """One worker, in this process."""
+    """One worker, in this process. `model`: the job's model, where it is loaded already."""
 
-    def __init__(self, job: Job) -> None:
-        self._worker = named(job.worker)(job)
+    def __init__(self, job: Job, model: Any = None) -> None:
+        self._worker = named(job.worker)(job, model)
 
     def run(self, items: Sequence[Work]) -> Generator[tuple[Work, Any], None, None]:
         for item in items:
@@ -91,18 +94,17 @@ class Processes:
         self._closed = False
 
     def run(self, items: Sequence[Work]) -> Generator[tuple[Work, Any], None, None]:
-        todo: queue.SimpleQueue[Work] = queue.SimpleQueue()
+        todo, turn = iter(items), threading.Lock()
         done: queue.SimpleQueue[tuple[Work, Any] | BaseException] = queue.SimpleQueue()
-        for item in items:
-            todo.put(item)
+
+        def take() -> Work | None:
+            with turn:
+                return next(todo, None)
 
         def drive(slot: int) -> None:
             try:
-                while True:
-                    item = todo.get_nowait()
+                while (item := take()) is not None:
                     done.put((item, self._ask(slot, item)))
-            except queue.Empty:
-                return
             except BaseException as error:
                 done.put(error)
 
@@ -113,7 +115,7 @@ class Processes:
             thread.start()
         finished = False
         try:
-            for _ in items:
+            for _ in range(len(items)):
                 result = done.get()
                 if isinstance(result, BaseException):
                     raise result

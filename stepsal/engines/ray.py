@@ -1,7 +1,13 @@
-"""Does work on a Ray cluster, with one actor for each worker. Otherwise it is like `stepsal.engines.local`."""
+"""Does work on a Ray cluster, with one actor for each worker. Otherwise it is like `stepsal.engines.local`.
+
+Ray places the actors. It does not restart them: on a cluster that lost a machine there may be no room for as many as before,
+and the item of one that waits for room would wait with it. So an actor that dies is replaced by a new one, which comes when
+there is room, and its item is done by whichever actor is free first.
+"""
 
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
@@ -10,8 +16,11 @@ from stepsal.engines.messages import Item, Job, Reply, named
 from stepsal.engines.worker import Worker
 from stepsal.errors import InputError, StepsalError
 
+logger = logging.getLogger("stepsal")
 PATIENCE = 60.0
 """The number of seconds without a placed worker after which the user is warned."""
+DEATHS = ("RayActorError", "NodeDiedError", "WorkerCrashedError", "OutOfMemoryError", "ObjectLostError")
+"""Ray's errors that mean that a worker, its machine or its answer is lost."""
 
 
 class RayCluster:
@@ -56,7 +65,7 @@ class RayCluster:
 
 
 class RayWorkers:
-    """At most `workers` workers, each an actor. Ray places the actors, restarts them, and retries their calls."""
+    """At most `workers` workers, each an actor."""
 
     def __init__(self, ray: Any, job: Job, workers: int) -> None:
         gpu = _is_gpu(job.model.device)
@@ -64,8 +73,9 @@ class RayWorkers:
             job = job.model_copy(update={"model": job.model.model_copy(update={"device": "cuda"})})
         self._ray, self._workers = ray, workers
         self._needs = {"num_cpus": job.model.threads, "num_gpus": int(gpu)}
-        self._actor_class = ray.remote(max_restarts=-1, max_task_retries=ATTEMPTS, **self._needs)(_RayWorker)
-        self._job = ray.put(job)  # the reference is kept, since an actor that is restarted reads the job again
+        self._actor_class = ray.remote(max_restarts=0, max_task_retries=0, **self._needs)(_RayWorker)
+        self._job = ray.put(job)
+        self._failed_starts = 0
         self._actors: list[Any] = []
         self._free: list[Any] = []
         self._coming: dict[Any, Any] = {}
@@ -80,35 +90,63 @@ class RayWorkers:
                 self.close()
 
     def _run(self, items: Sequence[Work]) -> Generator[tuple[Work, Any], None, None]:
-        left = list(reversed(items))
+        todo, again, done = iter(items), list[Work](), 0
         running: dict[Any, tuple[Any, Work]] = {}
+        deaths = Counter[int]()
         while len(self._actors) < min(self._workers, len(items)):
-            self._actors.append(self._actor_class.remote())
-            self._coming[self._actors[-1].ready.remote()] = self._actors[-1]
+            self._begin()
         warned = False
-        while left or running:
-            while left and self._free:
-                actor, item = self._free.pop(), left.pop()
+        while done < len(items):
+            while self._free and (item := again.pop() if again else next(todo, None)) is not None:
+                actor = self._free.pop()
                 running[actor.run.remote(self._job, item)] = actor, item
             idle = not running and not warned
-            done, _ = self._ray.wait([*running, *self._coming], num_returns=1, timeout=PATIENCE if idle else None)
-            if not done:
+            ready, _ = self._ray.wait([*running, *self._coming], num_returns=1, timeout=PATIENCE if idle else None)
+            if not ready:
                 self._warn_of_waiting()
                 warned = True
                 continue
-            (call,) = done
+            (call,) = ready
             if call in self._coming:
-                self._get(call, "starting a worker")
-                self._free.append(self._coming.pop(call))
+                actor = self._coming.pop(call)
+                _, death = self._get(call, "starting a worker")
+                self._failed_starts = 0 if death is None else self._failed_starts + 1
+                if self._failed_starts > ATTEMPTS:
+                    raise StepsalError(f"{self._failed_starts} workers in a row died as they started: {death}")
+                self._free.append(actor) if death is None else self._replace(actor)
                 continue
             actor, item = running.pop(call)
-            reply: Reply = self._get(call, item.name)
-            self._free.append(actor)
-            yield item, reply.result()
+            reply, death = self._get(call, item.name)
+            if death is None:
+                self._free.append(actor)
+                done += 1
+                yield item, reply.result()
+                continue
+            deaths[id(item)] += 1
+            if deaths[id(item)] > ATTEMPTS:
+                raise StepsalError(
+                    f"{deaths[id(item)]} workers died on the same {item.name} (the last: {death}). If memory ran out, use "
+                    f"fewer workers or {item.smaller}. What is finished is kept."
+                )
+            logger.info(f"a worker died ({_first_line(death)}); its {item.name} is done again by another one")
+            again.append(item)
+            self._replace(actor)
 
-    def _get(self, call: Any, what: str) -> Any:
+    def _begin(self) -> None:
+        self._actors.append(self._actor_class.remote())
+        self._coming[self._actors[-1].ready.remote()] = self._actors[-1]
+
+    def _replace(self, actor: Any) -> None:
+        self._actors.remove(actor)
+        self._ray.kill(actor)  # where it only could not be reached
+        self._begin()
+
+    def _get(self, call: Any, what: str) -> tuple[Any, Exception | None]:
+        """What the call of an actor gave, or the death of the actor."""
         try:
-            return self._ray.get(call)
+            return self._ray.get(call), None
+        except tuple(getattr(self._ray.exceptions, name) for name in DEATHS) as death:
+            return None, death
         except self._ray.exceptions.RayError as error:
             raise StepsalError(f"Ray gave up on {what}: {error}") from error
 
@@ -136,6 +174,10 @@ class _RayWorker:
     def run(self, job: Job, item: Item) -> Reply:
         self._worker = self._worker or named(job.worker)(job)
         return self._worker.reply(item)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _is_gpu(device: str) -> bool:

@@ -1,7 +1,7 @@
 """One worker: a model, loaded once, with which it does one item after the other.
 
 In: a `Job`, then `Item`s. Out: for each item an answer, which depends on the job and the item alone. What it is, a class of
-workers says: `stepsal.sweeps.worker` answers problems, `stepsal.saliency.worker` writes step maps.
+workers says: `stepsal.sweeps.worker` answers problems under many settings, `stepsal.saliency.worker` writes step maps.
 
 `main` is a worker in a process of its own: lines of JSON, the job and then items on standard input, replies on standard output.
 It ends when its input does, so it never outlives the process that started it.
@@ -12,9 +12,11 @@ import queue
 import signal
 import sys
 import threading
+import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from stepsal import errors
 from stepsal.engines.messages import Item, Job, Reply, named
@@ -23,9 +25,11 @@ from stepsal.models import host_of
 from stepsal.models.loading import load_model
 from stepsal.plugins import load_plugins
 
+_Answer = TypeVar("_Answer")
+
 
 class Worker(ABC):
-    """Sets torch's number of threads for as long as it does an item.
+    """Sets torch's number of threads for as long as it does an item. `model`: where it is loaded already.
 
     A class of workers names the classes of its `job` and `item`, and defines `answer`.
     """
@@ -33,9 +37,11 @@ class Worker(ABC):
     job_class: ClassVar[type[Job]]
     item_class: ClassVar[type[Item]]
 
-    def __init__(self, job: Any) -> None:
+    def __init__(self, job: Any, model: Any = None) -> None:
         self.job = job
-        self._has_plugins = False
+        self._has_plugins = model is not None
+        if model is not None:
+            self.model = model
 
     @cached_property
     def model(self) -> Any:
@@ -78,6 +84,18 @@ class Worker(ABC):
             text = str(error) if isinstance(error, StepsalError) else traceback.format_exc()
             kind = type(error).__name__
             return Reply(error=text, kind=kind if isinstance(error, StepsalError) and hasattr(errors, kind) else "")
+
+
+def heard(work: Callable[[], _Answer]) -> tuple[_Answer, list[str]]:
+    """What `work` returns, and the texts of its warnings, each once: a worker's own warnings nobody sees.
+
+    >>> heard(lambda: warnings.warn("little memory is free"))
+    (None, ['little memory is free'])
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        answer = work()
+    return answer, list(dict.fromkeys(str(each.message) for each in caught if each.category is UserWarning))
 
 
 def main(name: str) -> None:

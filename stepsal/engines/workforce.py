@@ -1,12 +1,22 @@
-"""A set of workers: on which machines they are, how many there are, and the engine that gives them work."""
+"""A set of workers: on which machines they are, how many there are, and the engine that gives them work.
 
-from collections.abc import Iterable
+`start_workers` starts those of a function that takes a loaded model, or a `ModelToLoad` with `engine`, `workers` and `address`.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from stepsal.engines.local import Engine, InProcess, Processes, Resources, local_resources
-from stepsal.engines.messages import Job
+from stepsal.engines.messages import Job, ModelToLoad
 from stepsal.engines.ray import RayCluster, RayWorkers
 from stepsal.errors import InputError
+from stepsal.models.checks import a_model
+from stepsal.models.host import Model
+from stepsal.models.loading import load_tokenizer
+from stepsal.models.memory import free_bytes
 from stepsal.plugins import loaded_plugins
 
 ENGINES = ("local", "ray")
@@ -51,9 +61,10 @@ class Workforce:
         """
         defined = {kind.__module__: kind for kind in definitions if not kind.__module__.startswith("stepsal.")}
         if (kind := defined.get("__main__")) and (self._cluster is not None or (self._workers or 1) > 1):
+            name = getattr(kind, "__name__", kind)
             raise InputError(
-                f"{kind.__name__} is defined in this notebook or script, where no other process finds it: put it into a "
-                "module and import that, or use engine='local' with workers=1"
+                f"{name} is defined in this notebook or script, where no other process finds it: put it into a module and "
+                "import that, or use engine='local' with workers=1"
             )
         return tuple(dict.fromkeys([*loaded_plugins(), *defined]))
 
@@ -62,6 +73,59 @@ class Workforce:
             self._engine.close()
         if self._cluster is not None:
             self._cluster.close()
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Those who do the work: an engine, and the tokenizer of its model. `close` ends them."""
+
+    engine: Engine
+    tokenizer: Any
+    close: Callable[[], None]
+
+
+def start_workers(
+    job: Callable[..., Job],
+    model: Model | ModelToLoad,
+    engine: str,
+    workers: int | None,
+    address: str | None,
+    definitions: Iterable[Any] = (),
+) -> Workers:
+    """The workers of a job, which load the model that is to be loaded, or this process, with the model that is loaded.
+
+    Args:
+        job: makes the job, given its `model` and `plugins`.
+        definitions: what workers need that a user may have defined: classes and functions.
+
+    Raises `InputError` for an engine that there is not, or that cannot be with this model.
+    """
+    check_engine(engine, workers, address)
+    if not isinstance(model, ModelToLoad):
+        if engine != "local" or (workers or 1) > 1:
+            raise InputError(
+                f"engine={engine!r} with workers={workers}: a model that is loaded cannot be sent to workers, each of which "
+                "loads its own. Give stepsal.engines.messages.ModelToLoad(path=name) in its place (on the command line: "
+                "`--workers N`), or leave engine and workers out"
+            )
+        here = InProcess(job(model=ModelToLoad(path=None, threads=torch.get_num_threads()), plugins=()), model)
+        return Workers(here, getattr(model, "tokenizer", None), here.close)
+    if model.device_map is not None:
+        raise InputError(
+            f"device_map={model.device_map!r} spreads one model over the GPUs, and that is one worker: leave out engine and "
+            "workers"
+        )
+    tokenizer = load_tokenizer(model.path)
+    force = Workforce(engine, model.device, workers, address)
+    placed = model.model_copy(update={"device": force.resources.device})
+    started = force.start(job(model=placed, plugins=force.modules_to_import(definitions)))
+    return Workers(started, tokenizer, force.close)
+
+
+def a_model_or_one_to_load(name: str, value: Any) -> None:
+    """Raise `InputError` unless it is a loaded model, or one that workers can load."""
+    if not isinstance(value, ModelToLoad):
+        a_model(name, value)
 
 
 def check_engine(engine: str, workers: int | None, address: str | None) -> None:
@@ -87,9 +151,5 @@ def workers_for(resources: Resources, threads: int, bytes: int | None = None) ->
     most = max(1, resources.slots // threads)
     if not resources.here or bytes is None:  # whoever places them sees to memory
         return most
-    import torch
-
-    from stepsal.models.memory import free_bytes
-
     worker_bytes = bytes + 2**29  # half a GiB for Python, torch and what is worked on
     return max(1, min(most, int(0.8 * free_bytes(torch.device("cpu")) / worker_bytes)))

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stepsal import plot
+from stepsal.ablation.labels import in_full
 from stepsal.ablation.paired_runs import PairedRuns, read_comparisons
 from stepsal.ablation.results import as_table
 from stepsal.errors import InputError
-from stepsal.plot.canvas import new_figure
+from stepsal.plot.canvas import legend_below, new_figure, significance_entries
 from stepsal.statistics.paired import holm
 
 if TYPE_CHECKING:
@@ -23,19 +24,26 @@ if TYPE_CHECKING:
 else:  # matplotlib and pandas take a while to import, so they are imported where they are used
     DataFrame = Figure = Any
 
+_LONGEST_OF_TWO = 18  # characters of a setting's name, for two names to have room beside each other in one column
+
 
 def benchmark(folder: Path) -> tuple[Figure, str]:
     """The figure and its caption."""
     panels = benchmark_tables(folder)
     heights = [table["task"].nunique() * (0.12 + 0.13 * table["setting"].nunique()) for table in panels.values()]
-    lines = max(-(-table["setting"].nunique() // 2) for table in panels.values())
-    figure = new_figure(sum(heights) + (0.22 + 0.16 * lines) * len(panels) + 0.4)
+    settings = {setting for table in panels.values() for setting in table["setting"]}
+    columns = 2 if max(map(len, settings)) <= _LONGEST_OF_TWO else 1
+    lines = max(-(-table["setting"].nunique() // columns) for table in panels.values())
+    figure = new_figure(sum(heights) + (0.22 + 0.16 * lines) * len(panels) + 0.6)
     axes = list(figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=heights).flat)
     for ax, table in zip(axes, panels.values(), strict=True):
         plot.benchmark(table, ax=ax)
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, handlelength=1.5, borderaxespad=0.1)
+        ax.legend(
+            loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, handlelength=1.6, borderaxespad=0.1
+        )
         if ax is not axes[-1]:
             ax.set_xlabel("")
+    legend_below(figure, significance_entries(), 2)
     every = list(panels.values())
     tests = sum(int(table["p_corrected"].notna().sum()) for table in every)
     sizes = {row["task"]: _size(row) for table in every for row in table.to_dict("records")}
@@ -43,9 +51,9 @@ def benchmark(folder: Path) -> tuple[Figure, str]:
         "Accuracy of each setting, with 95 % intervals over problems (each setting by itself; the tests are paired, so "
         "intervals that overlap may still differ). Filled: differs from the baseline (star) with p < 0.05, corrected by Holm "
         f"over the {tests} comparison{'s' * (tests != 1)} of the figure. "
-        f"Problems: {'; '.join(f'{task} {size}' for task, size in sizes.items())}."
+        f"Problems: {'; '.join(f'{task} {size}' for task, size in sizes.items())}. {in_full(*settings)}"
     )
-    return figure, caption
+    return figure, caption.strip()
 
 
 def benchmark_tables(folder: Path) -> dict[str, DataFrame]:

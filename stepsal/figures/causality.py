@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from stepsal import plot
 from stepsal.errors import FileError
-from stepsal.plot.canvas import new_figure
+from stepsal.plot.canvas import legend_below, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,10 +44,7 @@ def faithfulness(folder: Path) -> tuple[Figure, str]:
         ax.set_xlabel("lower is better" if score in ("deletion", "insertion") else "")
     for ax in axes[len(panels) :]:
         ax.set_visible(False)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=2, frameon=False, handletextpad=0.2, columnspacing=1
-    )
+    legend_below(figure, [handle for ax in axes for handle in ax.get_legend_handles_labels()[0]], 2)
     n = int(table["n"].max())
     return figure, (
         f"How well maps rank what step knockout measures: means over at most {n} traces, with 95 % bootstrap intervals over "

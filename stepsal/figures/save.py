@@ -5,18 +5,23 @@ maps, `stepsal.figures.causality` that of a faithfulness check, `stepsal.figures
 `stepsal.figures.benchmark` that of paired comparisons.
 """
 
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from glob import escape
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepsal import plot
+from stepsal.checks import nearest
 from stepsal.errors import InputError
 from stepsal.figures.benchmark import benchmark
 from stepsal.figures.causality import CHECK_FIGURES
 from stepsal.figures.maps import MAP_FIGURES
 from stepsal.figures.sweeps import SWEEP_FIGURES, FigureOrTables
 from stepsal.files import atomic_path, locked
+from stepsal.sweeps.settings import ranges
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,72 +29,151 @@ else:  # imported where used: it takes a while
     Figure = Any
 
 
-def _of_one_folder(
-    name: str, draw: Callable[[Path], tuple[Figure, str]]
-) -> Callable[[Path, Path | None], FigureOrTables]:
-    def checked(folder: Path, second: Path | None) -> FigureOrTables:
+@dataclass(frozen=True)
+class OfOneFolder:
+    """A figure of one folder, called as those of two are: it refuses a second one."""
+
+    name: str
+    draw: Callable[..., tuple[Figure, str]]
+
+    def __call__(self, folder: Path, second: Path | None, **options: Any) -> FigureOrTables:
         if second is not None:
-            raise InputError(f"figure {name!r} takes one folder; given a second one, {second}")
-        figure, caption = draw(folder)
+            raise InputError(f"figure {self.name!r} takes one folder; given a second one, {second}")
+        figure, caption = self.draw(folder, **options)
         return FigureOrTables(caption, figure)
 
-    return checked
 
+FORMATS = ("png", "pdf", "svg")
+"""What a picture is written as."""
+_TEXTS = ("md", "tex")
 
-_SUFFIXES = (".png", ".pdf", ".md", ".tex")
-
-FIGURES: dict[str, Callable[[Path, Path | None], FigureOrTables]] = {
-    **{name: _of_one_folder(name, draw) for name, draw in (MAP_FIGURES | CHECK_FIGURES).items()},
+FIGURES: dict[str, Callable[..., FigureOrTables]] = {
+    **{name: OfOneFolder(name, draw) for name, draw in (MAP_FIGURES | CHECK_FIGURES).items()},
     **SWEEP_FIGURES,
-    "benchmark": _of_one_folder("benchmark", benchmark),
+    "benchmark": OfOneFolder("benchmark", benchmark),
 }
-"""What a folder (or two) of results is made into."""
+"""What a folder (or two) of results is made into. The options of a figure are the keyword parameters of what draws it."""
+TABLES = ("ablation",)
+"""Those of `FIGURES` that are tables."""
+OPTIONS = {
+    "trace": "--trace",
+    "grades": "--traces",
+    "layers": "--layers",
+    "head": "--head",
+    "measure": "--measure",
+    "metric": "--metric",
+}
+"""The options that figures may take, with what the command line calls them."""
+
+
+def figures_with(option: str) -> list[str]:
+    """The names of the figures that take an option.
+
+    >>> figures_with("head")
+    ['maps', 'before_after']
+    """
+    functions = {name: made.draw if isinstance(made, OfOneFolder) else made for name, made in FIGURES.items()}
+    return [name for name, function in functions.items() if option in signature(function).parameters]
 
 
 def save_figure(
-    name: str, folder: str | Path, out: str | Path, *, second: str | Path | None = None, command: str = ""
+    name: str,
+    folder: str | Path,
+    out: str | Path,
+    *,
+    second: str | Path | None = None,
+    formats: Sequence[str] | None = None,
+    command: str = "",
+    **options: Any,
 ) -> list[Path]:
     """Draw a figure of `FIGURES` from a folder of results.
 
-    The figure is written as PNG and as PDF, with its caption as Markdown beside them; tables are written as Markdown and LaTeX.
+    The picture is written with its caption as Markdown beside it; tables are written as Markdown and LaTeX.
 
     Args:
         name: of the figure.
         folder: the results.
-        out: where to write. A suffix `.png`, `.pdf`, `.md` or `.tex` gives way to that of each file; any other is part of the
-            name.
+        out: where to write: a name, with or without the suffix of a file that is written.
         second: another folder, for the figures that compare two.
+        formats: of the picture: `"png"`, `"pdf"`, `"svg"`. By default PNG and PDF, or SVG where `out` ends in `.svg`.
         command: how the files say that they were made; by default with `stepsal figure`.
+        options: of the figure; `OPTIONS` names those that there are.
 
     Returns:
         The paths of the files.
 
     Raises:
-        InputError: an unknown name, or a second folder for a figure that takes one.
+        InputError: an unknown name, format or suffix, an option that this figure does not take, or a second folder for a figure
+            that takes one.
         FileError: a folder that lacks what the figure needs.
     """
     if name not in FIGURES:
-        raise InputError(f"unknown figure {name!r}: expected one of {', '.join(FIGURES)}")
-    out = Path(out)
-    stem = out.with_suffix("") if out.suffix.lower() in _SUFFIXES else out
+        raise InputError(f"unknown figure {name!r}{nearest(name, FIGURES)}: expected one of {', '.join(FIGURES)}")
+    options = {option: value for option, value in options.items() if value is not None}
+    for option in options:
+        if name not in (takers := figures_with(option)):
+            raise InputError(
+                f"figure {name!r} takes no {OPTIONS.get(option, option)}: {', '.join(takers) or 'no figure'} "
+                f"take{'s' * (len(takers) < 2)} it"
+            )
+    stem, suffixes = _files(name, Path(out), formats)
     at_work = f"another run is drawing {stem}: wait for it, or give another --out"
-    with plot.style(), locked(stem, at_work, also=[f"{escape(stem.name)}{suffix}" for suffix in _SUFFIXES]):
-        made = FIGURES[name](Path(folder), None if second is None else Path(second))
-        folders = f"{folder} {second}" if second else f"{folder}"
-        command = command or f"stepsal figure {name} {folders} --out {stem}.{'md' if made.figure is None else 'png'}"
-        return _write(made, stem, f"Made by `{command}`.")
+    with plot.style(), locked(stem, at_work, also=[f"{escape(stem.name)}.{suffix}" for suffix in (*FORMATS, *_TEXTS)]):
+        made = FIGURES[name](Path(folder), None if second is None else Path(second), **options)
+        shown = command or shlex.join(
+            [
+                *("stepsal", "figure", name, str(folder), *([str(second)] if second else [])),
+                *(word for option, value in options.items() for word in _words(option, value)),
+                *(["--format", ",".join(formats)] if formats else []),
+                *("--out", f"{stem}.{suffixes[0]}"),
+            ]
+        )
+        return _write(made, stem, suffixes, f"Made by `{shown}`.")
 
 
-def _write(made: FigureOrTables, stem: Path, how: str) -> list[Path]:
+def _files(name: str, out: Path, formats: Sequence[str] | None) -> tuple[Path, tuple[str, ...]]:
+    """The path without suffix, and the suffixes of the files that a figure is written into."""
+    suffix = out.suffix.lower().removeprefix(".")
+    if name in TABLES:
+        if formats:
+            raise InputError(f"{name!r} is a table, written as .md and .tex: it takes no --format")
+        formats, also = _TEXTS, ()
+    else:
+        if unknown := [each for each in formats or () if each not in FORMATS]:
+            raise InputError(f"cannot write the format {unknown[0]!r}: expected one of {', '.join(FORMATS)}")
+        formats, also = tuple(dict.fromkeys(formats or (("svg",) if suffix == "svg" else ("png", "pdf")))), ("md",)
+    if suffix and suffix not in (*formats, *also):
+        kind, known = ("table", _TEXTS) if name in TABLES else ("picture", FORMATS)
+        fix = f"give --format {suffix}, or let" if suffix in known else "let"
+        raise InputError(
+            f"cannot write {out}: the {kind} {name!r} is written as {' and '.join(f'.{each}' for each in formats)}, not as "
+            f"{out.suffix!r}; {fix} --out end in .{formats[0]}"
+        )
+    return (out.with_suffix("") if suffix else out), tuple(formats)
+
+
+def _words(option: str, value: Any) -> list[str]:
+    """An option as the command line takes it."""
+    flag = OPTIONS[option]
+    if isinstance(value, str | int | Path):
+        return [flag, str(value)]
+    if option == "trace":  # an id may hold a comma
+        return [word for each in value for word in (flag, each)]
+    return [flag, ",".join(ranges(each) if isinstance(each, list | tuple) else str(each) for each in value)]
+
+
+def _write(made: FigureOrTables, stem: Path, suffixes: Sequence[str], how: str) -> list[Path]:
     paths = []
     if made.figure is not None:
-        for suffix in ("png", "pdf"):
+        for suffix in suffixes:
             paths.append(stem.with_name(f"{stem.name}.{suffix}"))
-            metadata: Any = {"CreationDate": None} if suffix == "pdf" else None  # the same results give the same file
             with atomic_path(paths[-1]) as temporary:
-                made.figure.savefig(temporary, format=suffix, metadata=metadata)
+                made.figure.savefig(temporary, format=suffix, metadata=_NO_DATE.get(suffix))
     for suffix, text in made.texts.items():
         paths.append(stem.with_name(f"{stem.name}.{suffix}"))
         with atomic_path(paths[-1]) as temporary:
             temporary.write_text(f"% {how}\n{text}" if suffix == "tex" else f"{text}\n{how}\n", encoding="utf-8")
     return paths
+
+
+_NO_DATE: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}  # the same results give the same file

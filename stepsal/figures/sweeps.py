@@ -5,17 +5,32 @@ No model is loaded. Where a sweep lacks the settings that a figure shows, the er
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from stepsal import plot
-from stepsal.ablation.effects import by_length, costs, head_panels, strength_fields, strength_lines
+from stepsal.ablation.effects import HeadPanel, by_length, costs, head_panels, strength_fields, strength_lines
+from stepsal.ablation.labels import in_full
 from stepsal.ablation.results import Results
 from stepsal.ablation.tables import ADAPTIVE_LINE, CONTROL_LINE, Table, ablation, interval_kind, percent
 from stepsal.ablation.votes import self_consistency
 from stepsal.errors import FileError, InputError
-from stepsal.plot.canvas import new_figure
+from stepsal.figures.maps import (
+    ROW_OF_MAPS,
+    Layers,
+    Panel,
+    draw_panels,
+    grade_of,
+    heads_phrase,
+    layers_phrase,
+    measure_phrase,
+)
+from stepsal.plot.canvas import legend_below, neutral, new_figure, significance_entries
+from stepsal.saliency.folder import choose_traces
 from stepsal.saliency.stepmap import StepMap
 from stepsal.saliency.stepmapfile import StepMapFile
 from stepsal.sweeps.settings import Setting, kind_label
@@ -27,6 +42,9 @@ else:  # matplotlib and pandas take a while to import, so they are imported wher
     DataFrame = Figure = Any
 
 _MOST_LINES = 5
+_FLATTERED = (
+    "Of each part the most accurate setting on these same problems, of {} in all, which flatters it and its p. "
+)
 _MOST_EFFECTS = 40
 _COST = {
     "cpu_seconds": "Compute: generated tokens × measured processor time per token (of a decoding pass; median over "
@@ -80,44 +98,77 @@ def effects(folder: Path) -> FigureOrTables:
         + _controls_line(results)
         + _common(results)
     )
-    return FigureOrTables(caption.strip(), figure)
+    return FigureOrTables(_with_names(caption, results), figure)
 
 
 def grid(folder: Path) -> FigureOrTables:
     """Layer × head heat maps of the difference that each head alone, and each layer alone, makes."""
     results = Results.read(folder)
     panels = head_panels(results)
-    limit = plot.head_limit(panels)
-    rows = -(-len(panels) // 2)
-    layers, heads = panels[0].difference.shape
-    figure = new_figure(rows * min(3.2, max(1.2, 0.17 * layers + 0.35)) + 0.5)
-    across = min(2, len(panels))
-    axes = figure.subplots(rows, across, squeeze=False, sharey=True)
+    drawn, left_out = _with_effects(panels)
+    limit = plot.head_limit(drawn)
+    layers = len(panels[0].layers)
+    across = min(2, len(drawn))
+    rows = -(-len(drawn) // across)
+    figure = new_figure(rows * min(3.2, max(1.2, 0.17 * layers + 0.35)) + 0.6)
+    columns = [[_columns(panel) for panel in drawn[place::across]] for place in range(across)]
+    axes = figure.subplots(rows, across, squeeze=False, sharey=True, width_ratios=[max(each) for each in columns])
     layout: Any = figure.get_layout_engine()
     layout.set(wspace=0.08)  # panels are further apart than a panel and its strip
-    for ax in axes.flat[len(panels) :]:
+    for ax in axes.flat[len(drawn) :]:
         ax.remove()
-    for index, (ax, panel) in enumerate(zip(axes.flat, panels, strict=False)):
+    for index, (ax, panel) in enumerate(zip(axes.flat, drawn, strict=False)):
         plot.sweep_heads(panel, limit=limit, colorbar=False, ax=ax)
         ax.set_title(plot.in_math(panel.title), loc="left")
         if index % across:
             ax.set_ylabel("")
-        if index + across < len(panels):
+        if index + across < len(drawn):
             ax.set_xlabel("")
-    figure.colorbar(
+    bar = figure.colorbar(
         axes[0][0].images[0], ax=axes, label="accuracy difference (points)", location="bottom", shrink=0.7, aspect=40
     )
+    shown = 100 * np.concatenate([np.append(panel.difference.ravel(), panel.alone) for panel in drawn])
+    bar.ax.set_xlim(min(0.0, float(np.nanmin(shown))), max(0.0, float(np.nanmax(shown))))  # no colour that is not there
     tests = [int((panel.p == panel.p).sum() + (panel.alone_p == panel.alone_p).sum()) for panel in panels]
     sure = sum(int((panel.p < 0.05).sum() + (panel.alone_p < 0.05).sum()) for panel in panels)
+    heads = panels[0].difference.shape[1]
     alone = heads and any((panel.alone == panel.alone).any() for panel in panels)
-    strip = " Right (all): each layer alone, all of its heads." if alone else ""
+    strip = " All: each layer alone, with all of its heads." if alone else ""
+    zeros = "".join(
+        f" {name}: no {what} alone changed the accuracy, so these are not drawn." for name, what in left_out
+    )
     caption = (
         f"Accuracy difference to the baseline ({_accuracy(results)}) when one {'head' if heads else 'layer'} alone is acted "
-        f"on.{strip} Paired, in percentage points; {results.size}. Outlined: p < 0.05, exact, corrected by Holm over the cells "
-        f"of its panel ({_either(tests)}); {sure or 'none'} of all {sum(tests)} {'is' if sure < 2 else 'are'}. "
+        f"on.{strip}{zeros} Paired, in percentage points; {results.size}. Outlined: p < 0.05, exact, corrected by Holm over "
+        f"the cells of its panel ({_either(tests)}); {sure or 'none'} of all {sum(tests)} {'is' if sure < 2 else 'are'}. "
         "Grey: not in the sweep."
     )
-    return FigureOrTables(caption, figure)
+    return FigureOrTables(_with_names(caption, results), figure)
+
+
+def _with_effects(panels: Sequence[HeadPanel]) -> tuple[list[HeadPanel], list[tuple[str, str]]]:
+    """The panels without what is zero throughout, and what was left out: of which panel, and whether heads or layers.
+
+    Where nothing has an effect, all panels stay.
+    """
+    drawn, left_out = [], []
+    for panel in panels:
+        heads, layers = (bool(np.nan_to_num(each).any()) for each in (panel.difference, panel.alone))
+        if not heads and not layers:
+            measured = [panel.difference.shape[1] > 0, bool(np.isfinite(panel.alone).any())]
+            left_out.append((panel.title, " and no ".join(compress(("head", "layer"), measured))))
+        elif not heads and panel.difference.shape[1]:
+            left_out.append((panel.title, "head"))
+            none = np.zeros((len(panel.layers), 0))
+            drawn.append(replace(panel, difference=none, p=none))
+        else:
+            drawn.append(panel)
+    return (drawn, left_out) if drawn else (list(panels), [])
+
+
+def _columns(panel: HeadPanel) -> float:
+    """The width of a panel, in cells."""
+    return max(2.0, panel.difference.shape[1] + (1.2 if np.isfinite(panel.alone).any() else 0.0))
 
 
 def strength(folder: Path) -> FigureOrTables:
@@ -129,16 +180,17 @@ def strength(folder: Path) -> FigureOrTables:
             "no two settings differ in their strength alone: the sweep needs tau_max = [0.05, 0.15, 0.3], or alpha = [0.06, "
             "0.3, 1.0], with the parts that have them"
         )
-    figure = new_figure(sum(max(1.5, 0.15 * len(lines) + 0.7) for lines in panels))
+    figure = new_figure(sum(max(1.5, 0.15 * len(lines) + 0.7) for lines in panels) + 0.2)
     axes = list(figure.subplots(len(panels), 1, squeeze=False).flat)
     for ax, lines in zip(axes, panels, strict=True):
         plot.sweep_strengths(lines, ax=ax)
         parts = {line.part for line in lines}
         ax.legend(
+            handles=neutral(ax),
             loc="center left",
             bbox_to_anchor=(1.0, 0.5),
             frameon=False,
-            handlelength=1.5,
+            handlelength=1.6,
             title=kind_label(parts.pop()) if len(parts) == 1 < len(lines) else None,
             alignment="left",
         )
@@ -146,13 +198,14 @@ def strength(folder: Path) -> FigureOrTables:
         figure.supylabel(axes[0].get_ylabel(), fontsize="medium")
         for ax in axes:
             ax.set_ylabel("")
+    legend_below(figure, significance_entries(), 2)
     caption = (
-        f"Accuracy difference to the baseline ({_accuracy(results)}) against the strength: the target τ_max of the odds-equal "
-        f"bridge, the weight α of step momentum. Paired, in percentage points: {results.size}; {interval_kind(results)}. "
+        f"Accuracy difference to the baseline ({_accuracy(results)}) against the strength: the target τ_max of the "
+        f"bridge, the weight α of momentum. Paired, in percentage points: {results.size}; {interval_kind(results)}. "
         "Filled: p < 0.05, corrected by Holm over the points of a panel. Markers are moved sideways to show all. "
         + _controls_line(results)
     )
-    return FigureOrTables(caption.strip(), figure)
+    return FigureOrTables(_with_names(caption, results), figure)
 
 
 def compute(folder: Path, sampled: Path | None = None) -> FigureOrTables:
@@ -177,23 +230,24 @@ def compute(folder: Path, sampled: Path | None = None) -> FigureOrTables:
     some = f", those of {every} that have samples" if results.n < every else ""
     votes = self_consistency(voting, sample=sample)
     table = costs(results)
-    figure = new_figure(2.4 + 0.15 * (1 + table["part"].nunique()) / 2)
-    ax = figure.subplots()
-    plot.sweep_compute(table, votes, ax=ax)
-    handles, names = ax.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, handletextpad=0.4)
+    chosen, rest = _choose(results)
+    shown = table[table["id"].isin([each.id for each in (results.baseline, *chosen)])]
+    figure = new_figure(0.17 * (len(shown) + len(votes)) + 0.75)
+    plot.sweep_compute(shown, votes, ax=figure.subplots())
     caption = (
-        "Accuracy against compute: settings as points, and self-consistency (line; a vote of k samples of the baseline, the "
+        "Accuracy, and on the right compute, of the settings and of self-consistency (a vote of k samples of the baseline, the "
         f"mean over all choices of k of its {voting.samples}; an answer cut off has no vote, of equally many votes the first "
         "given wins). "
         f"{_COST[results.cost_column]}{_token_costs(table) if results.cost_column else ''} k samples cost "
         f"{'k' if sampled is None else f'{sample:.2f} k (by their tokens)'}. "
-        f"{results.size}{some}; bars and band: 95 % intervals over problems "
-        f"({'Wilson' if results.samples == 1 else 'normal'}; self-consistency: normal). " + _controls_line(results)
+        f"{results.size}{some}; bars: 95 % intervals over problems "
+        f"({'Wilson' if results.samples == 1 else 'normal'}; self-consistency: normal). "
+        + (_FLATTERED.format(len(results.treated)) if rest else "")
+        + _controls_line(results)
     )
     if sampled is not None:
-        caption += f"Samples: another sweep of the same problems, {_decoding(voting)}; settings: {_decoding(results)}."
-    return FigureOrTables(caption.strip(), figure)
+        caption += f"Samples: another sweep of the same problems, {_decoding(voting)}; settings: {_decoding(results)}. "
+    return FigureOrTables(_with_names(caption, results), figure)
 
 
 def _token_costs(table: DataFrame) -> str:
@@ -223,79 +277,79 @@ def _same_model(folder: Path, results: Results, sampled: Path, voting: Results) 
 
 
 def difficulty(folder: Path) -> FigureOrTables:
-    """Accuracy by chain length, for the baseline and the settings."""
-    results = Results.read(folder)
+    """The accuracy difference to the baseline by chain length."""
+    results = _treated(folder)
     by_length(results, [results.baseline])  # this raises where the problems have no length
     shown, rest = _choose(results)
     table = by_length(results, [results.baseline, *shown])
-    figure = new_figure(2.7 + 0.15 * (len(shown) // 2))
+    figure = new_figure(2.5 + 0.15 * (len(shown) // 2))
     ax = figure.subplots()
     plot.sweep_lengths(table, by_length(results, rest) if rest else None, ax=ax)
-    handles, names = ax.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False)
+    legend_below(figure, [*neutral(ax), *significance_entries()], 2)
     sizes = sorted(set(table["n"]))
     size = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     caption = (
-        f"Accuracy by chain length: {size} problems of each, {results.size.split(', ')[1]}; 95 % intervals over problems "
-        f"({'Wilson' if results.samples == 1 else 'normal'}). Filled: paired difference to the baseline, p < 0.05, exact, "
+        "Accuracy difference to the baseline by chain length (below it: the accuracy of the baseline). Paired, in percentage "
+        f"points: {size} problems of each length, {results.size.split(', ')[1]}; {interval_kind(results)}. Filled: p < 0.05, "
         f"corrected by Holm over the {table['p'].notna().sum()} points. Markers are moved sideways to show all. "
     )
     if rest:
-        caption += (
-            f"Of each part the setting of highest accuracy on these same problems, chosen among {len(results.treated)} in all, "
-            "which flatters it and its p; the others are the thin grey lines. "
-        )
-    return FigureOrTables((caption + _controls_line(results)).strip(), figure)
+        caption += _FLATTERED.format(len(results.treated)) + "The others are the thin grey lines. "
+    return FigureOrTables(_with_names(caption + _controls_line(results), results), figure)
 
 
-def before_after(before: Path, after: Path | None) -> FigureOrTables:
-    """The step maps of a trace before and after, side by side. Both paths are files of one map, or folders of maps."""
+def before_after(
+    before: Path,
+    after: Path | None,
+    *,
+    trace: Sequence[str] = (),
+    layers: Sequence[Layers] = (),
+    head: int | None = None,
+    measure: str = "share",
+) -> FigureOrTables:
+    """The step maps of a trace before and after, side by side. Both paths are files of one map, or folders of maps.
+
+    `layers` has an entry for each row. By default they are the shallow and the deep layers.
+    """
     if after is None:
         raise InputError(
             "before_after needs two folders of step maps, or two files of one map: `stepsal figure before_after BEFORE AFTER`"
         )
-    name, first, second = _pair(before, after)
-    figure = new_figure(4.1)
-    draw_before_after(figure, first, second)
-    states = {True: ", correct", False: ", wrong", None: ""}
-    sides = [f"{when}{states[stepmap.meta.get('correct')]}" for when, stepmap in (("before", first), ("after", second))]
+    name, *pair = _pair(before, after, trace)
+    bands = list(layers) or ["shallow", "deep"]
+    figure = new_figure(ROW_OF_MAPS * len(bands) + 0.75)
+    draw_before_after(figure, *pair, bands, head, measure)
+    sides = [
+        f"{when}{', ' * bool(grade)}{grade}"
+        for when, grade in (("before", grade_of(pair[0])), ("after", grade_of(pair[1])))
+    ]
     caption = (
-        f"Step maps of {name} ({sides[0]}; {sides[1]}), mean over the heads of the shallow (bottom quarter) and the deep (top "
-        "quarter) layers: what part of a step's influence comes from where, on one logarithmic colour scale. (The influence "
-        "itself follows the gradient, which is small where the model is sure.) One trace: an illustration, no evidence."
+        f"Step maps of {name} ({sides[0]}; {sides[1]}): {measure_phrase(measure)}, {heads_phrase(head)} "
+        f"{layers_phrase(bands, pair)}, on one logarithmic colour scale. "
+        + (
+            "(The influence itself follows the gradient, which is small where the model is sure.) "
+            * (measure == "share")
+        )
+        + "One trace: an illustration, no evidence."
     )
     return FigureOrTables(caption, figure)
 
 
-def draw_before_after(figure: Any, before: StepMap, after: StepMap) -> None:
-    """Draw two step maps into a figure: a column for each map, rows for shallow and deep layers, one colour scale."""
-    bands, maps = ("shallow", "deep"), {"before": before, "after": after}
-    norm = plot.log_scale(
-        *(
-            plot.answer_rows(
-                plot.map_values(stepmap, band, None, "share").tril(), [step.segment for step in stepmap.steps]
-            )
-            for stepmap in maps.values()
-            for band in bands
-        )
-    )
-    axes = figure.subplots(2, 2)
-    for row, band in zip(axes, bands, strict=True):
-        for ax, (when, stepmap) in zip(row, maps.items(), strict=True):
-            plot.step_map(stepmap, layer=band, measure="share", norm=norm, colorbar=False, ax=ax)
-            ax.set_title(f"{when}: {band} layers", loc="left")
-    for ax in axes[0]:
-        ax.set_xlabel("")
-    for ax in axes[:, 1]:
-        ax.set_ylabel("")
-    figure.colorbar(
-        axes[0][0].images[0],
-        ax=axes,
-        label="share of the row's influence",
-        location="bottom",
-        shrink=0.7,
-        aspect=40,
-        extend="both",
+def draw_before_after(
+    figure: Any,
+    before: StepMap,
+    after: StepMap,
+    layers: Sequence[Layers] = ("shallow", "deep"),
+    head: int | None = None,
+    measure: str = "share",
+) -> None:
+    """Draw two step maps into a figure: a column for each map, a row for each entry of `layers`, one colour scale."""
+    maps = {"before": before, "after": after}
+    draw_panels(
+        figure,
+        [[Panel(stepmap, each, when) for when, stepmap in maps.items()] for each in layers],
+        head=head,
+        measure=measure,
     )
 
 
@@ -310,7 +364,7 @@ def _one(make: Callable[[Path], FigureOrTables], name: str) -> Callable[[Path, P
     return checked
 
 
-SWEEP_FIGURES: dict[str, Callable[[Path, Path | None], FigureOrTables]] = {
+SWEEP_FIGURES: dict[str, Callable[..., FigureOrTables]] = {
     "ablation": _one(ablation_tables, "ablation"),
     "effects": _one(effects, "effects"),
     "grid": _one(grid, "grid"),
@@ -362,6 +416,11 @@ def _common(results: Results) -> str:
     return f"In all: {'. '.join(words)}." if words else ""
 
 
+def _with_names(caption: str, results: Results) -> str:
+    """A caption that ends with what the abbreviations in its figure mean."""
+    return f"{caption.strip()} {in_full(*(kind_label(setting.kind) for setting in results.treated))}".strip()
+
+
 def _decoding(results: Results) -> str:
     temperature = float(results.values(results.baseline, "temperature")[0, 0])
     return f"temperature {temperature:g}, {results.size.split(', ')[1]}"
@@ -371,31 +430,36 @@ def _either(numbers: Sequence[int]) -> str:
     return " and ".join(map(str, dict.fromkeys(numbers)))
 
 
-def _pair(before: Path, after: Path) -> tuple[str, StepMap, StepMap]:
+def _pair(before: Path, after: Path, trace: Sequence[str]) -> tuple[str, StepMap, StepMap]:
     """The two maps to compare, and what the caption calls their trace.
 
-    Where both paths lead to one map, these two are taken. Otherwise it is the first trace in both folders that was wrong and
-    became correct or, where there is none, the first trace in both.
+    Where both paths lead to one map, these two are taken. Otherwise it is the trace that was asked for, the first trace in both
+    folders that was wrong and became right or, where there is none, the first trace in both.
     """
     files = [_map_files(path) for path in (before, after)]
-    if all(len(maps) == 1 for maps in files):
+    if all(len(maps) == 1 for maps in files) and not trace:
         first, second = (StepMap.load(next(iter(maps.values()))) for maps in files)
         return f"trace {first.meta.get('trace') or before.stem}", first, second
+    if trace:
+        chosen = [
+            choose_traces([StepMapFile.open(file) for file in maps.values()], trace, path)
+            for maps, path in zip(files, (before, after), strict=True)
+        ]
+        if len(chosen[0]) > 1:
+            raise InputError(f"--trace names {len(chosen[0])} traces: before_after shows one")
+        return f"trace {trace[0]}", chosen[0][0].load(), chosen[1][0].load()
     common = [name for name in files[0] if name in files[1]]
     if not common:
         raise InputError(f"{before} and {after} have no trace in common: make the maps of both from the same problems")
-    chosen = None
+    shown, why = None, "the first in both"
     for name in common:
         pair = StepMapFile.open(files[0][name]), StepMapFile.open(files[1][name])
-        chosen = chosen or pair
+        shown = shown or pair
         if (pair[0].meta.get("correct"), pair[1].meta.get("correct")) == (False, True):
-            return (
-                f"trace {pair[0].meta.get('trace', name)}, the first that was wrong before and is correct after",
-                pair[0].load(),
-                pair[1].load(),
-            )
-    assert chosen is not None
-    return f"trace {chosen[0].meta.get('trace', common[0])}, the first in both", chosen[0].load(), chosen[1].load()
+            shown, why = pair, "the first that was wrong before and is right after"
+            break
+    assert shown is not None
+    return f"trace {shown[0].meta.get('trace', common[0])}, {why}", shown[0].load(), shown[1].load()
 
 
 def _map_files(path: Path) -> dict[str, Path]:

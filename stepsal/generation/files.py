@@ -1,41 +1,48 @@
-"""Answers to a file: as many as there are problems, each decoded once, whatever interrupts it.
+"""Answers to a file: as many as there are problems, each decoded once, whatever interrupts it and whoever decodes it.
 
 In: problems (`stepsal.generation.questions`). Out: a JSONL file of traces, graded where the answers are known.
 
-While it is being made, finished traces stand in `.NAME.partial` beside it, and in `.NAME.settings` what they were made with,
-with hashes of the model's weights, of the prompts' tokens and of the tokenizer. The same call goes on from there; other
-settings are refused, and so is a second run while a first one is at work. When all traces are there, the file is written whole,
-in order.
+1. All prompts are cut into batches, those of like length together: the same ones, however often the run is interrupted, and
+   whoever decodes them (`stepsal.generation.worker`). A batch of which every answer is there is done.
+2. Finished traces stand in `.NAME.partial` beside the file, and in `.NAME.settings` what they were made with, with hashes of
+   the model's weights, of the prompts' tokens and of the tokenizer. The same call goes on from there; other settings are
+   refused, and so is a second run while a first one is at work.
+3. When all traces are there, the file is written whole, in order.
 """
 
 import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from functools import partial as partially
 from glob import escape
 from pathlib import Path
 from typing import IO, Any
 
+from stepsal.checks import checked, whole
+from stepsal.checks import path as a_path
+from stepsal.engines.messages import ModelToLoad
+from stepsal.engines.workforce import a_model_or_one_to_load, start_workers
 from stepsal.errors import FileError, InputError
 from stepsal.files import agree_on_settings, cannot_write, locked, sha256_of
-from stepsal.generation.generate import Decoding, stream
-from stepsal.generation.grading import TASK, choose_grader, grade_trace
+from stepsal.generation.generate import Decoding, check_beginnings, check_room, in_batches, make_requests
+from stepsal.generation.grading import GRADERS, TASK, choose_grader
 from stepsal.generation.questions import Question, task_record
+from stepsal.generation.worker import AnswerItem, AnswerJob, answer_id
 from stepsal.interventions.base import Intervention
-from stepsal.models import host_of
 from stepsal.models.host import Model
-from stepsal.models.lookup import model_fingerprint, tokenizer_fingerprint
-from stepsal.traces.files import read_traces, rule_name, trace_line, write_traces
-from stepsal.traces.formats import FormatSpec, StepsSpec
-from stepsal.traces.prompt import encode_prompt, prompt_record
+from stepsal.traces.files import read_traces, rule_name, write_traces
+from stepsal.traces.formats import STEP_RULES, FormatSpec, StepsSpec
+from stepsal.traces.prompt import encode_prompt
 from stepsal.traces.trace import Trace
 
 
+@checked(model=a_model_or_one_to_load, path=a_path, workers=whole(1, optional=True))
 def generate_file(
-    model: Model,
+    model: Model | ModelToLoad,
     questions: Sequence[Question],
     path: str | Path,
     decoding: Decoding,
@@ -44,17 +51,23 @@ def generate_file(
     format: FormatSpec = "auto",
     steps: StepsSpec = "auto",
     grader: str | None = None,
+    engine: str = "local",
+    workers: int | None = None,
+    address: str | None = None,
     progress: bool = True,
 ) -> list[Trace]:
     """Answer every question and write the traces; `trace.id` is the question's, with `-SAMPLE` where there are several.
 
     Args:
+        model: a loaded model, which does all of the work, or a `ModelToLoad`, which each of the workers loads.
         grader: the name of a grader (`stepsal.generation.grading`); None is `task` for the bundled task, else `math`.
+        engine, workers, address: who does the work, as in `stepsal.save_step_maps`. This process alone writes the file.
 
     Raises:
         FileError: the file is there already, it was begun with other settings, another run is writing it, or it cannot be
             written.
-        InputError: as `stepsal.generate`.
+        InputError: as `stepsal.generate`; or several workers for a model that is loaded already.
+        StepsalError: a batch whose worker died again and again.
 
     >>> import tempfile
     >>> from stepsal import load_model
@@ -69,66 +82,88 @@ def generate_file(
     ids = [question.id for question in questions]
     if wrong := [name for name in ids if not name or ids.count(name) > 1]:
         raise InputError(f"the id {wrong[0]!r} is empty, or that of several questions: give each its own")
-    encoded = [encode_prompt(model.tokenizer, question.prompt) for question in questions]
-    settings = (
-        _settings(model, questions, decoding, interventions, format, steps)
-        | {"grader": grader}
-        | _made_of(model, encoded)
+    rule = rule_name(steps, "these traces are to be")
+    job = partially(
+        AnswerJob,
+        decoding=decoding,
+        interventions=tuple(each.record for each in interventions),
+        format=format,
+        steps=rule,
+        grader=grader,
     )
-    partial, about = (path.with_name(f".{path.name}{suffix}") for suffix in (".partial", ".settings"))
-    at_work = f"another run is writing answers to {path}: wait for it, or give another --out"
-    with locked(path, at_work, also=[escape(about.name)]):
-        refuse_existing(path)  # another run may have finished it just now
-        done = {trace.id: trace for trace in _begin(partial, about, settings, model)}
-        names = [_name(question, sample, decoding) for question in questions for sample in range(decoding.samples)]
-        skip = {index for index, name in enumerate(names) if name in done}
-        batches = stream(model, encoded, decoding, interventions, format=format, steps=steps, skip=skip)
-        with (
-            tqdm(total=len(names), initial=len(skip), desc="generating", unit="trace", disable=not progress) as bar,
-            _appending(partial) as file,
-        ):
-            for batch in batches:
-                new = {
-                    names[index]: _grade(model, trace, questions[index // decoding.samples], names[index], grader)
-                    for index, trace in batch.items()
-                }
-                _append(file, partial, new.values())
-                done |= new
-                bar.update(len(batch))
-        traces = [done[name] for name in names]
-        write_traces(path, traces)
-        partial.unlink()
-        about.unlink()
+    known = [named[name] for named, name in ((GRADERS, grader), (STEP_RULES, rule)) if name in named]
+    force = start_workers(job, model, engine, workers, address, definitions=[*map(type, interventions), *known])
+    with closing(force):
+        ((_, said),) = force.engine.run([AnswerItem()])
+        made_of = said["made_of"]
+        requests = make_requests(
+            [encode_prompt(force.tokenizer, question.prompt) for question in questions], decoding.samples
+        )
+        check_room(requests, decoding, said["context"], made_of["stop_tokens"])
+        check_beginnings(requests, force.tokenizer)
+        settings = _settings(questions, decoding, interventions, format, rule) | {"grader": grader} | made_of
+        settings["prompts_sha256"] = sha256_of(*(_numbers(each.prompt) for each in requests[:: decoding.samples]))
+        names = [answer_id(questions[each.prompt_index], each.sample, decoding) for each in requests]
+        partial, about = (path.with_name(f".{path.name}{suffix}") for suffix in (".partial", ".settings"))
+        at_work = f"another run is writing answers to {path}: wait for it, or give another --out"
+        with locked(path, at_work, also=[escape(about.name)]):
+            refuse_existing(path)  # another run may have finished it just now
+            done = {trace.id: trace for trace in _begin(partial, about, settings, force.tokenizer)}
+            items = [
+                AnswerItem(
+                    requests=tuple(batch),
+                    questions=tuple(questions[each.prompt_index] for each in batch),
+                    made_of=made_of,
+                )
+                for batch in in_batches(requests, decoding.batch_size)
+                if any(names[each.index] not in done for each in batch)
+            ]
+            with (
+                tqdm(total=len(names), initial=len(done), desc="generating", unit="trace", disable=not progress) as bar,
+                _appending(partial) as file,
+                closing(force.engine.run(items)) as answers,
+            ):
+                warned = set[str]()
+                for item, said in answers:
+                    for text in said["warnings"]:
+                        if text not in warned:
+                            warnings.warn(text, stacklevel=3)
+                        warned.add(text)
+                    # Of a batch that was half written when a run was killed, what is there is kept.
+                    lines = [
+                        line
+                        for each, line in zip(item.requests, said["lines"], strict=True)
+                        if names[each.index] not in done
+                    ]
+                    _append(file, partial, lines)
+                    bar.update(len(lines))
+            done = {trace.id: trace for trace in read_traces(partial, force.tokenizer)}
+            traces = [done[name] for name in names]
+            write_traces(path, traces)
+            partial.unlink()
+            about.unlink()
     return traces
 
 
 def _settings(
-    model: Model,
     questions: Sequence[Question],
     decoding: Decoding,
     interventions: Sequence[Intervention],
     format: FormatSpec,
-    steps: StepsSpec,
+    rule: str,
 ) -> dict[str, Any]:
-    """What the answers depend on, as plain data."""
+    """What the answers depend on beside the model, as plain data."""
     return {
-        "model": host_of(model).describe(),
         "decoding": {name: value for name, value in asdict(decoding).items() if name != "batch_size"},
         "interventions": [each.record for each in interventions],
-        "segmentation": {"format": format, "steps": rule_name(steps, "these traces are to be")},
+        "segmentation": {"format": format, "steps": rule},
         **task_record(questions),
         "questions": hashlib.sha256(json.dumps([question.record for question in questions]).encode()).hexdigest(),
     }
 
 
-def _made_of(model: Model, encoded: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """What may change in place while it keeps its name: weights, and all that turns a question into tokens and back."""
-    return {
-        "model_sha256": model_fingerprint(model),
-        "tokenizer_sha256": tokenizer_fingerprint(model.tokenizer),
-        "prompts_sha256": sha256_of(*(",".join(map(str, tokens)) for tokens in encoded)),
-        "stop_tokens": sorted(host_of(model).stop_tokens()),
-    }
+def _numbers(tokens: Sequence[int]) -> str:
+    return ",".join(map(str, tokens))
 
 
 def refuse_existing(path: str | Path) -> None:
@@ -137,20 +172,7 @@ def refuse_existing(path: str | Path) -> None:
         raise FileError(f"{path} is there already: give another --out, or move it away")
 
 
-def _name(question: Question, sample: int, decoding: Decoding) -> str:
-    return f"{question.id}-{sample}" if decoding.samples > 1 else question.id
-
-
-def _grade(model: Model, trace: Trace, question: Question, name: str, grader: str) -> Trace:
-    graded = grade_trace(model.tokenizer, question, trace, grader)
-    known = {"length": question.length, "error": graded.error} | graded.record
-    known |= {"task": asdict(question.gym)} if question.gym else {}
-    known |= prompt_record(model.tokenizer, question.prompt)
-    meta = trace.meta | {key: value for key, value in known.items() if value is not None}
-    return replace(trace, id=name, answer=question.answer, correct=graded.correct, meta=meta)
-
-
-def _begin(partial: Path, about: Path, settings: dict[str, Any], model: Model) -> list[Trace]:
+def _begin(partial: Path, about: Path, settings: Mapping[str, Any], tokenizer: Any) -> list[Trace]:
     """The traces that are done, if these settings are those that the file was begun with; a half line at its end is cut off."""
     fix = f"Give another --out, or move {partial} and {about} away to begin anew."
     # Before there was a choice of graders, and before the host was written down, which the weights' hash tells as well.
@@ -181,7 +203,7 @@ def _begin(partial: Path, about: Path, settings: dict[str, Any], model: Model) -
         if isinstance(error, FileError):
             raise
         raise FileError(f"cannot go on from {partial}: {error.strerror or error}. {fix}") from error
-    return read_traces(partial, model.tokenizer) if begun else []
+    return read_traces(partial, tokenizer) if begun else []
 
 
 @contextmanager
@@ -194,9 +216,9 @@ def _appending(partial: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _append(file: IO[bytes], partial: Path, traces: Iterable[Trace]) -> None:
+def _append(file: IO[bytes], partial: Path, lines: Iterable[str]) -> None:
     """Put finished traces on the disk; where there is no room for them, what was finished before them is kept."""
-    left = memoryview(b"".join(trace_line(trace) + b"\n" for trace in traces))
+    left = memoryview("".join(line + "\n" for line in lines).encode())
     try:
         while left:
             left = left[file.write(left) :]

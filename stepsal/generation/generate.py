@@ -32,7 +32,7 @@ from stepsal.models.host import Model
 from stepsal.models.memory import free_bytes
 from stepsal.traces.formats import FormatSpec, StepsSpec
 from stepsal.traces.prompt import Prompt, encode_prompt, prompt_record
-from stepsal.traces.segment import question_length
+from stepsal.traces.segment import Tokenizer, question_length
 from stepsal.traces.trace import Trace, split_tokens, unopened
 
 
@@ -88,9 +88,9 @@ def generate(
 
     decoding = Decoding(max_new_tokens, batch_size, temperature, top_p, samples, seed)
     encoded = [encode_prompt(model.tokenizer, prompt) for prompt in prompts]
-    traces: dict[int, Trace] = {}
-    with tqdm(total=len(prompts) * samples, desc="generating", unit="trace", disable=not progress) as bar:
-        for batch in stream(model, encoded, decoding, interventions, format=format, steps=steps):
+    requests, traces = make_requests(encoded, samples), dict[int, Trace]()
+    with tqdm(total=len(requests), desc="generating", unit="trace", disable=not progress) as bar:
+        for batch in stream(model, requests, decoding, interventions, format=format, steps=steps):
             for index, trace in batch.items():
                 made = prompt_record(model.tokenizer, prompts[index // samples])
                 traces[index] = replace(trace, meta=trace.meta | made)
@@ -135,21 +135,19 @@ class Decoding:
 
 def stream(
     model: Model,
-    encoded: Sequence[list[int]],
+    requests: Sequence["Request"],
     decoding: Decoding,
     interventions: Intervention | Sequence[Intervention] | Interventions = (),
     *,
     format: FormatSpec = "auto",
     steps: StepsSpec = "auto",
-    skip: Collection[int] = (),
 ) -> Iterator[dict[int, Trace]]:
-    """`generate` for encoded prompts, one batch at a time: yields the traces of a finished batch by their index in the result.
-
-    Traces whose index is in `skip` are not made.
-    """
-    host_of(model).check_decodes()
+    """`generate`, one batch at a time: yields the traces of a finished batch by their requests' `index`."""
+    host = host_of(model)
+    host.check_decodes()
     tokenizer = model.tokenizer
-    _check_room(model, encoded, decoding)
+    check_room(requests, decoding, host.shape.context, host.stop_tokens())
+    check_beginnings(requests, tokenizer)
     installed = None
     if isinstance(interventions, Interventions):
         installed, chosen = interventions, interventions.interventions
@@ -161,20 +159,19 @@ def stream(
         format, steps = installed.format, installed.steps
     else:
         chosen = as_interventions(interventions)
-    requests = [request for request in _requests(encoded, decoding.samples) if request.index not in skip]
     if not requests:
         return
-    requests.sort(key=lambda request: len(request.prompt))  # little padding: prompts of like length together
+    left = sorted(requests, key=lambda request: len(request.prompt))  # little padding: prompts of like length together
     install = chosen and installed is None
     context = intervene(model, chosen, format=format, steps=steps) if install else nullcontext(installed)
     with context as live:
         warned = False
-        while requests:
-            fit, reason = _affordable(model, requests, decoding)
+        while left:
+            fit, reason = _affordable(model, left, decoding)
             if reason and not warned:
                 warnings.warn(reason, stacklevel=4)
                 warned = True
-            batch, requests = requests[:fit], requests[fit:]
+            batch, left = left[:fit], left[fit:]
             meta: dict[str, Any] = {"interventions": [each.record for each in chosen]} if chosen else {}
             if reason:
                 meta["batch_size"] = fit
@@ -219,7 +216,8 @@ class Request:
     repetition: int
 
 
-def _requests(encoded: Sequence[list[int]], samples: int) -> list[Request]:
+def make_requests(encoded: Sequence[list[int]], samples: int) -> list[Request]:
+    """The requests for so many samples of each prompt, given as token ids, in the order of the result."""
     asked: dict[tuple[int, ...], int] = {}
     requests = []
     for prompt_index, prompt in enumerate(encoded):
@@ -232,23 +230,35 @@ def _requests(encoded: Sequence[list[int]], samples: int) -> list[Request]:
     return requests
 
 
-def _check_room(model: Model, encoded: Sequence[list[int]], decoding: Decoding) -> None:
-    context, longest = host_of(model).shape.context, max(map(len, encoded), default=0)
+def in_batches(requests: Sequence[Request], batch_size: int) -> list[list[Request]]:
+    """The batches in which `stream` decodes the requests where memory allows, the one with the longest prompts first."""
+    ordered = sorted(requests, key=lambda request: len(request.prompt))
+    return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)][::-1]
+
+
+def check_room(requests: Sequence[Request], decoding: Decoding, context: int, stop_tokens: Collection[int]) -> None:
+    """Raise `InputError` where a model of this context and with these end-of-sequence tokens could not end an answer."""
+    longest = max((len(request.prompt) for request in requests), default=0)
     if longest + decoding.max_new_tokens > context:
-        which = next(index for index, each in enumerate(encoded) if len(each) == longest)
+        which = next(request.prompt_index for request in requests if len(request.prompt) == longest)
         fix = f"use max_new_tokens={context - longest} at most" if longest < context else "shorten it, or leave it out"
         raise InputError(
             f"prompt {which}, of {longest} tokens, and max_new_tokens={decoding.max_new_tokens} do not fit the model's context "
             f"of {context}: {fix}"
         )
-    pad, bos = (getattr(model.tokenizer, f"{name}_token_id", None) for name in ("pad", "bos"))
-    if pad not in (None, bos) and (begun := [index for index, each in enumerate(encoded) if each[:1] == [pad]]):
-        raise InputError(
-            f"prompt {begun[0]} begins with {model.tokenizer.decode([pad])!r}, the tokenizer's padding token, which a trace "
-            "leaves out before its text: take it out of the prompt"
-        )
-    if not host_of(model).stop_tokens():
+    if not stop_tokens:
         raise InputError("the tokenizer has no end-of-sequence token, so no answer would end: set tokenizer.eos_token")
+
+
+def check_beginnings(requests: Sequence[Request], tokenizer: Tokenizer) -> None:
+    """Raise `InputError` for a prompt whose first token a trace would leave out, as padding."""
+    pad, bos = (getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "bos"))
+    begun = [request.prompt_index for request in requests if pad not in (None, bos) and request.prompt[:1] == [pad]]
+    if begun:
+        raise InputError(
+            f"prompt {begun[0]} begins with {tokenizer.decode([pad])!r}, the tokenizer's padding token, which a trace leaves "
+            "out before its text: take it out of the prompt"
+        )
 
 
 def _affordable(model: Model, requests: list[Request], decoding: Decoding) -> tuple[int, str]:

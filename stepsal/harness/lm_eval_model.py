@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from stepsal._version import __version__
 from stepsal.errors import FileError, InputError
-from stepsal.generation.generate import Decoding, stream
+from stepsal.generation.generate import Decoding, make_requests, stream
 from stepsal.harness.arguments import interventions_of, setting_of
 from stepsal.interventions.base import Intervention
 from stepsal.interventions.intervene import Interventions
@@ -284,11 +284,10 @@ class StepsalLM(TemplateLM):
             if generation.sampled and kept is not None and keys[-1] in kept:
                 known[place] = kept[keys[-1]]
         yield from known.items()
+        left = [each for each in make_requests(encoded, 1) if each.index not in known]
         options = {} if self._live is not None else {"format": self.format, "steps": self.steps}
         with self._acting():
-            for batch in stream(
-                self.model, encoded, generation.decoding, self._live or (), skip=tuple(known), **options
-            ):
+            for batch in stream(self.model, left, generation.decoding, self._live or (), **options):
                 for place, trace in batch.items():
                     text = self._answer(trace, generation)
                     if not generation.sampled:

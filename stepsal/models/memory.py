@@ -25,6 +25,11 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
+    return free_memory()
+
+
+def free_memory() -> int:
+    """The bytes of the machine's memory that are still free."""
     return int(psutil.virtual_memory().available)
 
 

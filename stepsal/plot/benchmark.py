@@ -6,7 +6,7 @@ import numpy as np
 
 from stepsal.checks import checked
 from stepsal.errors import InputError
-from stepsal.plot.canvas import COLOURS, MARKERS, new_axes
+from stepsal.plot.canvas import COLOURS, MARKERS, legend_entry, literal, new_axes
 from stepsal.plot.sweeps import in_math, table_check
 
 if TYPE_CHECKING:
@@ -46,12 +46,12 @@ def benchmark(table: DataFrame, *, ax: Axes | None = None) -> Axes:
         filled = (rows["p_corrected"].to_numpy(float) < 0.05) | (index == 0)
         look: dict[str, Any] = {"marker": marker, "edgecolors": colour, "s": 16 if index else 30, "zorder": 3}
         ax.scatter(accuracy, heights, facecolors=[colour if yes else "white" for yes in filled], **look)
-        ax.plot(
-            [], [], color=colour, marker=marker, markersize=4, linewidth=1.0, label=in_math(setting)
-        )  # for the legend
+        entry = legend_entry(colour, marker, in_math(literal(setting)))
+        entry.set_fillstyle("left" if index else "full")
+        ax.add_line(entry)
     for between in range(1, len(tasks)):
         ax.axhline(between - 0.5, color="0.85", linewidth=0.6, zorder=0)
-    ax.set_yticks(range(len(tasks)), tasks)
+    ax.set_yticks(range(len(tasks)), [literal(task) for task in tasks])
     ax.tick_params(axis="y", length=0)
     ax.set_ylim(len(tasks) - 0.5, -0.5)
     ax.set_xlabel("accuracy (%)")

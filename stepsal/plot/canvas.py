@@ -1,20 +1,22 @@
-"""What all pictures share: the style, the colours, new figures and axes."""
+"""What all pictures share: the style, the colours, new figures and axes, numbered axes, legends."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 else:  # matplotlib takes a while to import, so it is imported where it is used
-    Axes = Figure = Any
+    Axes = Axis = Figure = Line2D = Any
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """The colours of Okabe and Ito, which people with colour blindness can tell apart."""
 MARKERS = "osD^vP"
-COLUMN_WIDTH = 3.4
+COLUMN_WIDTH = 3.3
 """The width of one column of a paper, in inches."""
 
 
@@ -37,9 +39,9 @@ def new_axes(size: tuple[float, float]) -> Axes:
     return _new_figure(*size).subplots()
 
 
-def new_figure(height: float) -> Figure:
-    """A new figure, one column wide and `height` inches high."""
-    return _new_figure(COLUMN_WIDTH, height)
+def new_figure(height: float, width: float = COLUMN_WIDTH) -> Figure:
+    """A new figure, by default one column wide, and `height` inches high."""
+    return _new_figure(width, height)
 
 
 def _new_figure(width: float, height: float) -> Figure:
@@ -47,3 +49,77 @@ def _new_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure as MatplotlibFigure
 
     return MatplotlibFigure(figsize=(width, height), layout="constrained")
+
+
+def number_axis(axis: Axis, labels: Sequence[str | int], extra: tuple[float, str] | None = None) -> None:
+    """Label the places 0, 1, 2, ... of an axis: every one, or every second, fifth, tenth, ..., as many as have room.
+
+    How much room there is shows only when the figure is drawn, and is asked then. `extra` is the place of one more label, which
+    is always there.
+    """
+    label_places(axis, {float(place): str(label) for place, label in enumerate(labels)}, extra)
+
+
+def label_places(axis: Axis, places: Mapping[float, str], extra: tuple[float, str] | None = None) -> None:
+    """Likewise for any places of an axis, each with its label."""
+    from stepsal.plot.ticks import RoomyLocator, place_formatter
+
+    axis.set_major_locator(RoomyLocator(places, extra))
+    axis.set_major_formatter(place_formatter(places, extra))
+
+
+def literal(text: str) -> str:
+    """A text from outside as matplotlib is given it: a dollar is a dollar and begins no formula."""
+    return text.replace("$", r"\$")
+
+
+def legend_entry(colour: Any, marker: str, label: str, linestyle: str = "-") -> Line2D:
+    """An entry of a legend beside which filled and open markers mean something: its marker is half filled, so neither."""
+    from matplotlib.lines import Line2D as MatplotlibLine
+
+    return MatplotlibLine(
+        [],
+        [],
+        color=colour,
+        marker=marker,
+        markersize=4,
+        linewidth=1.1,
+        linestyle=linestyle,
+        fillstyle="left",
+        markerfacecoloralt="white",
+        label=label,
+    )
+
+
+def neutral(ax: Axes) -> list[Line2D]:
+    """The lines of an axes that have a label, as entries of a legend whose markers are neither filled nor open."""
+    return [
+        legend_entry(line.get_color(), str(line.get_marker()), str(line.get_label()), str(line.get_linestyle()))
+        for line in ax.get_legend_handles_labels()[0]
+    ]
+
+
+def significance_entries() -> list[Line2D]:
+    """What filled and open markers mean, as entries of a legend."""
+    from matplotlib.lines import Line2D as MatplotlibLine
+
+    look: dict[str, Any] = {"color": "0.3", "marker": "o", "markersize": 4, "linestyle": "none"}
+    return [
+        MatplotlibLine([], [], **look, label="p < 0.05"),
+        MatplotlibLine([], [], **look, markerfacecolor="white", label="p ≥ 0.05"),
+    ]
+
+
+def legend_below(figure: Any, handles: Sequence[Any], columns: int) -> None:
+    """A legend below all axes, where it covers nothing; of several handles with one label, the first."""
+    unique = {handle.get_label(): handle for handle in reversed(handles)}
+    shown = [handle for handle in handles if unique[handle.get_label()] is handle]
+    figure.legend(
+        handles=shown,
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        handlelength=1.6,
+        handletextpad=0.5,
+        columnspacing=1.2,
+    )

@@ -1,5 +1,6 @@
 """Pictures of step maps and of token maps."""
 
+import math
 from collections.abc import Sequence
 from io import BytesIO
 from itertools import pairwise
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from stepsal.checks import checked, instance, several
 from stepsal.errors import InputError
-from stepsal.plot.canvas import new_axes, style
+from stepsal.plot.canvas import new_axes, number_axis, style
 from stepsal.saliency.checks import a_map
 from stepsal.saliency.stepmap import StepMap
 from stepsal.traces.trace import Step
@@ -25,6 +26,13 @@ else:  # matplotlib takes a while to import, so it is imported where it is used
 _SEGMENT_LABELS = {"question": "Q", "thinking": "thinking", "summary": "summary"}
 _NARROW = 1.6  # inches; on narrower axes the segments are named by their first letter
 _DECADES = 3.0  # the most decades that a colour scale covers
+
+MEASURES = {
+    "share": "share of the row's influence",
+    "density": "influence per token pair",
+    "mass": "influence, summed over token pairs",
+}
+"""What a step map can show, with what its colours are called."""
 
 
 _layer = instance(
@@ -46,6 +54,47 @@ def log_scale(*maps: Float[Tensor, "_ _"]) -> LogNorm:
         raise InputError("there is no positive value to colour: the map is empty, or all of its influence is zero")
     top = float(values.max())
     return LogNorm(max(float(values.min()), top / 10**_DECADES) * 0.999, top, clip=True)
+
+
+def colour_bar(figure: Any, image: Any, shown: Sequence[Float[Tensor, "_ _"]], **options: Any) -> None:
+    """The colour bar of maps on a logarithmic scale. An end is pointed where values are beyond it, which have its colour.
+
+    Powers of ten are labelled or, where fewer than two are in view, 1, 2 and 5 times these.
+    """
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+
+    norm, values = image.norm, torch.cat([each[torch.isfinite(each)].flatten() for each in shown])
+    low, high = bool((values < norm.vmin).any()), bool((values > norm.vmax).any())
+    ends = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}
+    bar = figure.colorbar(image, extend=ends[low, high], **options)
+    powers = range(math.floor(math.log10(norm.vmin)), math.ceil(math.log10(norm.vmax)) + 1)
+
+    def in_view(*factors: int) -> list[float]:
+        return [
+            factor * 10.0**power
+            for power in powers
+            for factor in factors
+            if norm.vmin <= factor * 10.0**power <= norm.vmax * (1 + 1e-6)
+        ]
+
+    axis = bar.long_axis
+    axis.set_major_locator(FixedLocator(ticks if len(ticks := in_view(1)) > 1 else in_view(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
+    axis.set_minor_locator(FixedLocator(in_view(*range(2, 10))))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _number(value: float) -> str:
+    """A label of a colour bar.
+
+    >>> _number(0.2), _number(1e-5)
+    ('0.2', '$10^{-5}$')
+    """
+    power = math.floor(math.log10(value) + 1e-9)
+    if -3 <= power <= 2:
+        return f"{value:g}"
+    factor = f"{value / 10.0**power:g}"
+    return f"$10^{{{power}}}$" if factor == "1" else rf"${factor} \times 10^{{{power}}}$"
 
 
 @checked(values=instance(Tensor, "a map of numbers", "Give what `stepsal.plot.map_values` returns."))
@@ -78,7 +127,8 @@ def step_map(
         stepmap: the step map.
         layer: a model layer, several layers, or a band (`"shallow"`, `"deep"`, `"all"`). Several layers are averaged.
         head: one head, or `None` for the mean over all heads.
-        measure: `"density"` (influence per token pair) or `"share"` (share of the row's influence).
+        measure: `"density"` (influence per token pair), `"share"` (share of the row's influence) or `"mass"` (influence, summed
+            over token pairs).
         norm: a colour scale to share between pictures, from `log_scale`.
         colorbar: whether to draw the colour scale beside the map.
         ax: the axes to draw into. By default they are those of a new figure.
@@ -99,22 +149,24 @@ def step_map(
     causal = torch.tril(torch.ones(n, n, dtype=torch.bool)) & torch.isfinite(values)
     if (values[causal] < 0).any():
         raise InputError("the map holds negative influence (rule 'signed'), which a logarithmic scale cannot show")
+    shown = values.masked_fill(~causal, torch.nan)
+    norm = norm or log_scale(answer_rows(shown, segments))
     image = ax.imshow(
-        values.masked_fill(~causal, torch.nan).numpy(),
-        norm=norm or log_scale(answer_rows(values.masked_fill(~causal, torch.nan), segments)),
+        shown.numpy(),
+        norm=norm,
         cmap="viridis",
         interpolation="nearest",
         aspect="equal",
     )
     _mark_segments(ax, segments)
-    _number_steps(ax, n)
+    for axis in (ax.xaxis, ax.yaxis):
+        number_axis(axis, range(n))
     ax.set_xlabel("step read from")
     ax.set_ylabel("reading step")
     ax.spines[["top", "right"]].set_visible(False)
     if colorbar:
-        label = "influence per token pair" if measure == "density" else "share of the row's influence"
         figure: Any = ax.figure
-        figure.colorbar(image, ax=ax, label=label, fraction=0.046, pad=0.03, extend="both")
+        colour_bar(figure, image, [shown], ax=ax, label=MEASURES[measure], fraction=0.046, pad=0.03)
     return ax
 
 
@@ -174,10 +226,11 @@ def token_map(
         )
     causal = torch.tril(torch.ones(n, n, dtype=torch.bool))
     segments = [step.segment for step in steps for _ in range(step.start, min(step.stop, n))]
-    norm = norm or log_scale(answer_rows(influence.masked_fill(~causal, torch.nan), segments))
+    shown = influence.masked_fill(~causal, torch.nan)
+    norm = norm or log_scale(answer_rows(shown, segments))
     ax = ax or new_axes((4.2, 3.6))
     image = ax.imshow(
-        influence.masked_fill(~causal, torch.nan).numpy(),
+        shown.numpy(),
         norm=norm,
         cmap="viridis",
         interpolation="nearest",
@@ -185,15 +238,16 @@ def token_map(
     )
     for step in steps[:-1]:
         end = step.stop - 0.5
-        ax.plot([-0.5, end, end], [end, end, n - 0.5], color="white", linewidth=0.3, alpha=0.7)
+        ax.plot([-0.5, end, end], [end, end, n - 0.5], color="white", linewidth=min(0.3, 6 / len(steps)), alpha=0.7)
     _mark_segments(ax, segments)
-    _number_steps(ax, n)
+    for axis in (ax.xaxis, ax.yaxis):
+        number_axis(axis, range(n))
     ax.set_xlabel("token read from")
     ax.set_ylabel("reading token")
     ax.spines[["top", "right"]].set_visible(False)
     if colorbar:
         figure: Any = ax.figure
-        figure.colorbar(image, ax=ax, label="influence", fraction=0.046, pad=0.03, extend="both")
+        colour_bar(figure, image, [shown], ax=ax, label="influence", fraction=0.046, pad=0.03)
     return ax
 
 
@@ -201,14 +255,18 @@ def token_map(
 def map_values(
     stepmap: StepMap, layer: int | str | Sequence[int], head: int | None, measure: str
 ) -> Float[Tensor, "query_step key_step"]:
-    """The values that `step_map` draws: the chosen measure, averaged over the chosen layers and heads."""
+    """The values that `step_map` draws: the chosen measure, averaged over the chosen layers and heads.
+
+    Of a band, those layers are meant that the map holds: layers without attention are in none.
+    """
     from stepsal.models.layer_choice import band
 
-    if measure not in ("density", "share"):
-        raise InputError(f"unknown measure {measure!r}: expected 'density' or 'share'")
+    if measure not in MEASURES:
+        raise InputError(f"unknown measure {measure!r}: expected one of {', '.join(MEASURES)}")
     if isinstance(layer, str):
         model_layers = stepmap.meta.get("model_layers", max(stepmap.layers) + 1)  # a map may hold only some layers
-        wanted = list(stepmap.layers) if layer == "all" else list(band(layer, model_layers))
+        of_band = list(stepmap.layers) if layer == "all" else list(band(layer, model_layers))
+        wanted = [index for index in of_band if index in stepmap.layers] or of_band
     else:
         wanted = [layer] if isinstance(layer, int) else list(layer)
     if not wanted:
@@ -218,7 +276,10 @@ def map_values(
     positions = [stepmap.layers.index(index) for index in wanted]
     if head is not None and not 0 <= head < stepmap.mass.shape[1]:
         raise InputError(f"head {head} is not in this map, which holds heads 0 to {stepmap.mass.shape[1] - 1}")
-    values = stepmap.density() if measure == "density" else stepmap.share()
+    if measure == "mass":
+        values = stepmap.mass.masked_fill(stepmap.pairs == 0, torch.nan)
+    else:
+        values = stepmap.density() if measure == "density" else stepmap.share()
     chosen = values[positions]
     return (chosen if head is None else chosen[:, head : head + 1]).mean((0, 1))
 
@@ -261,13 +322,3 @@ def _mark_segments(ax: Axes, segments: Sequence[str]) -> None:
     names.spines[:].set_visible(False)
     for text, (_, alignment) in zip(names.get_xticklabels(), places, strict=True):
         text.set_horizontalalignment(alignment)
-
-
-def _number_steps(ax: Axes, n: int) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    for axis in (ax.xaxis, ax.yaxis):
-        if n <= 10:
-            axis.set_ticks(range(n))
-        else:
-            axis.set_major_locator(MaxNLocator(8, integer=True))

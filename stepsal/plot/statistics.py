@@ -12,13 +12,14 @@ from stepsal.diagnosis.diagnosis import Diagnosis, check_alike
 from stepsal.diagnosis.metrics import METRICS
 from stepsal.diagnosis.registry import Metric
 from stepsal.errors import InputError
-from stepsal.plot.canvas import COLOURS, MARKERS, new_axes
+from stepsal.plot.canvas import COLOURS, MARKERS, legend_entry, new_axes, number_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 else:  # matplotlib takes a while to import, so it is imported where it is used
     Axes = Any
 
+_FEW_LAYERS = 16  # a line through more layers than these has no markers
 _CONTROLS = (("table", "all traces"), ("matched", "matched pairs"), ("position_only", "distance alone"))
 
 Diagnoses = Diagnosis | Sequence[Diagnosis]
@@ -42,7 +43,8 @@ def depth_profile(
     """Draw a metric against depth: the mean over heads and traces, with its 95 % interval (normal, over traces) as a band.
 
     Args:
-        diagnosis: one diagnosis, several, or groups of them by name (`{"correct": ..., "wrong": ...}`).
+        diagnosis: one diagnosis, several, or groups of them by name (`{"right": ..., "wrong": ...}`). Names are in a legend
+            above the axes.
         metric: the name of a metric, built in or defined with `stepsal.metric`.
         ax: the axes to draw into. By default they are those of a new figure.
 
@@ -79,14 +81,15 @@ def depth_profile(
         deviation = torch.sqrt(torch.nanmean((values - mean) ** 2, 0) * count / (count - 1).clamp(min=1))
         margin = 1.96 * deviation / count.clamp(min=1).sqrt()
         shown = f"{name} (n = {int(count.max())})" if name else None
-        ax.plot(layers, mean, color=colour, marker=marker, markersize=3.5, linewidth=1.4, label=shown)
+        markers: dict[str, Any] = {"marker": marker, "markersize": 3.5 if len(layers) <= _FEW_LAYERS else 0}
+        ax.plot(layers, mean, color=colour, linewidth=1.4, label=shown, **markers)
         ax.fill_between(layers, mean - margin, mean + margin, color=colour, alpha=0.2, linewidth=0)
     ax.set_xlabel("layer")
     ax.set_ylabel(known.label)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     ax.spines[["top", "right"]].set_visible(False)
     if any(groups):
-        ax.legend(frameon=False, fontsize="small")
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize="small", borderaxespad=0.2)
     return ax
 
 
@@ -116,8 +119,6 @@ def heads(
     >>> plot.heads(diagnose(stepmap), metric="summary_self").get_xlabel()
     'head'
     """
-    from matplotlib.ticker import MaxNLocator
-
     known = _find_metric(metric)
     group = [diagnosis] if isinstance(diagnosis, Diagnosis) else list(diagnosis)
     layers = _common_layers({"": group}, metric)
@@ -131,9 +132,8 @@ def heads(
     image = ax.imshow(values.numpy(), cmap="cividis", vmin=low, vmax=high, aspect="auto", origin="lower")
     ax.set_xlabel("head")
     ax.set_ylabel("layer")
-    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    every = max(1, -(-len(layers) // 10))
-    ax.set_yticks(range(0, len(layers), every), [str(layer) for layer in layers[::every]])
+    number_axis(ax.xaxis, range(values.shape[1]))
+    number_axis(ax.yaxis, layers)
     ax.spines[:].set_visible(False)
     figure: Any = ax.figure
     figure.colorbar(image, ax=ax, label=known.label, pad=0.03)
@@ -178,30 +178,29 @@ def comparison(comparison: Comparison, *, metric: str = "lock_in", ax: Axes | No
             f"the comparison has no metric {metric!r} by layer, only {', '.join(by_layer)}: it was made before that metric was "
             "defined. Make it again with `compare`."
         )
-    ax = ax or new_axes((3.4, 0.24 * len(layers) + 1.0))
+    ax, few = ax or new_axes((3.4, 0.24 * len(layers) + 1.0)), len(layers) <= _FEW_LAYERS
     ax.axvline(0.5, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
     for index, (table_name, name) in enumerate(_CONTROLS):
         table = getattr(comparison, table_name)
         if not len(table):
             continue
         rows = table[table["metric"] == metric].set_index("layer").loc[layers]
-        height = torch.arange(len(layers)).numpy() + 0.22 * (1 - index)
+        height = torch.arange(len(layers)).numpy() + 0.24 * (1 - index)
         colour = COLOURS[index]
-        ax.hlines(height, rows["auc_low"], rows["auc_high"], color=colour, linewidth=1.1)
+        ax.hlines(height, rows["auc_low"], rows["auc_high"], color=colour, linewidth=1.1 if few else 0.7)
         significant = (rows["p_corrected"] < 0.05).to_numpy()
         ax.scatter(
             rows["auc"],
             height,
-            s=14,
+            s=14 if few else 5,
             marker=MARKERS[index],
             edgecolors=colour,
             facecolors=[colour if filled else "white" for filled in significant],
-            linewidths=1,
+            linewidths=1 if few else 0.7,
             zorder=3,
-            label=name,
         )
-    every = max(1, -(-len(layers) // 14))
-    ax.set_yticks(range(0, len(layers), every), [str(layer) for layer in layers[::every]])
+        ax.add_line(legend_entry(colour, MARKERS[index], name))
+    number_axis(ax.yaxis, layers)
     ax.set_ylim(-0.6, len(layers) - 0.4)
     ax.set_xlim(-0.03, 1.03)
     ax.set_xticks([0, 0.5, 1], ["0", "½", "1"])

@@ -13,8 +13,8 @@ from stepsal.ablation.effects import HeadPanel, StrengthLine
 from stepsal.ablation.results import Results
 from stepsal.checks import Check, checked, instance, kind_of, several, shown
 from stepsal.errors import InputError
-from stepsal.plot.canvas import COLOURS, MARKERS, new_axes
-from stepsal.sweeps.settings import controlled_kind, kind_label, kinds, options_by_key
+from stepsal.plot.canvas import COLOURS, MARKERS, label_places, new_axes, number_axis
+from stepsal.sweeps.settings import controlled_kind, kinds, options_by_key
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +24,7 @@ else:  # matplotlib and pandas take a while to import, so they are imported wher
 
 _GREY = "0.5"
 _POINTS = "accuracy difference (points)"
+_WITH_COMPUTE = ("accuracy", "low", "high", "compute")
 _SMALLEST = (15.0, 8.0)  # the width and height, in points, of the smallest cell that a value is printed in
 
 
@@ -134,14 +135,9 @@ def sweep_heads(panel: HeadPanel, *, limit: float | None = None, colorbar: bool 
     if all(size >= least for size, least in zip(_cell_size(ax), _SMALLEST, strict=True)):
         for values, _, columns, _ in shown:
             _print_values(ax, 100 * values, columns, limit)
-    every = max(1, -(-heads // 8))
-    ticks = [(float(head), str(head)) for head in range(0, heads, every)]
-    if len(shown) == 2 or not heads:
-        ticks.append((column, "all"))
-    ax.set_xticks([at for at, _ in ticks], [name for _, name in ticks])
-    every = max(1, -(-layers // 10))
-    ax.set_yticks(range(0, layers, every), [str(layer) for layer in panel.layers[::every]])
-    ax.set_xlabel("head", x=heads / 2 / (max(ends) - min(ends)) if heads else 0.5)
+    number_axis(ax.xaxis, range(heads), (column, "all") if len(shown) == 2 or not heads else None)
+    number_axis(ax.yaxis, panel.layers)
+    ax.set_xlabel("head" if heads else "heads", x=heads / 2 / (max(ends) - min(ends)) if heads else 0.5)
     ax.set_ylabel("layer")
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
@@ -196,8 +192,8 @@ def sweep_strengths(lines: Sequence[StrengthLine], *, ax: Axes | None = None) ->
     values = sorted({float(value) for line in lines for value in line.table[name]})
     if values[0] > 0 and values[-1] / values[0] > 8:
         ax.set_xscale("log")
-    ax.set_xticks(values, [f"{value:g}" for value in values])
     ax.minorticks_off()
+    label_places(ax.xaxis, {value: f"{value:g}" for value in values})
     ax.margins(x=0.12)
     ax.set_xlabel(in_math(options_by_key()[name][0][1].symbol))
     ax.set_ylabel(_POINTS)
@@ -207,48 +203,53 @@ def sweep_strengths(lines: Sequence[StrengthLine], *, ax: Axes | None = None) ->
 
 @checked(costs=table_check("a table of costs"), votes=table_check("a table of votes"))
 def sweep_compute(costs: DataFrame, votes: DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw accuracy against compute: settings as points, and the baseline with more samples (self-consistency) as a line.
+    """Draw the accuracy of settings, and of the baseline with more samples (self-consistency), with 95 % intervals.
+
+    Each has a row, with its compute on the right, in answers of the baseline.
 
     Args:
         costs: the table that `stepsal.ablation.effects.costs(results)` returns.
         votes: the table that `stepsal.ablation.votes.self_consistency(results)` returns.
         ax: the axes to draw into. By default they are those of a new figure.
     """
-    from matplotlib.ticker import FuncFormatter, LogLocator
-
-    ax = ax or new_axes((3.4, 2.6))
-    at = votes["compute"]
-    ax.fill_between(at, 100 * votes["low"], 100 * votes["high"], color="0.85", linewidth=0)
-    ax.plot(at, 100 * votes["accuracy"], color="black", marker=".", linewidth=1.2, label="self-consistency")
-    for k, x, low in zip(votes["k"][1:], at[1:], 100 * votes["low"][1:], strict=True):  # the settings are near k = 1
-        ax.annotate(f"k = {k}", (x, low), (0, -9), textcoords="offset points", ha="center", fontsize="small")
-    named: set[str] = set()
-    for row in costs.to_dict("records"):
-        colour, marker = part_style(row["part"])
-        name = kind_label(row["part"])
-        x, low, high = row["compute"], 100 * row["low"], 100 * row["high"]
-        ax.vlines(x, low, high, color=colour, linewidth=0.7, alpha=0.5)
-        label = None if name in named else name
-        named.add(name)
-        top = 4 if row["part"] == "none" else 3
-        height = 100 * row["accuracy"]
-        ax.scatter(
-            [x], [height], s=50 if top == 4 else 18, marker=marker, color=colour, linewidths=0, zorder=top, label=label
+    rows = [
+        (in_math(row["label"]), *part_style(row["part"]), *(row[name] for name in _WITH_COMPUTE))
+        for row in costs.to_dict("records")
+    ]
+    rows += [
+        (
+            f"vote of {row['k']}" if row["k"] > 1 else "one sample",
+            COLOURS[4],
+            "D",
+            *(row[name] for name in _WITH_COMPUTE),
         )
-    ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_locator(LogLocator(2))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.set_xlabel("compute per problem (baseline answers)")
-    ax.set_ylabel("accuracy (%)")
+        for row in votes.to_dict("records")
+    ]
+    ax = ax or new_axes((3.4, 0.17 * len(rows) + 0.75))
+    for height, (_, colour, marker, accuracy, low, high, _) in enumerate(rows):
+        ax.hlines(height, 100 * low, 100 * high, color=colour, linewidth=1.1)
+        ax.scatter([100 * accuracy], [height], s=16, marker=marker, color=colour, zorder=3)
+    if len(rows) > len(costs):
+        ax.axhline(len(costs) - 0.5, color="0.85", linewidth=0.6, zorder=0)
+    ax.set_yticks(range(len(rows)), [row[0] for row in rows])
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.set_xlabel("accuracy (%)")
+    right = ax.secondary_yaxis("right")
+    right.set_yticks(range(len(rows)), [f"{row[-1]:.2f}" for row in rows])
+    right.set_ylabel("compute (baseline answers)")
+    for axis in (ax.yaxis, right.yaxis):
+        axis.set_tick_params(length=0)
+    right.spines[:].set_visible(False)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
 
 @checked(table=table_check("a table of accuracies"), others=table_check("a table of accuracies", optional=True))
 def sweep_lengths(table: DataFrame, others: DataFrame | None = None, *, ax: Axes | None = None) -> Axes:
-    """Draw accuracy by chain length, a line for each setting, with 95 % intervals.
+    """Draw the paired accuracy difference to the baseline by chain length, a line for each setting, with 95 % intervals.
 
-    A marker is filled where the setting differs from the baseline with p < 0.05.
+    A marker is filled where the setting differs from the baseline with p < 0.05. Below each length stands the accuracy of the
+    baseline.
 
     Args:
         table: the table that `stepsal.ablation.effects.by_length(results, settings)` returns for up to seven settings, of which
@@ -258,34 +259,33 @@ def sweep_lengths(table: DataFrame, others: DataFrame | None = None, *, ax: Axes
 
     Raises `InputError` where there are more settings than colours.
     """
-    groups = [group for _, group in table.groupby("id", sort=False)]
-    if len(groups) > 1 + len(COLOURS):
-        raise InputError(
-            f"{len(groups)} settings; there are colours for {1 + len(COLOURS)}. Choose some of the settings."
-        )
+    baseline, *groups = [group for _, group in table.groupby("id", sort=False)]
+    if len(groups) > len(COLOURS):
+        raise InputError(f"{len(groups)} settings; there are colours for {len(COLOURS)}. Choose some of the settings.")
     ax = ax or new_axes((3.4, 2.6))
+    _zero(ax.axhline)
     places = {name: int(name.split()[-1]) for name in table["column"]}
     if others is not None:
         for _, group in others.groupby("id", sort=False):
-            ax.plot([places[name] for name in group["column"]], 100 * group["accuracy"], color="0.85", linewidth=0.6)
+            ax.plot([places[name] for name in group["column"]], 100 * group["difference"], color="0.85", linewidth=0.6)
     colours = iter(COLOURS)
     for index, group in enumerate(groups):
-        colour = "black" if group["part"].iloc[0] == "none" else _GREY if group["control"].iloc[0] else next(colours)
         _series(
             ax,
             np.array([places[name] for name in group["column"]], dtype=float),
-            *(100 * group[column].to_numpy(float) for column in ("accuracy", "accuracy_low", "accuracy_high")),
-            colour=colour,
-            marker=MARKERS[(index - 1) % len(MARKERS)] if index else "s",
+            *(100 * group[column].to_numpy(float) for column in ("difference", "low", "high")),
+            colour=_GREY if group["control"].iloc[0] else next(colours),
+            marker=MARKERS[index % len(MARKERS)],
             label=group["label"].iloc[0],
-            filled=(group["p_corrected"].to_numpy() < 0.05) | (group["part"] == "none").to_numpy(),
+            filled=group["p_corrected"].to_numpy() < 0.05,
             shift=min(4.0, 16 / len(groups)) * (index - (len(groups) - 1) / 2),
             linestyle="--" if group["control"].iloc[0] else "-",
         )
-    ax.set_xticks(list(places.values()), [name.removeprefix("length ") for name in places])
+    accuracies = zip(baseline["column"], baseline["accuracy"], strict=True)
+    label_places(ax.xaxis, {float(places[name]): f"{places[name]}\n{100 * value:.0f} %" for name, value in accuracies})
     ax.margins(x=0.1)
-    ax.set_xlabel("chain length")
-    ax.set_ylabel("accuracy (%)")
+    ax.set_xlabel("chain length, accuracy of the baseline")
+    ax.set_ylabel(_POINTS)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 

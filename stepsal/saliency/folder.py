@@ -13,31 +13,31 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
-from stepsal.checks import checked, whole
+from stepsal.checks import checked, nearest, whole
 from stepsal.checks import path as a_path
 from stepsal.engines.local import Engine
 from stepsal.engines.messages import ModelToLoad
-from stepsal.engines.workforce import Workforce, check_engine
+from stepsal.engines.workforce import Workers, a_model_or_one_to_load
 from stepsal.errors import FileError, InputError
-from stepsal.files import agree_on_settings, locked, read_settings, sha256_of, write_settings
-from stepsal.models import host_of
+from stepsal.files import agree_on_settings, locked, read_settings, write_settings
 from stepsal.models.host import Model
-from stepsal.models.layer_choice import LayerSpec, resolve_layers
-from stepsal.models.loading import load_tokenizer
-from stepsal.plugins import loaded_plugins
-from stepsal.saliency.influence import Objective, Rule, Score, check_fits, check_options, step_saliency
-from stepsal.saliency.stepmap import Precision, StepMap, in_precision
+from stepsal.models.layer_choice import LayerSpec
+from stepsal.models.tokenizers import fingerprint
+from stepsal.saliency.influence import Objective, Rule, Score, check_fits, check_options
+from stepsal.saliency.recipe import StepMapRecipe, passes
+from stepsal.saliency.stepmap import Precision, StepMap
 from stepsal.saliency.stepmapfile import StepMapFile
-from stepsal.saliency.worker import Here, Recipe, TraceItem, TraceJob, a_model_or_one_to_load
+from stepsal.saliency.worker import Piece, TraceItem, start_recipe
 from stepsal.traces.checks import traces
 from stepsal.traces.trace import Trace
+from stepsal.traces.tracefile import TraceFacts, facts_of, tokens_sha256
 
 _Map = TypeVar("_Map", StepMap, StepMapFile)
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)")  # names that Windows keeps for devices
@@ -119,31 +119,6 @@ def _short_hash(trace_id: str) -> str:
     return hashlib.sha256(trace_id.encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class StepMapRecipe:
-    """The options of `save_step_maps`."""
-
-    objective: Objective = "token"
-    rule: Rule = "abs"
-    score: Score = "loss"
-    layers: LayerSpec = "all"
-    chunk: int | Literal["auto"] = "auto"
-    heads: Literal["all", "mean"] = "all"
-    precision: Precision | None = None
-
-    def settings(self, model: Model) -> dict[str, Any]:
-        host = host_of(model)
-        indices = resolve_layers(self.layers, host.shape.layers, host.attention_layers or None)
-        named = {name: getattr(self, name) for name in ("objective", "rule", "score", "heads", "precision")}
-        return named | {"layers": list(indices)}
-
-    def compute(self, model: Model, trace: Trace) -> StepMap:
-        options = {name: getattr(self, name) for name in ("objective", "rule", "score", "layers", "chunk")}
-        stepmap = step_saliency(model, trace, **options)
-        stepmap = stepmap.mean_heads() if self.heads == "mean" else stepmap
-        return stepmap if self.precision is None else in_precision(stepmap, self.precision)
-
-
 @checked(model=a_model_or_one_to_load, traces=traces, out=a_path, workers=whole(1, optional=True))
 def save_step_maps(
     model: Model | ModelToLoad,
@@ -196,88 +171,59 @@ def save_step_maps(
             raise InputError(f"unknown {name} {value!r}: expected one of {', '.join(map(repr, known))}")
     chosen = layers if isinstance(layers, str | int) else list(layers)
     recipe = StepMapRecipe(objective, rule, score, chosen, chunk, heads, precision)
-    force = start_workers(recipe, model, engine, workers, address)
-    return save_results(STEP_MAPS, force, traces, Path(out), progress)
+    return save_results(STEP_MAPS, start_recipe(recipe, model, engine, workers, address), traces, Path(out), progress)
 
 
-@dataclass(frozen=True)
-class TraceWorkers:
-    """Who makes results of traces: an engine, and the tokenizer of its model. `close` ends the workers."""
-
-    engine: Engine
-    tokenizer: Any
-    close: Callable[[], None]
-
-
-def start_workers(
-    recipe: Recipe, model: Model | ModelToLoad, engine: str, workers: int | None, address: str | None
-) -> TraceWorkers:
-    """The workers that follow a recipe. Raises `InputError` for an engine that there is not, or cannot be with this model."""
-    check_engine(engine, workers, address)
-    if not isinstance(model, ModelToLoad):
-        if engine != "local" or (workers or 1) > 1:
-            raise InputError(
-                f"engine={engine!r} with workers={workers}: a model that is loaded cannot be sent to workers, each of which "
-                "loads its own. Give stepsal.engines.messages.ModelToLoad(path=name) in its place (on the command line: "
-                "`--workers N`), or leave engine and workers out"
-            )
-        here = Here(recipe, model)
-        return TraceWorkers(here, getattr(model, "tokenizer", None), here.close)
-    if model.device_map is not None:
-        raise InputError(
-            f"device_map={model.device_map!r} spreads one model over the GPUs, and that is one worker: leave out engine and "
-            "workers"
-        )
-    tokenizer = load_tokenizer(model.path)
-    force = Workforce(engine, model.device, workers, address)
-    placed = model.model_copy(update={"device": force.resources.device})
-    name = f"{type(recipe).__module__}:{type(recipe).__qualname__}"
-    job = TraceJob(model=placed, plugins=loaded_plugins(), recipe=name, options=vars(recipe))
-    return TraceWorkers(force.start(job), tokenizer, force.close)
-
-
-def save_results(
-    kind: ResultKind, workers: TraceWorkers, traces: Sequence[Trace], out: Path, progress: bool
-) -> list[Path]:
+def save_results(kind: ResultKind, workers: Workers, traces: Sequence[Trace], out: Path, progress: bool) -> list[Path]:
     """Compute the result of every trace that has none in `out` yet, and return the paths of all, in order.
 
     What `save_step_maps` says of its folder holds. It calls this itself, so that warnings name the line that called it.
     """
     at_work = f"another run is making {kind.name}s in {out}: wait for it, or use another --out folder"
     with closing(workers):
-        check_ids(traces)
+        facts = facts_of(traces)
+        check_ids([each.id for each in facts])
         ((_, said),) = workers.engine.run([TraceItem()])
-        check_traces(traces, said["context"], said["vocabulary"], workers.tokenizer)
+        check_traces(traces, facts, said["context"], said["vocabulary"], workers.tokenizer)
         with locked(out / kind.settings, at_work, also=[f"{kind.folder}/*"]):
-            paths = _begin(kind, out, traces, said["settings"])
-            return _compute(kind, workers.engine, traces, paths, said["settings"], progress)
+            paths = _begin(kind, out, traces, facts, said["settings"])
+            work = _Work(traces, facts, paths, said["settings"], said["shares_passes"])
+            _compute(kind, workers.engine, work, progress)
+            return paths
 
 
-def check_ids(traces: Sequence[Trace]) -> None:
+def check_ids(ids: Sequence[str]) -> None:
     """Raise `InputError` unless every trace has an id of its own, that can name a file."""
     seen: set[str] = set()
-    for trace in traces:
+    for id in ids:
         try:
-            trace.id.encode()
+            id.encode()
         except UnicodeEncodeError as error:
             raise InputError(
-                f"the id {trace.id!r} holds half a surrogate pair, which no file can hold: give another"
+                f"the id {id!r} holds half a surrogate pair, which no file can hold: give another"
             ) from error
-        if trace.id in seen:
-            raise InputError(f"two traces have the id {trace.id!r}; give each its own, it names the map's file")
-        seen.add(trace.id)
+        if id in seen:
+            raise InputError(f"two traces have the id {id!r}; give each its own, it names the map's file")
+        seen.add(id)
 
 
-def check_traces(traces: Sequence[Trace], context: int, vocabulary: int, tokenizer: Any) -> None:
-    """Raise `InputError` unless every trace fits the model (`check_trace`)."""
-    for trace in traces:
+def check_traces(
+    traces: Sequence[Trace], facts: Sequence[TraceFacts], context: int, vocabulary: int, tokenizer: Any
+) -> None:
+    """Raise `InputError` unless every trace fits the model (`check_trace`). A trace whose facts do is not looked at itself."""
+    here = None if tokenizer is None else fingerprint(tokenizer)
+    for index, each in enumerate(facts):
+        if 2 <= each.tokens <= context and 0 <= each.least <= each.largest < vocabulary and each.made_with == here:
+            continue
         try:
-            check_fits(trace, context, vocabulary, tokenizer)
+            check_fits(traces[index], context, vocabulary, tokenizer)
         except InputError as error:
-            raise InputError(f"trace {trace.id!r}: {error}") from error
+            raise InputError(f"trace {each.id!r}: {error}") from error
 
 
-def _begin(kind: ResultKind, out: Path, traces: Sequence[Trace], settings: Mapping[str, Any]) -> list[Path]:
+def _begin(
+    kind: ResultKind, out: Path, traces: Sequence[Trace], facts: Sequence[TraceFacts], settings: Mapping[str, Any]
+) -> list[Path]:
     """Where the result of each trace is or will be, once all that is there was found to be what this run would make."""
     path = out / kind.settings
     begun, files = path.exists(), _files(kind, out)
@@ -300,26 +246,21 @@ def _begin(kind: ResultKind, out: Path, traces: Sequence[Trace], settings: Mappi
             "as they say so themselves.",
             stacklevel=5,
         )
-    paths = [_find(kind, out, trace.id) for trace in traces]
-    _check_made(kind, [pair for pair in zip(traces, paths, strict=True) if pair[1].exists()], settings)
+    paths = [_find(kind, out, each.id) for each in facts]
+    there = [index for index, where in enumerate(paths) if where.exists()]
+    _check_made(kind, ((traces[index], paths[index]) for index in there), len(there), settings)
     if others := sorted(set(files) - set(paths)):
         warnings.warn(
             f"{_of_others(kind, out, others)} The traces given now are the folder's from now on.", stacklevel=5
         )
     listed = {
-        trace.id: {"file": where.name, "tokens_sha256": tokens_sha256(trace)}
-        for trace, where in zip(traces, paths, strict=True)
+        each.id: {"file": where.name, "tokens_sha256": each.sha256} for each, where in zip(facts, paths, strict=True)
     }
     write_settings(path, read_settings(path, unknown, _FIX) | {"traces": listed}, indent=2)
     return paths
 
 
-def tokens_sha256(trace: Trace) -> str:
-    """Of a trace's token ids."""
-    return sha256_of(",".join(map(str, trace.tokens.tolist())))
-
-
-def _check_made(kind: ResultKind, there: Sequence[tuple[Trace, Path]], settings: Mapping[str, Any]) -> None:
+def _check_made(kind: ResultKind, there: Iterable[tuple[Trace, Path]], count: int, settings: Mapping[str, Any]) -> None:
     """Raise `FileError` where a result is not what this run would make of its trace; warn where that cannot be seen."""
     silent = []
     for trace, path in there:
@@ -345,7 +286,7 @@ def _check_made(kind: ResultKind, there: Sequence[tuple[Trace, Path]], settings:
             silent.append(path)
     if silent:
         warnings.warn(
-            f"{len(silent)} of {len(there)} step maps that are there ({silent[0]}, ...) are of stepsal 0.1 and do not say from "
+            f"{len(silent)} of {count} step maps that are there ({silent[0]}, ...) are of stepsal 0.1 and do not say from "
             "which tokens and weights they were made. Their steps and settings are those given now; that their tokens and the "
             "model's weights are cannot be checked. They are taken as they are.",
             stacklevel=6,
@@ -371,45 +312,69 @@ def _differences(kind: ResultKind, result: Any, made_of: Mapping[str, Any], trac
     return different
 
 
-def _compute(
-    kind: ResultKind,
-    engine: Engine,
-    traces: Sequence[Trace],
-    paths: Sequence[Path],
-    settings: Mapping[str, Any],
-    progress: bool,
-) -> list[Path]:
-    """The paths; the results that are not there are computed, those of the longest traces first.
+class _Work(Sequence[TraceItem]):
+    """What there is to do: the traces whose results are not there, the longest first, each made when its turn comes.
 
-    So no worker is left alone with a long one at the end, and what has no room in memory is known at once.
+    So no worker is left alone with a long one at the end, and what has no room in memory is known at once. Traces that share a
+    pass are done together, also where only some of their results are missing: each is then the same to the bit.
     """
+
+    def __init__(
+        self,
+        traces: Sequence[Trace],
+        facts: Sequence[TraceFacts],
+        paths: Sequence[Path],
+        settings: Mapping[str, Any],
+        shared: bool,
+    ) -> None:
+        self._traces, self._facts, self._paths, self._settings = traces, facts, paths, settings
+        self.traces = len(traces)
+        self.missing = {os.path.abspath(path) for path in paths if not path.exists()}
+        groups = passes([each.tokens for each in facts])
+        groups = groups if shared else [[index] for group in groups for index in group]
+        self._left = [
+            group for group in groups if any(os.path.abspath(paths[index]) in self.missing for index in group)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._left)
+
+    def __getitem__(self, at: Any) -> Any:
+        return TraceItem(
+            pieces=tuple(
+                Piece(
+                    trace=self._traces[index],
+                    path=os.path.abspath(self._paths[index]),
+                    made_of=dict(self._settings) | {"tokens_sha256": self._facts[index].sha256},
+                )
+                for index in self._left[at]
+            )
+        )
+
+
+def _compute(kind: ResultKind, engine: Engine, work: _Work, progress: bool) -> None:
+    """Make the results that are not there."""
     from tqdm import tqdm
 
-    left = [(trace, path) for trace, path in zip(traces, paths, strict=True) if not path.exists()]
-    left.sort(key=lambda pair: len(pair[0].tokens), reverse=True)
-    items = [
-        TraceItem(
-            trace=trace,
-            path=os.path.abspath(path),
-            made_of=dict(settings) | {"tokens_sha256": tokens_sha256(trace)},
-        )
-        for trace, path in left
-    ]
-    done = len(traces) - len(left)
     with (
-        tqdm(total=len(traces), initial=done, desc=f"{kind.name}s", unit="trace", disable=not progress) as bar,
-        closing(engine.run(items)) as answers,
+        tqdm(
+            total=work.traces,
+            initial=work.traces - len(work.missing),
+            desc=f"{kind.name}s",
+            unit="trace",
+            disable=not progress,
+        ) as bar,
+        closing(engine.run(work)) as answers,
     ):
         for item, said in answers:
             for text in said.get("warnings", ()):
                 warnings.warn(f"{item.name}: {text}", stacklevel=5)
-            if not os.path.exists(item.path):
+            if unseen := [piece.path for piece in item.pieces if not os.path.exists(piece.path)]:
                 raise FileError(
-                    f"a worker wrote {item.path}, and it is not on this machine: the machines of a cluster must share the "
+                    f"a worker wrote {unseen[0]}, and it is not on this machine: the machines of a cluster must share the "
                     "folder. Give an --out folder that all of them see under this name."
                 )
-            bar.update()
-    return list(paths)
+            bar.update(sum(piece.path in work.missing for piece in item.pieces))
 
 
 def load_step_maps(out: str | Path, *, progress: bool = False, verify: bool = True) -> list[StepMap]:
@@ -528,6 +493,23 @@ def _check_made_alike(kind: ResultKind, files: Sequence[Path], maps: Sequence[An
                 f"{file} was not made as {said[0][0]} was: {', '.join(different)}. Keep {kind.short}s of each in a folder of "
                 "their own."
             )
+
+
+def choose_traces(maps: Sequence[_Map], chosen: Sequence[str], folder: Path | str) -> list[_Map]:
+    """The maps of the traces with these ids, in the order of the ids, each once. An entry may list several, with commas; maps
+    of several folders may be of one trace.
+
+    Raises `InputError` for an id that no map of the folder has.
+    """
+    by_id: dict[str, list[_Map]] = {}
+    for stepmap in maps:
+        by_id.setdefault(str(stepmap.meta.get("trace")), []).append(stepmap)
+    ids = [each for entry in chosen for each in ([entry] if entry in by_id else entry.split(","))]
+    for wanted in ids:
+        if wanted not in by_id:
+            some = ", ".join(list(by_id)[:5]) + ", ..." * (len(by_id) > 5)
+            raise InputError(f"there is no trace {wanted!r}{nearest(wanted, by_id)} in {folder}: it holds {some}")
+    return [stepmap for wanted in dict.fromkeys(ids) for stepmap in by_id[wanted]]
 
 
 def group_maps(maps: Sequence[_Map], graded: Mapping[str, bool | None] | None = None) -> dict[str, list[_Map]]:

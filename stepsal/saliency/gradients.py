@@ -4,7 +4,7 @@ In: the host of a model, the layers, and the function `receive`. Out: calls of `
 `stepsal.saliency.influence` explains what is computed and why it is exact; `cut` turns on its steps 1 and 2.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -26,12 +26,13 @@ Receive = Callable[[int, int, Float[Tensor, "head query key"]], Tensor]
 
 class PatternReader:
     """Hooks for one forward pass and its backward pass. `cut` severs the gradient through other positions (steps 1 and 2).
+    `receive` has a function for each row of the batch.
 
     The pattern of the lowest layer is the leaf of the graph. What lies below it takes no part in any gradient.
     """
 
     def __init__(
-        self, host: Host, rule: Rule, layers: tuple[int, ...], start: int, receive: Receive, *, cut: bool
+        self, host: Host, rule: Rule, layers: tuple[int, ...], start: int, receive: Sequence[Receive], *, cut: bool
     ) -> None:
         self.host, self.rule, self.layers = host, rule, layers
         self.start, self.receive, self.cut = start, receive, cut
@@ -60,7 +61,7 @@ class PatternReader:
         assert self.leaf is not None
         # This computes no gradients of parameters. The layers above the leaf have tensor hooks.
         (gradient,) = torch.autograd.grad(logits, self.leaf, gradient_of_logits)
-        self._take(0, self.leaf.detach()[0], gradient[0])
+        self._take(0, self.leaf.detach(), gradient)
         if self.errors:
             raise self.errors[0]  # the error of the highest layer, since gradients flow down
 
@@ -87,12 +88,25 @@ class PatternReader:
             if layer not in self.layers:
                 return
             index = self.layers.index(layer)
-            pattern.register_hook(lambda gradient: self._take(index, values[0], gradient[0]))
+            pattern.register_hook(lambda gradient: self._take(index, values, gradient))
 
         return read
 
     def _take(
-        self, index: int, pattern: Float[Tensor, "head query key"], gradient: Float[Tensor, "head query key"]
+        self,
+        index: int,
+        pattern: Float[Tensor, "batch head query key"],
+        gradient: Float[Tensor, "batch head query key"],
+    ) -> None:
+        for row, receive in enumerate(self.receive):
+            self._hand_on(index, pattern[row], gradient[row], receive)
+
+    def _hand_on(
+        self,
+        index: int,
+        pattern: Float[Tensor, "head query key"],
+        gradient: Float[Tensor, "head query key"],
+        receive: Receive,
     ) -> None:
         """Combine a pattern with the gradient that has reached it, and hand the influence on. Nothing is kept."""
         if self.rule == "grad":
@@ -101,7 +115,7 @@ class PatternReader:
             block = gradient * pattern
             if self.rule == "abs":
                 block.abs_()
-        if not torch.isfinite(self.receive(index, self.start, block)).all():
+        if not torch.isfinite(receive(index, self.start, block)).all():
             position = self.start + int((~torch.isfinite(block)).any(-1).any(0).nonzero()[0])
             self.errors.append(
                 NumericalError(
@@ -163,12 +177,12 @@ def check_logits(
     """Raise `NumericalError` where a logit is not finite. The message names the first layer and position that are not."""
     if torch.isfinite(logits.sum()) or torch.isfinite(logits).all():  # the sum is quick to compute and seldom overflows
         return
-    position = start + int((~torch.isfinite(logits[0])).any(-1).nonzero()[0])
+    position = start + int((~torch.isfinite(logits)).any(-1).any(0).nonzero()[0])
     sources: list[str] = []
 
     def look(layer: int) -> Callable[[Tensor, Any], None]:
         def look_at(residual: Tensor, hook: Any) -> None:
-            bad = (~torch.isfinite(residual[0])).any(-1)
+            bad = (~torch.isfinite(residual)).any(-1).any(0)
             if bad.any() and not sources:
                 sources.append(f"first in layer {layer} at position {int(bad.nonzero()[0])}")
 

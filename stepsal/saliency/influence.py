@@ -15,7 +15,9 @@ Every row `t` has its own loss, so the definition asks for one backward pass per
 4. Since past keys and values are detached anyway, the trace runs through the model in chunks of queries over a growing
    key-value cache, with a forward and a backward pass for each chunk. Memory grows with `chunk * T`, not with
    `T^2 * layers * heads`.
-5. Where tokens also meet in a recurrence or a convolution, cutting keys and values is not enough. There a chunk is one token:
+5. Short traces may share a pass: each is a row of a batch, with its padding to the right, where causal attention lets no token
+   of the trace read it, and no loss stands (`saliency_together`).
+6. Where tokens also meet in a recurrence or a convolution, cutting keys and values is not enough. There a chunk is one token:
    its own patterns reach its loss through its own position alone, and all else comes out of the cache, which is constant.
 
 Steps 1 and 2 and the hooks of step 3 are in `stepsal.saliency.gradients`. The last token has no target and nothing else reads
@@ -24,7 +26,8 @@ it, so it never enters the model. Source: method.md section 2.
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Literal, get_args
 
 import torch
@@ -34,7 +37,7 @@ from torch.nn import functional as F
 
 from stepsal._version import __version__
 from stepsal.checks import checked
-from stepsal.errors import InputError
+from stepsal.errors import InputError, NumericalError
 from stepsal.models import host_of
 from stepsal.models.checks import a_model
 from stepsal.models.host import Host, Model
@@ -114,6 +117,64 @@ def step_saliency(
     pool = StepPool(trace.steps, len(indices), size.heads)
     meta = _run(model, trace, objective, rule, score, indices, chunk, answer, progress, pool)
     return StepMap(pool.mass, count_pairs(trace.steps), trace.steps, indices, meta)
+
+
+def saliency_together(
+    model: Model, traces: Sequence[Trace], *, rule: Rule = "abs", score: Score = "loss", layers: LayerSpec = "all"
+) -> list[StepMap]:
+    """The step maps of short traces that share one forward and one backward pass; `rule` is one with a gradient.
+
+    They are those of `step_saliency`, but for the rounding of float32. Where memory is short, each trace has passes of its own;
+    and so it has where a number is not finite, so that the error is of one trace.
+
+    >>> from stepsal import Trace, load_model
+    >>> model = load_model()
+    >>> texts = ("So k.</think>37", "37</think>37")
+    >>> saliency_together(model, [Trace.from_text(model.tokenizer, "Facts: k = 37.<think>", text) for text in texts])
+    [StepMap(8 layers, 4 heads, 3 steps), StepMap(8 layers, 4 heads, 3 steps)]
+    """
+    host = host_of(model)
+    longest = max(len(trace.tokens) for trace in traces)
+    if _fit_together(host, len(traces), longest):
+        with suppress(NumericalError):
+            return _together(model, traces, longest, rule, score, layers)
+    return [step_saliency(model, trace, rule=rule, score=score, layers=layers) for trace in traces]
+
+
+def _together(
+    model: Model, traces: Sequence[Trace], longest: int, rule: Rule, score: Score, layers: LayerSpec
+) -> list[StepMap]:
+    for trace in traces:
+        check_trace(model, trace)
+    check_supported(model)
+    started = time.monotonic()
+    host = host_of(model)
+    size, indices = host.shape, resolve_layers(layers, host.shape.layers, host.attention_layers or None)
+    pools = [StepPool(trace.steps, len(indices), size.heads) for trace in traces]
+    tokens = torch.zeros(len(traces), longest, dtype=torch.long)
+    for row, trace in zip(tokens, traces, strict=True):
+        row[: len(trace.tokens)] = trace.tokens
+
+    def own(pool: StepPool, queries: int) -> Receive:
+        """Leaves out the padding. Its rows of the gradient depend on no row of the trace, and the trace's on none of them."""
+        return lambda index, start, block: pool(index, start, block[:, :queries, :queries])
+
+    receive = [own(pool, len(trace.tokens) - 1) for pool, trace in zip(pools, traces, strict=True)]
+    with host.frozen():
+        _run_chunk(host, tokens.to(host.device), rule, score, indices, 0, longest - 1, None, receive)
+    about = {"objective": "token", "rule": rule, "answer": None, "chunk": longest - 1, "score": score}
+    begun = time.monotonic() - (time.monotonic() - started) / len(traces)  # a trace's share
+    return [
+        StepMap(pool.mass, count_pairs(trace.steps), trace.steps, indices, about | record_of_run(host, trace, begun))
+        for pool, trace in zip(pools, traces, strict=True)
+    ]
+
+
+def _fit_together(host: Host, rows: int, length: int) -> bool:
+    """Whether there is memory for a pass of so many traces of this length."""
+    once, per_query = _bytes_kept(host, length)
+    need = rows * (once + length * per_query)
+    return all(need <= 0.8 * free_bytes(device) / share for device, share in spread(host.model).items())
 
 
 @checked(model=a_model, trace=a_trace)
@@ -215,7 +276,7 @@ def _run_chunks(
 ) -> None:
     cache = host.new_cache()
     for start, stop in _chunks(tokens, chunk, progress):
-        _run_chunk(host, tokens, rule, score, layers, start, stop, cache, receive)
+        _run_chunk(host, tokens, rule, score, layers, start, stop, cache, [receive])
 
 
 def _chunks(tokens: Int[Tensor, "1 pos"], chunk: int, progress: bool) -> Iterator[tuple[int, int]]:
@@ -255,29 +316,34 @@ def _run_chunk(
     start: int,
     stop: int,
     cache: Any,
-    receive: Receive,
+    receive: Sequence[Receive],
 ) -> None:
-    """Run one chunk forward and backward.
+    """Run one chunk of every row of a batch forward and backward.
 
     This is a function of its own so that the memory of a chunk is free before the next one begins.
     """
     size = host.shape
     scales: Tensor | None = None
 
-    def unscaled(index: int, start: int, block: Tensor) -> Tensor:
-        return receive(index, start, block if scales is None else block / scales.to(block.device)[:, None])
+    def unscaled(row: int) -> Receive:
+        def hand_on(index: int, start: int, block: Tensor) -> Tensor:
+            own = block if scales is None else block / scales[row].to(block.device)[:, None]
+            return receive[row](index, start, own)
+
+        return hand_on
 
     cut = stop - start > 1  # a single token has nothing to cut: what the cache holds is constant
-    reader = PatternReader(host, rule, layers, start, unscaled, cut=cut)
+    reader = PatternReader(host, rule, layers, start, [unscaled(row) for row in range(len(receive))], cut=cut)
     with keeping_repeats_once(size.heads, size.kv_heads):
         logits = host.forward(tokens[:, start:stop], in_float32(host, reader.hooks()), cache)
     check_logits(host, logits, tokens[:, :stop], start)
-    targets = tokens[0, start + 1 : stop + 1]
-    gradient = _score_gradient(logits[0].detach(), targets, score)
+    targets = tokens[:, start + 1 : stop + 1]
+    gradient = _score_gradient(logits.detach(), targets, score)
     if logits.dtype == torch.float16 and score == "loss":  # the others' are 1 at the target already
-        scales = row_scales(F.cross_entropy(logits[0].detach().float(), targets.to(logits.device), reduction="none"))
-        gradient = gradient * scales[:, None]
-    reader.backward(logits, gradient.to(logits.dtype)[None])
+        losses = F.cross_entropy(logits.detach().float().mT, targets.to(logits.device), reduction="none")
+        scales = row_scales(losses)
+        gradient = gradient * scales[..., None]
+    reader.backward(logits, gradient.to(logits.dtype))
 
 
 def _run_whole(
@@ -289,7 +355,7 @@ def _run_whole(
     target: tuple[int, int],
     receive: Receive,
 ) -> None:
-    reader = PatternReader(host, rule, layers, 0, receive, cut=False)
+    reader = PatternReader(host, rule, layers, 0, [receive], cut=False)
     size = host.shape
     with keeping_repeats_once(size.heads, size.kv_heads):
         logits = host.forward(tokens[:, :-1], in_float32(host, reader.hooks()))
@@ -301,28 +367,25 @@ def _run_whole(
 
 
 def _score_gradient(
-    logits: Float[Tensor, "pos vocabulary"], targets: Int[Tensor, " pos"], score: Score
-) -> Float[Tensor, "pos vocabulary"]:
+    logits: Float[Tensor, "*batch pos vocabulary"], targets: Int[Tensor, "*batch pos"], score: Score
+) -> Float[Tensor, "*batch pos vocabulary"]:
     """The gradient of the summed score of all positions by the logits, in float32 or better.
 
     For the loss it is `p - 1` at each target and `p` elsewhere (autograd would need three tensors as large as the logits for
     it); for the logit 1 at each target; for the margin also -1 at the largest other logit.
     """
     wide = torch.promote_types(logits.dtype, torch.float32)
-    rows, targets = torch.arange(len(targets), device=logits.device), targets.to(logits.device)  # of several devices
+    at = targets.to(logits.device)[..., None]  # of several devices
     if score == "loss":
-        gradient = torch.softmax(logits, -1, dtype=wide)
-        gradient[rows, targets] -= 1
-        return gradient
-    gradient = torch.zeros_like(logits, dtype=wide)
-    gradient[rows, targets] = 1
+        return torch.softmax(logits, -1, dtype=wide).scatter_add_(-1, at, torch.full_like(at, -1, dtype=wide))
+    gradient = torch.zeros_like(logits, dtype=wide).scatter_(-1, at, 1)
     if score == "margin":
         best = logits.topk(2).indices
-        gradient[rows, torch.where(best[:, 0] == targets, best[:, 1], best[:, 0])] = -1
+        gradient.scatter_(-1, torch.where(best[..., :1] == at, best[..., 1:], best[..., :1]), -1)
     return gradient
 
 
-def row_scales(losses: Float[Tensor, " pos"]) -> Float[Tensor, " pos"]:
+def row_scales(losses: Float[Tensor, "*batch pos"]) -> Float[Tensor, "*batch pos"]:
     """Powers of two that scale each row's gradient to a size of about 1, since float16 has no numbers below 6e-8.
 
     The largest derivative of a loss by a logit is the one by the target's logit, `1 - p`. Rows do not mix, so each row has a

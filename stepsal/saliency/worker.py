@@ -1,24 +1,25 @@
 """A worker that makes what a folder holds of each trace, a step map or a knockout, and writes it.
 
-In: a `TraceJob` (the model and a recipe), then `TraceItem`s: a trace and the path of its file. Out: the files, and what was
-warned of. An item without a trace asks what the model is; the answer is what a folder's settings say.
+In: a `TraceJob` (the model and a recipe), then `TraceItem`s: a trace and the path of its file, or several that share a pass.
+Out: the files, and what was warned of. An item without a trace asks what the model is; the answer is what a folder's settings
+say.
 """
 
-import warnings
-from collections.abc import Generator, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
-from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import BeforeValidator, ConfigDict, PlainSerializer
 
 from stepsal._version import __version__
-from stepsal.engines.messages import Item, Job, ModelToLoad, named
-from stepsal.engines.worker import Worker
+from stepsal.engines.messages import Item, Job, Message, ModelToLoad, named
+from stepsal.engines.worker import Worker, heard
+from stepsal.engines.workforce import Workers, start_workers
 from stepsal.errors import InputError, StepsalError
 from stepsal.models import host_of
-from stepsal.models.checks import a_model
 from stepsal.models.host import Model
 from stepsal.models.lookup import model_fingerprint
 from stepsal.models.support import check_supported
@@ -27,13 +28,16 @@ from stepsal.traces.trace import Step, Trace
 
 @runtime_checkable
 class Recipe(Protocol):
-    """How a result is made of a trace: a dataclass whose fields are plain data."""
+    """How results are made of traces: a dataclass whose fields are plain data."""
 
     def settings(self, model: Model) -> dict[str, Any]:
         """What a folder says that its results were made with, besides the model."""
 
-    def compute(self, model: Model, trace: Trace) -> Any:
-        """The result, which has `meta` and `save`."""
+    def shares_passes(self, model: Model) -> bool:
+        """Whether several short traces are quicker together (`stepsal.saliency.recipe.passes`)."""
+
+    def compute(self, model: Model, traces: Sequence[Trace]) -> list[Any]:
+        """A result for each trace; it has `meta` and `save`."""
 
 
 def _record(trace: Trace) -> dict[str, Any]:
@@ -65,18 +69,25 @@ class TraceJob(Job):
     options: dict[str, Any]
 
 
-class TraceItem(Item):
-    """A trace, where its result is written, and what that says it was made of; without a trace: what is the model?"""
+class Piece(Message):
+    """A trace, where its result is written, and what that says it was made of."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
+    trace: Annotated[Trace, BeforeValidator(_from_record), PlainSerializer(_record)]
+    path: str
+    made_of: dict[str, Any]
+
+
+class TraceItem(Item):
+    """A trace, or several that share a pass; without any: what is the model?"""
+
     smaller = "a smaller chunk"
-    trace: Annotated[Trace, BeforeValidator(_from_record), PlainSerializer(_record)] | None = None
-    path: str = ""
-    made_of: dict[str, Any] = Field(default_factory=dict)
+    pieces: tuple[Piece, ...] = ()
 
     @property
     def name(self) -> str:
-        return "check of the model" if self.trace is None else f"trace {self.trace.id!r}"
+        ids = ", ".join(repr(piece.trace.id) for piece in self.pieces)
+        return f"trace{'s' * (len(self.pieces) > 1)} {ids}" if ids else "check of the model"
 
 
 class TraceWorker(Worker):
@@ -89,28 +100,39 @@ class TraceWorker(Worker):
         return named(self.job.recipe)(**self.job.options)
 
     def answer(self, item: TraceItem) -> dict[str, Any]:
-        """What `do` says, with the texts of the warnings, which nobody would see here."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            said = do(item, self._recipe, self.model)
-        texts = (str(each.message) for each in caught if each.category is UserWarning)
-        return said | {"warnings": list(dict.fromkeys(texts))}
+        """What `do` says, with the texts of the warnings."""
+        said, warned = heard(lambda: do(item, self._recipe, self.model))
+        return said | {"warnings": warned}
+
+
+def start_recipe(
+    recipe: Recipe, model: Model | ModelToLoad, engine: str, workers: int | None, address: str | None
+) -> Workers:
+    """The workers that follow a recipe (`start_workers`)."""
+    name = f"{type(recipe).__module__}:{type(recipe).__qualname__}"
+    return start_workers(partial(TraceJob, recipe=name, options=vars(recipe)), model, engine, workers, address)
 
 
 def do(item: TraceItem, recipe: Recipe, model: Model) -> dict[str, Any]:
-    """Write the result of the item's trace, or say what the model is. An error names the trace."""
+    """Write the results of the item's traces, or say what the model is. An error names the trace.
+
+    A result that is there already stays as it is: a run may have been killed between two of them.
+    """
     settings = recipe.settings(model) | model_settings(model)
-    if item.trace is None:
+    if not item.pieces:
         check_supported(model)
         size = host_of(model).shape
-        return {"settings": settings, "context": size.context, "vocabulary": size.vocabulary}
+        about = {"context": size.context, "vocabulary": size.vocabulary}
+        return {"settings": settings, "shares_passes": recipe.shares_passes(model)} | about
     try:
-        if different := [name for name, value in settings.items() if item.made_of[name] != value]:
+        if different := [name for name, value in settings.items() if item.pieces[0].made_of[name] != value]:
             raise InputError(
                 f"a worker's model differs from that of the others ({', '.join(different)}): give every machine the same files"
             )
-        result = recipe.compute(model, item.trace)
-        replace(result, meta=result.meta | {"made_of": item.made_of}).save(item.path)
+        results = recipe.compute(model, [piece.trace for piece in item.pieces])
+        for piece, result in zip(item.pieces, results, strict=True):
+            if not os.path.exists(piece.path):
+                replace(result, meta=result.meta | {"made_of": piece.made_of}).save(piece.path)
     except StepsalError as error:
         raise type(error)(f"{item.name}: {error}") from error
     except Exception as error:
@@ -129,23 +151,3 @@ def model_settings(model: Model) -> dict[str, str]:
         "stepsal": __version__,
         "model_sha256": model_fingerprint(model),
     }
-
-
-class Here:
-    """An engine (`stepsal.engines.local`) whose one worker is a model that is loaded in this process."""
-
-    def __init__(self, recipe: Recipe, model: Model) -> None:
-        self._recipe, self._model = recipe, model
-
-    def run(self, items: Sequence[Any]) -> Generator[tuple[Any, Any], None, None]:
-        for item in items:
-            yield item, do(item, self._recipe, self._model)
-
-    def close(self) -> None:
-        """Nothing has to be ended."""
-
-
-def a_model_or_one_to_load(name: str, value: Any) -> None:
-    """Raise `InputError` unless it is a loaded model, or one that workers can load."""
-    if not isinstance(value, ModelToLoad):
-        a_model(name, value)

@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from stepsal.engines import worker
-from stepsal.generation.generate import Decoding, stream
+from stepsal.generation.generate import Decoding, make_requests, stream
 from stepsal.generation.grading import grade_trace
 from stepsal.generation.questions import Question
 from stepsal.interventions.base import from_record
@@ -30,18 +30,15 @@ class Worker(worker.Worker):
 
     job_class, item_class = Job, WorkItem
 
-    def __init__(self, job: Job) -> None:
-        super().__init__(job)
+    def __init__(self, job: Job, model: Any = None) -> None:
+        super().__init__(job, model)
         self._prompts: dict[str, list[int]] = {}
         self._warm: set[tuple[type, ...]] = set()
 
     def answer(self, item: WorkItem) -> list[Answer]:
         """The answers of an item."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            answers = self._answers(item)
-        notes = "; ".join(dict.fromkeys(str(each.message) for each in caught if each.category is UserWarning)) or None
-        return [answer | {"notes": notes} for answer in answers]
+        answers, warned = worker.heard(lambda: self._answers(item))
+        return [answer | {"notes": "; ".join(warned) or None} for answer in answers]
 
     def _answers(self, item: WorkItem) -> list[Answer]:
         model, decoding = self.model, replace(self.job.decoding, seed=item.seed)
@@ -79,7 +76,8 @@ class Worker(worker.Worker):
     def _generate(self, prompts: Sequence[list[int]], parts: Sequence[Any], decoding: Decoding) -> list[Trace]:
         """Traces, in the order of the prompts."""
         traces: dict[int, Trace] = {}
-        for batch in stream(self.model, prompts, decoding, parts, **self.job.segmentation.model_dump()):
+        requests = make_requests(prompts, decoding.samples)
+        for batch in stream(self.model, requests, decoding, parts, **self.job.segmentation.model_dump()):
             traces |= batch
         return [traces[index] for index in range(len(traces))]
 

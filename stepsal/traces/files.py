@@ -62,18 +62,28 @@ def read_traces(
     if on_error not in ("raise", "skip"):
         raise InputError(f"on_error={on_error!r} is not known. Choose 'raise' or 'skip'.")
     traces: list[Trace] = []
-    left_out: list[str] = []
+    wrong: list[tuple[int, Exception]] = []
     for _, number, found in read_lines([path], tokenizer, format, steps, verify):
         if isinstance(found, Trace):
             traces.append(found)
-        elif on_error == "raise":
-            raise type(found)(f"{path}, line {number}: {found}") from found
         else:
-            left_out.append(f"line {number}: {found}")
-    if left_out:
-        count = f"{len(left_out)} line" + ("s" if len(left_out) > 1 else "")
-        warnings.warn(f"{path}: {count} left out. " + "; ".join(left_out), stacklevel=2)
+            wrong.append((number, found))
+        if wrong and on_error == "raise":
+            break
+    refuse_broken_lines(path, wrong, on_error)
     return traces
+
+
+def refuse_broken_lines(path: str | Path, wrong: Sequence[tuple[int, Exception]], on_error: str) -> None:
+    """Raise the error of the first line that is wrong, or warn of all of them if `on_error` is `skip`."""
+    if not wrong:
+        return
+    number, error = wrong[0]
+    if on_error == "raise":
+        raise type(error)(f"{path}, line {number}: {error}") from error
+    count = f"{len(wrong)} line" + ("s" if len(wrong) > 1 else "")
+    texts = "; ".join(f"line {number}: {error}" for number, error in wrong)
+    warnings.warn(f"{path}: {count} left out. {texts}", stacklevel=4)
 
 
 def read_lines(
@@ -91,12 +101,12 @@ def read_lines(
     """
     find_formats(format)  # a wrong option is no line's fault
     find_rule(steps, "paragraph")
-    requests = _answered_requests(paths)
+    requests = answered_requests(paths)
     places: dict[str, str] = {}
     for path in paths:
         prefix = f"{Path(path).stem}-" if len(paths) > 1 else ""
         for number, line in lines_of(path, "traces"):
-            for found in _read_line(line, tokenizer, format, steps, f"{prefix}line-{number}", requests, verify):
+            for found in read_line(line, tokenizer, format, steps, f"{prefix}line-{number}", requests, verify):
                 if not isinstance(found, Trace) or found.id not in places:
                     yield path, number, found
                 else:
@@ -106,7 +116,7 @@ def read_lines(
                     places.setdefault(found.id, f"line {number}" if len(paths) == 1 else f"{path}, line {number}")
 
 
-def _read_line(
+def read_line(
     line: bytes,
     tokenizer: Tokenizer,
     format: FormatSpec,
@@ -128,7 +138,7 @@ def _read_line(
             yield error if len(records) == 1 else InputError(f"answer {record['id']!r}: {error}")
 
 
-def _answered_requests(paths: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
+def answered_requests(paths: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
     """The requests of batches that are answered in these files, by `custom_id`."""
     requests: dict[str, dict[str, Any]] = {}
     answered: set[Any] = set()

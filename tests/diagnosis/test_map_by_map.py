@@ -199,7 +199,7 @@ def test_the_commands_say_what_the_functions_say_of_loaded_maps(tmp_path, capsys
         assert (folder / "diagnosis.jsonl").read_bytes() == (tmp_path / "expected.jsonl").read_bytes()
         assert main(["compare", str(folder), "--resamples", "99"]) == 0
         assert (folder / "comparison.json").read_bytes() == (tmp_path / "expected.json").read_bytes()
-        stepsal.report(tmp_path / "expected.html", maps, heads=[1])
+        stepsal.report(tmp_path / "expected.html", maps, heads=[1], title="out")
         assert main(["report", str(folder), "--heads", "1"]) == 0
         assert (folder / "report.html").read_bytes() == (tmp_path / "expected.html").read_bytes()
     assert sorted(os.listdir(folder / "diagnoses")) == [f"t{i}.safetensors" for i in range(8)]

@@ -225,12 +225,12 @@ def test_compute_is_tokens_times_their_relative_cost():
     assert (table["tokens"] * table["cost"]).tolist() == pytest.approx(table["compute"].tolist())
     votes = pd.DataFrame({"k": [1, 2], "compute": [1.5, 3.0], "accuracy": 0.6, "low": 0.5, "high": 0.7})
     ax = plot.sweep_compute(costs(results), votes)
-    assert ax.lines[0].get_xdata().tolist() == [1.5, 3.0]
-    points = [
-        each.get_offsets().tolist()[0] for each in ax.collections if each.get_label() in ("OEB", "SMI", "baseline")
-    ]
-    np.testing.assert_allclose(points, np.column_stack([table["compute"], 100 * table["accuracy"]]))
-    assert [(text.get_text(), text.xy[0]) for text in ax.texts] == [("k = 2", 3.0)]
+    assert [label.get_text() for label in ax.get_yticklabels()] == [*table.index, "one sample", "vote of 2"]
+    (right,) = ax.child_axes
+    computes = [*table["compute"], 1.5, 3.0]
+    assert [label.get_text() for label in right.get_yticklabels()] == [f"{each:.2f}" for each in computes]
+    points = [each.get_offsets().tolist()[0] for each in ax.collections if hasattr(each, "get_sizes")]
+    np.testing.assert_allclose(points, np.column_stack([[*(100 * table["accuracy"]), 60, 60], range(len(computes))]))
 
 
 def test_an_endless_answer_in_a_batch_does_not_make_the_settings_tokens_dear():
@@ -323,6 +323,33 @@ def test_head_maps_hold_each_head_and_layer_alone_and_outline_what_is_significan
     assert not small.texts  # no room
 
 
+def test_a_grid_leaves_out_what_is_zero_throughout_and_the_caption_says_so(tmp_path):
+    heads = [
+        single(kind, layer, head) for kind in (OddsEqualBridge, StepMomentum) for layer in (0, 1) for head in (0, 1)
+    ]
+    layer, weak = single(StepMomentum, 0), single(OddsEqualBridge, 1, 0)
+    folder = write_results(
+        tmp_path / "one",
+        planted([*heads, layer], lambda setting: 0.5 if setting in (weak, layer) else 0.0, problems=40),
+    )
+    made = FIGURES["grid"](folder, None)
+    assert [ax.get_title(loc="left").split(",")[0] for ax in made.figure.axes[:2]] == ["OEB", "SMI"]
+    assert [[image.get_array().shape for image in ax.images] for ax in made.figure.axes[:2]] == [[(2, 2)], [(2, 1)]]
+    assert "SMI, α 0.06: no head alone changed the accuracy, so these are not drawn." in made.caption
+    folder = write_results(tmp_path / "two", planted(heads, lambda setting: 0.5 * (setting == weak), problems=40))
+    made = FIGURES["grid"](folder, None)
+    assert len([ax for ax in made.figure.axes if ax.get_title(loc="left")]) == 1
+    assert "SMI, α 0.06: no head alone changed the accuracy" in made.caption
+    low, high = made.figure.axes[-1].get_xlim()  # the colour bar: nothing was lost, so it has no colours for losses
+    assert low == 0 < high
+
+
+def test_captions_spell_out_what_the_settings_are_called(folder):
+    for name in ("effects", "grid", "strength", "difficulty"):
+        caption = FIGURES[name](folder, None).caption
+        assert caption.endswith("Odds-equal bridge (OEB), step momentum injection (SMI).")
+
+
 def test_a_strength_line_holds_places_and_the_other_options_fixed(results):
     others = [single(OddsEqualBridge, layer, tau_max=tau) for layer in (3, 4) for tau in (0.2, 0.1)]
     found = results_of([*PLANTED, *others], lambda setting: PLANTED.get(setting, 0.0))
@@ -349,14 +376,17 @@ def test_a_strength_is_varied_with_the_other_part_as_it_is():
     assert [line.label for line in lines] == ["α 0.1", "α 0.3"]
 
 
-def test_accuracy_by_length_is_drawn_at_its_length(results):
+def test_the_difference_by_length_is_drawn_at_its_length_with_the_baselines_accuracy_below(results):
     table = by_length(results, results.settings[:3])
     ax = plot.sweep_lengths(table, by_length(results, results.settings[3:]))
     named = [line for line in ax.lines if not line.get_label().startswith("_")]
-    assert named[0].get_label() == "baseline"
-    for line, (_, group) in zip(named, table.groupby("id", sort=False), strict=True):
+    (_, baseline), *treated = table.groupby("id", sort=False)
+    for line, (_, group) in zip(named, treated, strict=True):
         assert line.get_xdata().tolist() == [2, 3, 5]
-        np.testing.assert_allclose(line.get_ydata(), 100 * group["accuracy"])
+        np.testing.assert_allclose(line.get_ydata(), 100 * group["difference"])
+    ax.figure.draw_without_rendering()
+    expected = [f"{length}\n{100 * each:.0f} %" for length, each in zip((2, 3, 5), baseline["accuracy"], strict=True)]
+    assert [label.get_text() for label in ax.get_xticklabels()] == expected
 
 
 def test_before_and_after_share_their_colours():
@@ -381,10 +411,7 @@ def test_of_two_folders_the_trace_that_was_mended_is_shown(tmp_path):
             meta = {"trace": f"t-{index}", "correct": correct}
             replace(stepmap, meta=meta).save(map_path(tmp_path / when, f"t-{index}"))
     made = before_after(tmp_path / "before", tmp_path / "after")
-    assert (
-        "trace t-2, the first that was wrong before and is correct after (before, wrong; after, correct)"
-        in made.caption
-    )
+    assert "trace t-2, the first that was wrong before and is right after (before, wrong; after, right)" in made.caption
     files = [map_path(tmp_path / when, "t-1") for when in ("before", "after")]
     assert "Step maps of trace t-1 (before, wrong; after, wrong)" in before_after(*files).caption
     for name in ("x", "y"):
@@ -411,7 +438,7 @@ def test_every_figure_is_drawn_one_column_wide_with_its_caption_and_command(fold
     assert main(["figure", name, str(folder), "--out", str(tmp_path / "x.png")]) == 0
     assert [line.rsplit(".", 1)[1] for line in capsys.readouterr().out.splitlines()] == ["png", "pdf", "md"]
     with Image.open(tmp_path / "x.png") as image:
-        assert image.width <= 3.65 * 200
+        assert image.width == 3.3 * 200
     caption = (tmp_path / "x.md").read_text()
     assert f"Made by `stepsal figure {name} {folder} --out {tmp_path / 'x.png'}`." in caption
     assert "4 answers each" in caption
@@ -475,11 +502,11 @@ def test_a_sweep_that_lacks_the_settings_of_a_figure_is_told_which(tmp_path, nam
         save_figure(name, folder, tmp_path / "x.png")
 
 
-@pytest.mark.parametrize("name", ["ablation", "effects", "strength", "compute"])
+@pytest.mark.parametrize("name", ["ablation", "effects", "strength", "compute", "difficulty"])
 def test_a_sweep_of_the_baseline_alone_is_refused(tmp_path, name):
     folder = write_results(tmp_path, planted([], lambda setting: 0.1, problems=9, samples=2))
     with pytest.raises(InputError, match="nothing but the baseline: the sweep needs other settings"):
-        save_figure(name, folder, tmp_path / "x.png")
+        save_figure(name, folder, tmp_path / "x")
 
 
 def test_a_folder_without_finished_results_is_refused(tmp_path):

@@ -8,9 +8,10 @@ from conftest import save_tiny
 from hooked import HOST
 from safetensors.torch import load_file, save_file
 
-import stepsal.generation.files
+import stepsal
 from stepsal import FileError, InputError, OddsEqualBridge, generate, read_traces
 from stepsal.cli import main
+from stepsal.engines.local import InProcess
 from stepsal.generation.files import generate_file
 from stepsal.generation.generate import Decoding
 from stepsal.generation.questions import Question, read_questions, task_questions
@@ -18,6 +19,26 @@ from stepsal.traces.prompt import DEFAULT_TIME
 
 SHORT = Decoding(max_new_tokens=12, batch_size=2)
 QUESTIONS = task_questions("validation", [2], 5)
+
+
+def one_batch(run, decoded):
+    """An engine's `run` that is interrupted after a batch; `decoded` takes the indices of its answers."""
+
+    def interrupted(self, items):
+        for item, said in run(self, items):
+            decoded.extend(request.index for request in item.requests)
+            yield item, said
+            if item.requests:
+                raise KeyboardInterrupt
+
+    return interrupted
+
+
+def begin(model, path, monkeypatch, questions=QUESTIONS):
+    """One batch, then an interrupt."""
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(InProcess, "run", one_batch(InProcess.run, []))
+        generate_file(model, questions, path, SHORT, progress=False)
 
 
 def test_the_file_holds_what_generate_gives_graded_and_in_order(reasoner, tmp_path):
@@ -35,23 +56,15 @@ def test_the_file_holds_what_generate_gives_graded_and_in_order(reasoner, tmp_pa
 
 def test_an_interrupted_file_goes_on_and_ends_as_an_undisturbed_one(reasoner, tmp_path, monkeypatch):
     whole = generate_file(reasoner, QUESTIONS, tmp_path / "whole.jsonl", SHORT, progress=False)
-    real, decoded = stepsal.generation.files.stream, []
-
-    def broken(*given, **options):
-        for batch in real(*given, **options):
-            decoded.extend(batch)
-            yield batch
-            raise KeyboardInterrupt
-
-    path = tmp_path / "a.jsonl"
-    monkeypatch.setattr(stepsal.generation.files, "stream", broken)
+    decoded, path = [], tmp_path / "a.jsonl"
     for _ in range(3):
-        with pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(InProcess, "run", one_batch(InProcess.run, decoded))
             generate_file(reasoner, QUESTIONS, path, SHORT, progress=False)
         assert not path.exists()
         with open(tmp_path / ".a.jsonl.partial", "ab") as file:
             file.write(b'{"id": "half a li')  # a line that was being written
-    monkeypatch.setattr(stepsal.generation.files, "stream", real)
+    assert len(decoded) == 5
     made = generate_file(reasoner, QUESTIONS, path, SHORT, progress=False)
     assert sorted(decoded) == list(range(5))  # nothing was decoded twice
     assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
@@ -59,15 +72,7 @@ def test_an_interrupted_file_goes_on_and_ends_as_an_undisturbed_one(reasoner, tm
 
 
 def test_other_settings_do_not_go_on_where_these_were_begun(reasoner, tmp_path, monkeypatch):
-    real = stepsal.generation.files.stream
-
-    def broken(*given, **options):
-        yield next(real(*given, **options))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(stepsal.generation.files, "stream", broken)
-    with pytest.raises(KeyboardInterrupt):
-        generate_file(reasoner, QUESTIONS, tmp_path / "a.jsonl", SHORT, progress=False)
+    begin(reasoner, tmp_path / "a.jsonl", monkeypatch)
     with pytest.raises(FileError, match=r"begun with other settings \(interventions\)"):
         generate_file(reasoner, QUESTIONS, tmp_path / "a.jsonl", SHORT, [OddsEqualBridge()], progress=False)
     with pytest.raises(FileError, match=r"other settings \(decoding\)"):
@@ -79,17 +84,20 @@ import sys
 from pathlib import Path
 import stepsal.generation.files as files
 from stepsal import load_model
+from stepsal.engines.local import InProcess
 from stepsal.generation.generate import Decoding
 from stepsal.generation.questions import task_questions
 
-real = files.stream
+real = InProcess.run
 
-def one_batch(*given, **options):
-    yield next(real(*given, **options))
-    print("one batch", flush=True)
-    sys.stdin.read()
+def one_batch(self, items):
+    for item, said in real(self, items):
+        yield item, said
+        if item.requests:
+            print("one batch", flush=True)
+            sys.stdin.read()
 
-files.stream = one_batch
+InProcess.run = one_batch
 model = load_model(host=sys.argv[2])
 files.generate_file(model, task_questions("validation", [2], 5), Path(sys.argv[1]), Decoding(12, 2), progress=False)
 """
@@ -216,20 +224,6 @@ def test_every_option_is_checked_before_the_model_is_loaded(tmp_path, monkeypatc
     assert "p.jsonl is a file" in capsys.readouterr().err
     assert main(["generate", "1", "--out", str(tmp_path)]) == 2
     assert not (tmp_path / "t.jsonl").exists()
-
-
-def begin(model, path, monkeypatch, questions=QUESTIONS):
-    """One batch, then an interrupt."""
-    real = stepsal.generation.files.stream
-
-    def broken(*given, **options):
-        yield next(real(*given, **options))
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stepsal.generation.files, "stream", broken)
-        with pytest.raises(KeyboardInterrupt):
-            generate_file(model, questions, path, SHORT, progress=False)
 
 
 @pytest.mark.bridge

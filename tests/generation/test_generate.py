@@ -61,11 +61,9 @@ def test_a_prompt_that_begins_with_padding_is_refused(reasoner):
     """A trace of it would leave that token out, and the model would have read it."""
     tokenizer = reasoner.tokenizer
     assert tokenizer.pad_token_id not in (None, tokenizer.bos_token_id)
+    prompts = ["2+2?", f"{tokenizer.pad_token}2+2?"]
     with pytest.raises(InputError, match=r"prompt 1 begins with .*, the tokenizer's padding token"):
-        stream = stepsal.generation.generate.stream(
-            reasoner, [[20, 21], [tokenizer.pad_token_id, 20]], stepsal.generation.generate.Decoding(max_new_tokens=2)
-        )
-        next(stream)
+        generate(reasoner, prompts, max_new_tokens=2, progress=False)
 
 
 def test_no_room_in_the_context_is_said_before_any_work(reasoner):

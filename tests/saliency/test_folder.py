@@ -11,10 +11,12 @@ from conftest import save_tiny
 from helpers import random_map, random_trace, unchecked
 from safetensors.torch import load_file, save_file
 
-import stepsal.saliency.folder
+import stepsal.saliency.recipe
 from stepsal import FileError, InputError, StepMap, save_step_maps
 from stepsal.saliency.folder import group_maps, load_step_maps, map_path, open_step_maps
 from stepsal.saliency.stepmapfile import dtype_of, heads_of, loaded
+
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def some_traces(count=5):
@@ -25,13 +27,13 @@ def some_traces(count=5):
 def computed(monkeypatch):
     """The ids of the traces whose map was computed, as it happens."""
     ids = []
-    compute = stepsal.saliency.folder.step_saliency
+    compute = stepsal.saliency.recipe.step_saliency
 
     def counted(model, trace, **options):
         ids.append(trace.id)
         return compute(model, trace, **options)
 
-    monkeypatch.setattr(stepsal.saliency.folder, "step_saliency", counted)
+    monkeypatch.setattr(stepsal.saliency.recipe, "step_saliency", counted)
     return ids
 
 
@@ -64,19 +66,19 @@ def test_an_interrupted_run_goes_on_and_ends_like_an_undisturbed_one(qwen2, tmp_
     traces = some_traces()
     undisturbed = save(qwen2, traces, tmp_path / "undisturbed")
     computed.clear()
-    counted = stepsal.saliency.folder.step_saliency
+    counted = stepsal.saliency.recipe.step_saliency
 
     def interrupted(model, trace, **options):
         if trace.id == "t1":
             raise KeyboardInterrupt
         return counted(model, trace, **options)
 
-    monkeypatch.setattr(stepsal.saliency.folder, "step_saliency", interrupted)
+    monkeypatch.setattr(stepsal.saliency.recipe, "step_saliency", interrupted)
     out = tmp_path / "interrupted"
     with pytest.raises(KeyboardInterrupt):
         save(qwen2, traces, out)
     assert sorted(path.name for path in (out / "maps").iterdir()) == [f"t{i}.safetensors" for i in (2, 3, 4)]
-    monkeypatch.setattr(stepsal.saliency.folder, "step_saliency", counted)
+    monkeypatch.setattr(stepsal.saliency.recipe, "step_saliency", counted)
     paths = save(qwen2, traces, out)
     assert computed == ["t4", "t3", "t2", "t1", "t0"]  # none twice
     for path, expected in zip(paths, undisturbed, strict=True):
@@ -114,14 +116,14 @@ def test_an_option_that_is_refused_leaves_no_trace_of_itself(qwen2, tmp_path):
 
 
 def test_a_second_run_into_a_folder_is_refused_while_the_first_is_at_work(qwen2, tmp_path, monkeypatch):
-    compute = stepsal.saliency.folder.step_saliency
+    compute = stepsal.saliency.recipe.step_saliency
 
     def meanwhile(*given, **options):
         with pytest.raises(FileError, match="another run is making step maps in"):
             save(qwen2, some_traces(1), tmp_path)
         return compute(*given, **options)
 
-    monkeypatch.setattr(stepsal.saliency.folder, "step_saliency", meanwhile)
+    monkeypatch.setattr(stepsal.saliency.recipe, "step_saliency", meanwhile)
     (tmp_path / "maps").mkdir()
     (tmp_path / "maps" / ".t0.safetensors.7.part").touch()  # of a killed run
     save(qwen2, some_traces(1), tmp_path)
@@ -226,7 +228,7 @@ def test_maps_of_odd_ids_are_written_and_found_again(qwen2, tmp_path, monkeypatc
         computed.append(trace.id)
         return replace(random_map("qt", [4, 7], trace=trace.id), steps=trace.steps)
 
-    monkeypatch.setattr(stepsal.saliency.folder, "step_saliency", quick)
+    monkeypatch.setattr(stepsal.saliency.recipe, "step_saliency", quick)
     traces = [replace(random_trace(11, [4]), id=trace_id) for trace_id in IDS]
     paths = save(qwen2, traces, tmp_path)
     assert [StepMap.load(path).meta["trace"] for path in paths] == IDS

@@ -20,11 +20,12 @@ from stepsal.engines.local import InProcess, Processes, WorkerProcess
 from stepsal.engines.messages import ModelToLoad
 from stepsal.errors import StepsalError
 from stepsal.models.host import BUNDLED
-from stepsal.saliency import folder
-from stepsal.saliency.folder import StepMapRecipe, map_path
-from stepsal.saliency.worker import TraceItem, TraceJob
+from stepsal.saliency import recipe
+from stepsal.saliency.folder import map_path
+from stepsal.saliency.recipe import StepMapRecipe
+from stepsal.saliency.worker import Piece, TraceItem, TraceJob
 
-pytestmark = pytest.mark.skipif(TL3, reason="workers load bridges")
+pytestmark = [pytest.mark.skipif(TL3, reason="workers load bridges"), pytest.mark.usefixtures("alone")]
 BUNDLED_MODEL = ModelToLoad(path="bundled")
 MEASURED = ("seconds", "peak_memory_bytes")
 
@@ -52,11 +53,17 @@ def job(**options):
     )
 
 
+def an_item(trace, path, made_of):
+    return TraceItem(pieces=(Piece(trace=trace, path=str(path), made_of=made_of),))
+
+
 @pytest.fixture(scope="module")
 def by_one(tmp_path_factory):
-    """The maps of one worker, in this process."""
+    """The maps of one worker, in this process, each trace alone."""
     out = tmp_path_factory.mktemp("one")
-    return contents(save_step_maps(BUNDLED_MODEL, some_traces(), out, workers=1, progress=False), StepMap.load)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("stepsal.saliency.recipe.TOKENS_TOGETHER", 1)
+        return contents(save_step_maps(BUNDLED_MODEL, some_traces(), out, workers=1, progress=False), StepMap.load)
 
 
 def test_workers_that_are_killed_are_replaced_and_give_the_maps_of_one(tmp_path, by_one, monkeypatch, caplog):
@@ -64,8 +71,8 @@ def test_workers_that_are_killed_are_replaced_and_give_the_maps_of_one(tmp_path,
     asked, ask = [], WorkerProcess.ask
 
     def killing(self, item):
-        if item.trace is not None:
-            asked.append(item.trace.id)
+        if item.pieces:
+            asked.append(item.pieces[0].trace.id)
             if len(asked) == 1:
                 os.kill(self.pid, signal.SIGKILL)
             elif len(asked) == 2:
@@ -112,7 +119,7 @@ def test_an_interrupted_run_keeps_what_is_finished_and_goes_on_with_any_number_o
     do = Processes.run
 
     def counted(self, items):
-        asked.extend(item.trace.id for item in items if item.trace is not None)
+        asked.extend(piece.trace.id for item in items for piece in item.pieces)
         return do(self, items)
 
     monkeypatch.setattr(Processes, "run", counted)
@@ -134,7 +141,7 @@ def test_traces_are_handed_out_longest_first(tmp_path, monkeypatch, by_one):
 
     class Watched(InProcess):
         def run(self, items):
-            given.append([len(item.trace.tokens) for item in items if item.trace is not None])
+            given.append([len(piece.trace.tokens) for item in items for piece in item.pieces])
             return super().run(items)
 
     monkeypatch.setattr("stepsal.engines.workforce.InProcess", Watched)
@@ -148,10 +155,10 @@ def test_the_error_of_one_trace_says_which(tmp_path):
     settings = {"objective": "token"}
     engine = InProcess(job())
     ((_, said),) = engine.run([TraceItem()])
-    item = TraceItem(trace=some_traces(1)[0], path=str(tmp_path / "file" / "x.safetensors"), made_of=said["settings"])
+    item = an_item(some_traces(1)[0], tmp_path / "file" / "x.safetensors", said["settings"])
     with pytest.raises(StepsalError, match="^trace 't0': cannot write"):
         list(engine.run([item]))
-    other = item.model_copy(update={"made_of": said["settings"] | {"model_sha256": "0"} | settings})
+    other = an_item(some_traces(1)[0], tmp_path / "x", said["settings"] | {"model_sha256": "0"} | settings)
     with pytest.raises(
         InputError, match=r"trace 't0': a worker's model differs from that of the others \(model_sha256\)"
     ):
@@ -164,28 +171,29 @@ def test_an_error_that_is_not_ours_says_its_trace_too(monkeypatch):
 
     worker = InProcess(job())._worker
     ((_, said),) = InProcess(job()).run([TraceItem()])
-    monkeypatch.setattr(folder, "step_saliency", fails)
-    reply = worker.reply(TraceItem(trace=some_traces(1)[0], path="none", made_of=said["settings"]))
+    monkeypatch.setattr(recipe, "step_saliency", fails)
+    reply = worker.reply(an_item(some_traces(1)[0], "none", said["settings"]))
     with pytest.raises(StepsalError, match=r"(?s)out of memory.*This was trace 't0'"):
         reply.result()
 
 
 def test_a_trace_whose_worker_dies_again_and_again_is_an_error_that_names_it(tmp_path, monkeypatch):
     monkeypatch.setattr(local.sys, "executable", "/bin/false")
-    item = TraceItem(trace=some_traces(1)[0], path=str(tmp_path / "x"))
+    item = an_item(some_traces(1)[0], tmp_path / "x", {})
     with pytest.raises(StepsalError, match=r"died 4 times on the same trace 't0' .* or a smaller chunk"):
         list(Processes(job(), 2).run([item]))
 
 
 def test_a_trace_goes_through_a_pipe_as_it_is():
     trace = replace(random_trace(17, [4, 9]), correct=True, format=("<r>", "</r>"), meta={"a": [1.5, None, "é\u2028"]})
-    item = TraceItem(trace=trace, path="a", made_of={"layers": [0]})
+    item = an_item(trace, "a", {"layers": [0]})
     again = TraceItem.from_line(item.line())
-    assert torch.equal(again.trace.tokens, trace.tokens)
-    assert again.trace.tokens.dtype == trace.tokens.dtype
+    (piece,) = again.pieces
+    assert torch.equal(piece.trace.tokens, trace.tokens)
+    assert piece.trace.tokens.dtype == trace.tokens.dtype
     assert again.model_dump() == item.model_dump()
-    assert again.trace.format == trace.format
-    assert again.trace.steps == trace.steps
+    assert piece.trace.format == trace.format
+    assert piece.trace.steps == trace.steps
 
 
 def test_a_loaded_model_has_no_other_workers_and_a_spread_one_neither(tmp_path, reasoner):

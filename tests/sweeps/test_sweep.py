@@ -28,7 +28,7 @@ from stepsal.cli import main
 from stepsal.engines import local
 from stepsal.engines.local import Resources
 from stepsal.engines.messages import Reply
-from stepsal.engines.ray import RayCluster, RayWorkers
+from stepsal.engines.ray import DEATHS, RayCluster, RayWorkers
 from stepsal.errors import FileError, InputError, StepsalError
 from stepsal.files import write_settings
 from stepsal.generation.grading import final_answer
@@ -790,11 +790,16 @@ def test_ray_gives_the_same_rows_though_a_worker_is_killed(tmp_path, undisturbed
 
 
 class Cluster:
-    """As much of Ray as the engine uses: actors of which some never come, and calls that are done at once."""
+    """As much of Ray as the engine uses: actors of which some never come, and calls that are done at once.
 
-    def __init__(self, placed):
+    `dying`: the keys of items at which the actor dies, one time for each time that a key is there.
+    """
+
+    def __init__(self, placed, dying=""):
         self.places = iter([True] * placed + [False] * 99)
-        self.exceptions = type("exceptions", (), {"RayError": RuntimeError})
+        self.dying = list(dying)
+        lost = type("LostError", (RuntimeError,), {})
+        self.exceptions = type("exceptions", (), {"RayError": RuntimeError} | dict.fromkeys(DEATHS, lost))
 
     def remote(self, **needs):
         class Call:
@@ -807,7 +812,13 @@ class Cluster:
         class Actor:
             def __init__(self, here):
                 self.ready = Call(lambda: None, here)
-                self.run = Call(lambda job, item: Reply(answer=[{"key": item.key}]), here)
+                self.run = Call(self.answer, here)
+
+            def answer(this, job, item):
+                if item.key in self.dying:
+                    self.dying.remove(item.key)
+                    raise self.exceptions.RayActorError("the machine is gone")
+                return Reply(answer=[{"key": item.key}])
 
         return lambda kind: type("Class", (), {"remote": lambda this: Actor(next(self.places))})()
 
@@ -843,6 +854,19 @@ def test_ray_gives_work_to_the_actors_that_are_placed_and_says_if_there_are_none
             with warned, pytest.raises(KeyboardInterrupt):
                 list(engine.run(items("a")))
         engine.close()
+
+
+def test_the_item_of_a_ray_worker_that_dies_is_done_by_another_though_no_new_one_comes():
+    job = make_plan(read_config(SMALL), "cpu").job()
+    items = [WorkItem(key=key, parts=[], seed=0, start=0, stop=1) for key in "abc"]
+    for placed, dying in ((2, "a"), (7, "aabbb"), (1, "")):
+        engine = RayWorkers(Cluster(placed, dying), job, 2)
+        assert sorted(answers[0]["key"] for _, answers in engine.run(items)) == list("abc")
+        engine.close()
+    with pytest.raises(
+        StepsalError, match=r"4 workers died on the same batch of problems 0 to 1 .*the machine is gone"
+    ):
+        list(RayWorkers(Cluster(9, "bbbb"), job, 1).run(items))
 
 
 def test_on_gpus_there_is_a_worker_for_each_and_it_sees_no_other(monkeypatch):

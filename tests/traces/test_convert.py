@@ -105,12 +105,11 @@ def test_format_and_steps_reach_the_traces(write, tmp_path):
 def test_bare_prompts_are_counted_where_the_model_has_a_chat_template(write, tmp_path, reasoner):
     bare, chat = (
         {"prompt": "2+2?", "response": "4"},
-        {"messages": [{"role": "user", "content": "2+2?"}], "response": "4"},
+        {"prompt": [{"role": "user", "content": "2+2?"}], "response": "4"},
     )
     result = convert_traces([write("in.jsonl", bare, chat)], tmp_path / "out.jsonl", reasoner.tokenizer)
     assert (result.written, result.plain) == (2, 1)
     assert "1 with a bare text as the prompt" in str(result)
-    assert convert_traces([write("in.jsonl", bare)], tmp_path / "two.jsonl", BYTES).plain == 0  # it has no template
 
 
 def test_wrong_options_are_nobodys_line(write, tmp_path):
