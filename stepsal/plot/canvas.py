@@ -93,10 +93,8 @@ def legend_entry(colour: Any, marker: str, label: str, linestyle: str = "-") -> 
 
 def neutral(ax: Axes) -> list[Line2D]:
     """The lines of an axes that have a label, as entries of a legend whose markers are neither filled nor open."""
-    return [
-        legend_entry(line.get_color(), str(line.get_marker()), str(line.get_label()), str(line.get_linestyle()))
-        for line in ax.get_legend_handles_labels()[0]
-    ]
+    lines: list[Any] = ax.get_legend_handles_labels()[0]
+    return [legend_entry(line.get_color(), line.get_marker(), line.get_label(), line.get_linestyle()) for line in lines]
 
 
 def significance_entries() -> list[Line2D]:
