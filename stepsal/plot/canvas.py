@@ -1,7 +1,9 @@
 """What all pictures share: the style, the colours, new figures and axes, numbered axes, legends."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,9 +111,16 @@ def significance_entries() -> list[Line2D]:
 
 
 def legend_below(figure: Any, handles: Sequence[Any], columns: int) -> None:
-    """A legend below all axes, where it covers nothing; of several handles with one label, the first."""
+    """A legend below all axes, where it covers nothing; of several handles with one label, the first.
+
+    It has as many columns as asked for or, where labels are long, as many as have room.
+    """
     unique = {handle.get_label(): handle for handle in reversed(handles)}
     shown = [handle for handle in handles if unique[handle.get_label()] is handle]
+    sizes = [22 + 3.9 * len(re.sub(r"\\[a-z]+|[${}]", "", handle.get_label())) for handle in shown]  # in points
+    room = 72 * figure.bbox.width / figure.dpi
+    while columns > 1 and _width(sizes, columns) > room:
+        columns -= 1
     figure.legend(
         handles=shown,
         loc="outside lower center",
@@ -121,3 +130,10 @@ def legend_below(figure: Any, handles: Sequence[Any], columns: int) -> None:
         handletextpad=0.5,
         columnspacing=1.2,
     )
+
+
+def _width(sizes: Sequence[float], columns: int) -> float:
+    """The width of a legend whose entries have these widths: columns are filled one after the other."""
+    least, more = divmod(len(sizes), columns)
+    ends = [0, *accumulate([least + 1] * more + [least] * (columns - more))]
+    return sum(max(sizes[first:last], default=0.0) for first, last in pairwise(ends))
