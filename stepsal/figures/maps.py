@@ -299,7 +299,8 @@ def profiles(
 
 def label_groups(figure: Any, axes: Sequence[Axes]) -> None:
     """One legend for depth profiles, below them; where panels have values of different numbers of traces, it says so."""
-    handles, numbers = [], defaultdict[str, set[int]](set)
+    handles: list[Any] = []
+    numbers: dict[str, set[int]] = defaultdict(set)
     for ax in axes:
         for handle in ax.get_legend_handles_labels()[0]:
             name, _, number = str(handle.get_label()).rpartition(" (n = ")
@@ -324,7 +325,8 @@ def heads(folder: Path, *, trace: Sequence[str] = (), metric: Sequence[str] = ()
     for name, ax in zip(shown, axes, strict=False):
         plot.heads(diagnoses, metric=name, ax=ax)
         ax.set_title(_title(name), loc="left")
-        ax.images[0].colorbar.set_label("")
+        image: Any = ax.images[0]
+        image.colorbar.set_label("")
         if name not in shown[::2]:
             ax.set_ylabel("")
     for ax in axes[len(shown) :]:

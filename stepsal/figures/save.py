@@ -134,14 +134,15 @@ def save_figure(
 def _files(name: str, out: Path, formats: Sequence[str] | None) -> tuple[Path, tuple[str, ...]]:
     """The path without suffix, and the suffixes of the files that a figure is written into."""
     suffix = out.suffix.lower().removeprefix(".")
+    also: tuple[str, ...] = ("md",)
     if name in TABLES:
         if formats:
             raise InputError(f"{name!r} is a table, written as .md and .tex: it takes no --format")
-        formats, also = _TEXTS, ()
+        formats = also = _TEXTS
     else:
         if unknown := [each for each in formats or () if each not in FORMATS]:
             raise InputError(f"cannot write the format {unknown[0]!r}: expected one of {', '.join(FORMATS)}")
-        formats, also = tuple(dict.fromkeys(formats or (("svg",) if suffix == "svg" else ("png", "pdf")))), ("md",)
+        formats = tuple(dict.fromkeys(formats or (("svg",) if suffix == "svg" else ("png", "pdf"))))
     if suffix and suffix not in (*formats, *also):
         kind, known = ("table", _TEXTS) if name in TABLES else ("picture", FORMATS)
         fix = f"give --format {suffix}, or let" if suffix in known else "let"

@@ -151,7 +151,8 @@ def _with_effects(panels: Sequence[HeadPanel]) -> tuple[list[HeadPanel], list[tu
 
     Where nothing has an effect, all panels stay.
     """
-    drawn, left_out = [], []
+    drawn: list[HeadPanel] = []
+    left_out: list[tuple[str, str]] = []
     for panel in panels:
         heads, layers = (bool(np.nan_to_num(each).any()) for each in (panel.difference, panel.alone))
         if not heads and not layers:
@@ -316,7 +317,7 @@ def before_after(
             "before_after needs two folders of step maps, or two files of one map: `stepsal figure before_after BEFORE AFTER`"
         )
     name, *pair = _pair(before, after, trace)
-    bands = list(layers) or ["shallow", "deep"]
+    bands: list[Layers] = list(layers) or ["shallow", "deep"]
     figure = new_figure(ROW_OF_MAPS * len(bands) + 0.75)
     draw_before_after(figure, *pair, bands, head, measure)
     sides = [
@@ -451,7 +452,8 @@ def _pair(before: Path, after: Path, trace: Sequence[str]) -> tuple[str, StepMap
     common = [name for name in files[0] if name in files[1]]
     if not common:
         raise InputError(f"{before} and {after} have no trace in common: make the maps of both from the same problems")
-    shown, why = None, "the first in both"
+    shown: tuple[StepMapFile, StepMapFile] | None = None
+    why = "the first in both"
     for name in common:
         pair = StepMapFile.open(files[0][name]), StepMapFile.open(files[1][name])
         shown = shown or pair

@@ -1,7 +1,9 @@
 """What all pictures share: the style, the colours, new figures and axes, numbered axes, legends."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,10 +95,8 @@ def legend_entry(colour: Any, marker: str, label: str, linestyle: str = "-") -> 
 
 def neutral(ax: Axes) -> list[Line2D]:
     """The lines of an axes that have a label, as entries of a legend whose markers are neither filled nor open."""
-    return [
-        legend_entry(line.get_color(), str(line.get_marker()), str(line.get_label()), str(line.get_linestyle()))
-        for line in ax.get_legend_handles_labels()[0]
-    ]
+    lines: list[Any] = ax.get_legend_handles_labels()[0]
+    return [legend_entry(line.get_color(), line.get_marker(), line.get_label(), line.get_linestyle()) for line in lines]
 
 
 def significance_entries() -> list[Line2D]:
@@ -111,9 +111,16 @@ def significance_entries() -> list[Line2D]:
 
 
 def legend_below(figure: Any, handles: Sequence[Any], columns: int) -> None:
-    """A legend below all axes, where it covers nothing; of several handles with one label, the first."""
+    """A legend below all axes, where it covers nothing; of several handles with one label, the first.
+
+    It has as many columns as asked for or, where labels are long, as many as have room.
+    """
     unique = {handle.get_label(): handle for handle in reversed(handles)}
     shown = [handle for handle in handles if unique[handle.get_label()] is handle]
+    sizes = [22 + 3.9 * len(re.sub(r"\\[a-z]+|[${}]", "", handle.get_label())) for handle in shown]  # in points
+    room = 72 * figure.bbox.width / figure.dpi
+    while columns > 1 and _width(sizes, columns) > room:
+        columns -= 1
     figure.legend(
         handles=shown,
         loc="outside lower center",
@@ -123,3 +130,10 @@ def legend_below(figure: Any, handles: Sequence[Any], columns: int) -> None:
         handletextpad=0.5,
         columnspacing=1.2,
     )
+
+
+def _width(sizes: Sequence[float], columns: int) -> float:
+    """The width of a legend whose entries have these widths: columns are filled one after the other."""
+    least, more = divmod(len(sizes), columns)
+    ends = [0, *accumulate([least + 1] * more + [least] * (columns - more))]
+    return sum(max(sizes[first:last], default=0.0) for first, last in pairwise(ends))

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import random_map
+from helpers import random_map, random_trace
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colorbar import Colorbar
@@ -104,9 +104,8 @@ def test_neither_have_figures_with_options(folder, name, options):
 
 def test_the_demos_picture_and_before_and_after_have_no_texts_that_touch(folder):
     maps = load_step_maps(folder)[:2]
-    trace = type("Trace", (), {"correct": False, "meta": {"error": "wrong premise"}})()
-    right = type("Trace", (), {"correct": True, "meta": {}})()
-    groups = {"right": [(right, maps[1])], "wrong": [(trace, maps[0])]}
+    trace = replace(random_trace(10, [4]), correct=False, meta={"error": "wrong premise"})
+    groups = {"right": [(replace(trace, correct=True, meta={}), maps[1])], "wrong": [(trace, maps[0])]}
     with plot.style():
         figure = draw(groups, {name: [diagnose(stepmap) for _, stepmap in group] for name, group in groups.items()})
         check_layout(figure)
