@@ -21,7 +21,7 @@ from typing import Any, overload
 from stepsal import errors
 from stepsal.checks import checked
 from stepsal.checks import path as check_path
-from stepsal.engines.local import InProcess, Processes
+from stepsal.engines.local import Engine, InProcess, Processes
 from stepsal.engines.messages import Item, Job, ModelToLoad
 from stepsal.engines.worker import Worker, heard
 from stepsal.errors import FileError, InputError
@@ -227,7 +227,7 @@ def open_traces(
     )
     parts = list(_parts(path))
     at_once = processes or max(1, min(usable_cores(), int(0.5 * free_memory() / READER)))
-    engine = Processes(job, at_once) if min(at_once, len(parts)) > 1 else InProcess(job)
+    engine: Engine = Processes(job, at_once) if min(at_once, len(parts)) > 1 else InProcess(job)
     said = dict[int, dict[str, Any]]()
     with closing(engine), tqdm(total=len(parts), desc="reading", unit="part", disable=not progress) as bar:
         for part, answer in engine.run(parts):
