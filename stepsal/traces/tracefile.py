@@ -243,7 +243,7 @@ def _parts(path: str | Path) -> Iterator[Part]:
     """The parts of a file."""
     start, first, end = 0, 1, 0
     for number, offset, line in locate_lines(path, "traces"):
-        if offset - start >= PART:
+        if number > first and offset - start >= PART:
             yield Part(start=start, stop=offset, number=first)
             start, first = offset, number
         end = offset + len(line)
