@@ -113,7 +113,10 @@ class RayWorkers:
                 self._failed_starts = 0 if death is None else self._failed_starts + 1
                 if self._failed_starts > ATTEMPTS:
                     raise StepsalError(f"{self._failed_starts} workers in a row died as they started: {death}")
-                self._free.append(actor) if death is None else self._replace(actor)
+                if death is None:
+                    self._free.append(actor)
+                else:
+                    self._replace(actor)
                 continue
             actor, item = running.pop(call)
             reply, death = self._get(call, item.name)

@@ -91,8 +91,10 @@ def generate_file(
         steps=rule,
         grader=grader,
     )
-    known = [named[name] for named, name in ((GRADERS, grader), (STEP_RULES, rule)) if name in named]
-    force = start_workers(job, model, engine, workers, address, definitions=[*map(type, interventions), *known])
+    definitions: list[Any] = [type(each) for each in interventions]
+    definitions += [GRADERS[grader]] if grader in GRADERS else []
+    definitions += [STEP_RULES[rule]] if rule in STEP_RULES else []
+    force = start_workers(job, model, engine, workers, address, definitions)
     with closing(force):
         ((_, said),) = force.engine.run([AnswerItem()])
         made_of = said["made_of"]

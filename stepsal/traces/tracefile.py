@@ -21,7 +21,7 @@ from typing import Any, overload
 from stepsal import errors
 from stepsal.checks import checked
 from stepsal.checks import path as check_path
-from stepsal.engines.local import InProcess, Processes
+from stepsal.engines.local import Engine, InProcess, Processes
 from stepsal.engines.messages import Item, Job, ModelToLoad
 from stepsal.engines.worker import Worker, heard
 from stepsal.errors import FileError, InputError
@@ -229,7 +229,7 @@ def open_traces(
     )
     parts = list(_parts(path))
     at_once = processes or max(1, min(usable_cores(), int(0.5 * free_memory() / READER)))
-    engine = Processes(job, at_once) if min(at_once, len(parts)) > 1 else InProcess(job)
+    engine: Engine = Processes(job, at_once) if min(at_once, len(parts)) > 1 else InProcess(job)
     said = dict[int, dict[str, Any]]()
     with (
         closing(engine),
@@ -248,7 +248,7 @@ def _parts(path: str | Path) -> Iterator[Part]:
     """The parts of a file."""
     start, first, end = 0, 1, 0
     for number, offset, line in locate_lines(path, "traces"):
-        if offset - start >= PART:
+        if number > first and offset - start >= PART:
             yield Part(start=start, stop=offset, number=first)
             start, first = offset, number
         end = offset + len(line)

@@ -74,7 +74,7 @@ def test_what_is_asked_for_or_intervened_in_is_not_shared(tiny):
     assert StepMapRecipe().shares_passes(tiny)
     for options in ({"chunk": 7}, {"objective": "sequence"}, {"rule": "attention"}):
         assert not StepMapRecipe(**options).shares_passes(tiny)
-    with intervene(tiny, OddsEqualBridge(layers=0)):
+    with pytest.warns(UserWarning, match="never fired"), intervene(tiny, OddsEqualBridge(layers=0)):
         assert not StepMapRecipe().shares_passes(tiny)
 
 

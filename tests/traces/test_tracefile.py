@@ -35,7 +35,8 @@ def alike(one, other):
 @pytest.mark.parametrize("part", [1, 700, 10**6])
 def test_its_traces_are_those_of_read_traces_in_parts_of_any_size(tmp_path, monkeypatch, end, begin, part):
     monkeypatch.setattr(tracefile, "PART", part)
-    chat = {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "It is 4."}]}
+    answer = {"role": "assistant", "reasoning_content": "Add.", "content": "It is 4."}
+    chat = {"messages": [{"role": "user", "content": "2+2?"}, answer]}
     records = [line(0), line(1, correct=True, answer="4", meta={"a": [1]}), chat, line(2, id=None), line(3)]
     path = write(tmp_path / "t.jsonl", records, end, begin)
     whole = read_traces(path, TOKENIZER, steps="line")
@@ -87,7 +88,7 @@ def test_what_is_wrong_is_said_as_read_traces_says_it(tmp_path, monkeypatch):
 def test_the_requests_of_a_batch_may_stand_in_another_part_than_their_answers(tmp_path, monkeypatch):
     monkeypatch.setattr(tracefile, "PART", 1)
     body = {"messages": [{"role": "user", "content": "2+2?"}]}
-    said = {"message": {"role": "assistant", "content": "It is 4."}}
+    said = {"message": {"role": "assistant", "reasoning_content": "Add.", "content": "It is 4."}}
     answers = {"custom_id": "a", "response": {"body": {"choices": [said, said | {"index": 1}]}}}
     path = write(tmp_path / "t.jsonl", [answers, {"custom_id": "a", "body": body, "url": "/v1", "method": "POST"}])
     whole, traces = read_traces(path, TOKENIZER), open_traces(path, "bundled")
@@ -98,7 +99,7 @@ def test_the_requests_of_a_batch_may_stand_in_another_part_than_their_answers(tm
 def test_a_file_that_changed_after_it_was_checked_is_not_read_on(tmp_path):
     path = write(tmp_path / "t.jsonl", [line(0), line(1), line(2)])
     traces = open_traces(path, "bundled")
-    for records in ([line(0), line(1, id="t9"), line(2)], [line(0), line(1), line(5)], [line(0), line(1)]):
+    for records in ([line(0), line(1, id="t99"), line(2)], [line(0), line(1), line(5)], [line(0), line(1)]):
         write(path, records)
         with pytest.raises(FileError, match=r"t.jsonl, line 3 has changed since it was checked"):
             traces[2]
@@ -107,6 +108,7 @@ def test_a_file_that_changed_after_it_was_checked_is_not_read_on(tmp_path):
         traces[0]
 
 
+@pytest.mark.usefixtures("alone")
 def test_maps_of_a_file_are_those_of_its_traces_and_few_traces_are_there_at_a_time(tmp_path, reasoner, monkeypatch):
     path = write(tmp_path / "t.jsonl", [line(index) for index in range(6)])
     made, most, real = weakref.WeakSet(), [], TraceFile.__getitem__
