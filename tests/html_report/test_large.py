@@ -17,7 +17,7 @@ MAPS = 300
 
 @pytest.fixture
 def one_page_holds_little(monkeypatch):
-    monkeypatch.setattr("stepsal.html_report.report.PAGE_LIMIT", 1_000)
+    monkeypatch.setattr("stepsal.html_report.report.PAGE_LIMIT", 100)
 
 
 def small_maps(count: int = MAPS):
@@ -34,7 +34,7 @@ def test_up_to_the_limit_there_is_one_file_and_beyond_it_one_for_each_trace(tmp_
     path = report(tmp_path / "a.html", maps)
     assert [each.name for each in tmp_path.iterdir()] == ["a.html"]
     whole = path.stat().st_size
-    monkeypatch.setattr("stepsal.html_report.report.PAGE_LIMIT", 1_000)
+    monkeypatch.setattr("stepsal.html_report.report.PAGE_LIMIT", 100)
     assert report(path, maps) == path
     assert sorted(each.name for each in tmp_path.iterdir()) == ["a.html", "a_files"]
     assert len(list((tmp_path / "a_files").iterdir())) == 6
