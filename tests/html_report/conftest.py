@@ -30,6 +30,7 @@ def visit(browser, tmp_path):
         page = browser.new_page(
             viewport={"width": width, "height": height}, color_scheme=theme, has_touch=touch, accept_downloads=True
         )
+        page.set_default_timeout(120_000)  # a machine may be busy
         page.on("console", lambda message: seen.append(message.text))
         page.on("pageerror", lambda error: seen.append(str(error)))
         page.on("request", lambda request: None if request.url.startswith(allowed) else seen.append(request.url))

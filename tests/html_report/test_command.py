@@ -47,7 +47,7 @@ def test_knockouts_go_with_the_traces_that_are_shown(tmp_path):
 
 
 def test_files_beside_the_page_are_named(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("stepsal.html_report.report.PAGE_LIMIT", 1_000)
+    monkeypatch.setattr("stepsal.html_report.report.PAGE_LIMIT", 100)
     folder = folder_of_maps(tmp_path / "run", *maps_of(0))
     assert main(["report", str(folder), "--quiet"]) == 0
     assert f"\n{folder}/report_files   the traces" in capsys.readouterr().out

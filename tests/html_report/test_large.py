@@ -17,7 +17,7 @@ MAPS = 300
 
 @pytest.fixture
 def one_page_holds_little(monkeypatch):
-    monkeypatch.setattr("stepsal.html_report.report.PAGE_LIMIT", 1_000)
+    monkeypatch.setattr("stepsal.html_report.report.PAGE_LIMIT", 100)
 
 
 def small_maps(count: int = MAPS):
@@ -34,7 +34,7 @@ def test_up_to_the_limit_there_is_one_file_and_beyond_it_one_for_each_trace(tmp_
     path = report(tmp_path / "a.html", maps)
     assert [each.name for each in tmp_path.iterdir()] == ["a.html"]
     whole = path.stat().st_size
-    monkeypatch.setattr("stepsal.html_report.report.PAGE_LIMIT", 1_000)
+    monkeypatch.setattr("stepsal.html_report.report.PAGE_LIMIT", 100)
     assert report(path, maps) == path
     assert sorted(each.name for each in tmp_path.iterdir()) == ["a.html", "a_files"]
     assert len(list((tmp_path / "a_files").iterdir())) == 6
@@ -102,7 +102,7 @@ def test_one_map_is_in_memory_at_a_time(tmp_path, monkeypatch, one_page_holds_li
 def test_hundreds_of_traces_are_listed_at_once_and_loaded_one_by_one_from_disk(visit, one_page_holds_little):
     maps = small_maps()
     page = visit(maps)
-    assert page.evaluate("performance.getEntriesByType('resource').length") == 1
+    assert page.evaluate("loaded.size") == 1
     assert page.locator("#list label").count() == MAPS
     names = [text.split("\n")[1] for text in page.locator("#list label").all_inner_texts()]
     assert names == [f"t{index}" for index in range(MAPS)]
@@ -115,7 +115,7 @@ def test_hundreds_of_traces_are_listed_at_once_and_loaded_one_by_one_from_disk(v
         hover(page, 2, 1)
         expected = float(maps[index].mean_heads().share().mean((0, 1))[2, 1])
         assert values(page)[0] == pytest.approx(expected, rel=6e-3)
-    assert page.evaluate("performance.getEntriesByType('resource').length") == 3
+    assert page.evaluate("loaded.size") == 3
     page.locator("#find-trace").fill("t29")
     assert page.locator("#list label").count() == 11
     assert "11 of 300 listed" in page.locator("#listed").inner_text()

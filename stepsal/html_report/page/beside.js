@@ -22,7 +22,7 @@ function counterpart(number) {
 }
 
 function showBeside(other, changed) {
-  const measure = $("measure").value, ends = [[left.numbers[measure], left.trace.steps]], own = other !== null && other !== left.trace;
+  const measure = $("measure").value, ends = [[left.numbers[measure], left.trace.steps]], own = other !== null && !causal();
   Object.assign(right, { trace: other, view: null, hover: null, numbers: other && numbersOf(other) });
   right.maps.hidden = other === null;
   right.texts.hidden = !own;
@@ -32,7 +32,7 @@ function showBeside(other, changed) {
   right.below.replaceChildren();
   left.mapTitle.textContent = own ? left.trace.name : "Who reads whom";
   if (own) $("with").value = other.name;
-  if (changed) {
+  if (changed || own !== right.list.childElementCount > 0) {
     Object.assign(right, { selected: null, cursor: [0, 0] });
     right.list.replaceChildren();
     if (own) showSteps(right);

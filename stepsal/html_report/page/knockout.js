@@ -85,7 +85,7 @@ function goTo(cell) {
 
 // Where map and knockout are far apart, in both maps; too small to see below some pixels.
 function markDisagreement(side, pen) {
-  if (!["knockout", "ranks"].includes(state.beside) || !right.view || side.place.cell < 5) return;
+  if (!causal() || !right.view || side.place.cell < 5) return;
   const { x, y, cell, first, last } = side.place, line = Math.min(2.5, cell / 5), [missed, idle] = [themed("missed"), themed("idle")];
   for (let query = first[0]; query < last[0]; query++)
     for (let key = first[1]; key < Math.min(query, last[1]); key++) {

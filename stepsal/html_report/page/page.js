@@ -42,7 +42,7 @@ function showTraces(trace, other, said) {
   Object.assign(left, { trace, hover: null });
   if (changed) {
     Object.assign(left, { selected: null, cursor: [0, 0] });
-    showWhole();
+    state.zoom = { span: 1, row: 0, column: 0 };
     left.map.ariaLabel = `Step map of ${trace.name}, ${steps.length} steps`;
     $("loss").textContent = `${(50 * Math.expm1(trace.scale[1])).toFixed(3)} %`;
     showSteps(left);

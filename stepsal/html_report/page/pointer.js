@@ -47,7 +47,7 @@ function valuesAt(side, query, key) {
   const cell = at(query, key), measure = $("measure").value, lines = [];
   if (side === right && state.beside === "difference")
     lines.push([right.view.values[cell], right.view.unit, ` of ${measure}`], ...sides.map(({ numbers, trace }) => [numbers[measure][cell], measure, ` in ${trace.name}`]));
-  else if (side === right && right.trace === left.trace) {
+  else if (side === right && causal()) {
     const { byKnockout, byMap, difference } = right.ranks, of = (rank) => (Number.isNaN(rank) ? "no rank" : `rank ${rank.toFixed(2)}`);
     lines.push([lossesOf(right.trace)[cell], "nats", ` lost without it, ${of(byKnockout[cell])}`],
       [right.numbers[measure][cell], measure, ` in the map, ${of(byMap[cell])}`]);

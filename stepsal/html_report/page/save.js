@@ -27,7 +27,7 @@ function columnsOf(side) {
     const measure = $("measure").value;
     return { [measure]: left.numbers[measure], [`other_${measure}`]: right.numbers[measure], difference: right.view.values };
   }
-  if (side === right && right.trace === left.trace) {
+  if (side === right && causal()) {
     const measure = $("measure").value, { byKnockout, byMap, difference } = right.ranks;
     return { [measure]: right.numbers[measure], kl_nats: lossesOf(right.trace), rank_knockout: byKnockout, rank_map: byMap, difference };
   }

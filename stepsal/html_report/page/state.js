@@ -17,6 +17,7 @@ const natural = new Intl.Collator("en", { numeric: true }).compare; // t2 before
 const at = (query, key) => (query * (query + 1)) / 2 + key; // place in a lower triangle
 const clean = (text) => text.trim() || "(white space)";
 const linked = () => state.beside !== "" && right.trace !== null && right.trace.steps.length === left.trace.steps.length;
+const causal = () => state.beside === "knockout" || state.beside === "ranks"; // what is beside is of the same trace
 const together = (side) => (linked() ? sides : [side]); // the sides that show a selection or a pointer alike
 
 // --- traces: inside the page, or in files beside it ------------------------------------------------------------------
