@@ -53,7 +53,7 @@ _SHOWN = ("lock_in", "question_share", "thinking_to_summary", "summary_self")
 def tokens(folder: Path) -> tuple[Figure, str]:
     """A token-level map beside the step map that pools it, both as shares of their rows."""
     influence, stepmap = load_example(folder)
-    figure = new_figure(2.6)
+    figure = new_figure(2.7)
     left, right = figure.subplots(1, 2)
     share = influence / reduce(influence, "query key -> query 1", "sum")  # NaN for a token without influence
     plot.token_map(share, stepmap.steps, colorbar=False, ax=left)
