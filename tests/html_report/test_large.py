@@ -120,7 +120,7 @@ def test_hundreds_of_traces_are_listed_at_once_and_loaded_one_by_one_from_disk(v
     assert page.locator("#list label").count() == 11
     assert "11 of 300 listed" in page.locator("#listed").inner_text()
     page.get_by_text("wrong 100").click()
-    assert page.locator("#list label").count() == 4
+    assert page.locator("#list label").count() == 3  # t291, t294, t297
     page.locator("#find-trace").fill("")
     page.select_option("#sort", "steps")
     steps = [int(re.search(r"(\d+) steps", text)[1]) for text in page.locator("#list label").all_inner_texts()]
