@@ -181,7 +181,7 @@ def strength(folder: Path) -> FigureOrTables:
             "no two settings differ in their strength alone: the sweep needs tau_max = [0.05, 0.15, 0.3], or alpha = [0.06, "
             "0.3, 1.0], with the parts that have them"
         )
-    figure = new_figure(sum(max(1.5, 0.15 * len(lines) + 0.7) for lines in panels) + 0.2)
+    figure = new_figure(max(2.3, sum(max(1.5, 0.15 * len(lines) + 0.7) for lines in panels) + 0.2))
     axes = list(figure.subplots(len(panels), 1, squeeze=False).flat)
     for ax, lines in zip(axes, panels, strict=True):
         plot.sweep_strengths(lines, ax=ax)
