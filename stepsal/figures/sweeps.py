@@ -319,7 +319,7 @@ def before_after(
     name, *pair = _pair(before, after, trace)
     bands: list[Layers] = list(layers) or ["shallow", "deep"]
     figure = new_figure(ROW_OF_MAPS * len(bands) + 0.75)
-    draw_before_after(figure, *pair, bands, head, measure)
+    draw_before_after(figure, pair[0], pair[1], bands, head, measure)
     sides = [
         f"{when}{', ' * bool(grade)}{grade}"
         for when, grade in (("before", grade_of(pair[0])), ("after", grade_of(pair[1])))

@@ -75,7 +75,7 @@ def literal(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def legend_entry(colour: Any, marker: str, label: str, linestyle: str = "-") -> Line2D:
+def legend_entry(colour: Any, marker: str, label: str, linestyle: Any = "-") -> Line2D:
     """An entry of a legend beside which filled and open markers mean something: its marker is half filled, so neither."""
     from matplotlib.lines import Line2D as MatplotlibLine
 

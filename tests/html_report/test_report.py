@@ -144,7 +144,9 @@ def test_what_cannot_be_shown_is_refused_and_leaves_no_file(tmp_path):
         report(path, [stepmap], heads=[-1])
     with pytest.raises(InputError, match="names a head twice"):
         report(path, [stepmap], heads=[1, 1])
-    with pytest.raises(InputError, match=r"'t7 \(2\)' holds negative influence \(rule 'signed'\).*Make it with rule='abs'"):
+    with pytest.raises(
+        InputError, match=r"'t7 \(2\)' holds negative influence \(rule 'signed'\).*Make it with rule='abs'"
+    ):
         report(path, [stepmap, signed])
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").touch()
