@@ -82,6 +82,7 @@ def commands() -> list[tuple[str, str]]:
                 f"{name}-decoding-cost",
                 f"python benchmarks/decoding.py --model {model} --json OUT/{name}-decoding.jsonl",
             ),
+            (f"{name}-long", f"python -m experiments.long_traces {model}"),
             (f"{name}-precision", f"python benchmarks/precision.py --model {model}"),
         ]
     return listed
