@@ -1,7 +1,7 @@
 """Time and memory of the maps of long real traces: `python -m experiments.long_traces MODEL`.
 
 In: a model, and the traces of `experiments/r1_traces`. Out: a Markdown table, with a row for each of the traces that are asked
-for, by default the one of about 4,096 tokens and the longest. Each map is made in a process of its own, so that its peak is its own.
+for, by default the one of about 4,096 tokens and the longest. Each map is made in a process of its own, whose peak is its own.
 """
 
 import argparse
