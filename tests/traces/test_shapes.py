@@ -781,7 +781,7 @@ def test_sentences_end_where_the_published_ones_do():
         chunks = json.loads((folder / "chunks_labeled.json").read_text())
         trace = Trace.from_text(MODELS["r1"](), base["prompt"], base["solution"], steps="sentence")
         ours, theirs = (
-            set(accumulate(len("".join(text.split())) for text in texts))
+            set(accumulate(len("".join(text.removesuffix("</think>").split())) for text in texts))
             for texts in ([step.text for step in trace.segment("thinking")], [chunk["chunk"] for chunk in chunks])
         )
         together += len(ours & theirs)
