@@ -8,7 +8,6 @@ import argparse
 import json
 from pathlib import Path
 
-from stepsal.errors import InputError
 from stepsal.files import atomic_path
 
 
@@ -24,7 +23,7 @@ def main() -> None:
         [line for line, is_right in zip(lines, correct, strict=True) if is_right is it] for it in (True, False)
     )
     if len(wrong) < given.wrong:
-        raise InputError(f"{given.traces} holds {len(wrong)} wrong traces: --wrong {given.wrong} is more than that")
+        parser.error(f"{given.traces} holds {len(wrong)} wrong traces: --wrong {given.wrong} is more than that")
     kept = {*right, *wrong[: given.wrong]}
     with atomic_path(given.out) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in lines if line in kept), encoding="utf-8")

@@ -1,6 +1,10 @@
 """Step maps made by hand, and what several test files need."""
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import torch
 
@@ -60,3 +64,34 @@ def random_trace(length: int, ends: list[int], vocabulary: int = 300) -> Trace:
         for i, (a, b) in enumerate(itertools.pairwise(bounds))
     )
     return Trace(tokens, steps, "0")
+
+
+_KILLING = """
+import sys, threading, time
+from pathlib import Path
+import psutil
+from stepsal.cli import main
+
+def kill():
+    while not any(each.stat().st_size for each in Path(sys.argv[1]).glob(sys.argv[2])):
+        time.sleep(0.01)
+    found = [p for p in psutil.Process().children(recursive=True) if "_RayWorker" in " ".join(p.cmdline())]
+    found[0].kill()
+    print("killed", found[0].pid)
+
+threading.Thread(target=kill, daemon=True).start()
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+def run_and_kill_a_ray_worker(command: list[str], folder: Path, begun: str) -> None:
+    """Run a command that works on Ray, and kill one of its workers once a file of the folder, `begun`, has something in it."""
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLING, str(folder), begun, *command],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "killed" in done.stdout

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from itertools import pairwise
 
 import pandas as pd
@@ -10,7 +11,7 @@ import torch
 from helpers import random_map
 
 import stepsal
-from stepsal import FileError, Knockout, compare, diagnose, faithfulness
+from stepsal import FileError, Knockout, StepMap, compare, diagnose, faithfulness
 
 SEGMENTS, SIZES = "qttttttts", [3, 3, 4, 2, 3, 5, 3, 2, 4]
 
@@ -30,19 +31,28 @@ def some_knockout(stepmap):
     return Knockout(kl, kl.clone(), answer, stepmap.steps, {"mode": "total", "trace": stepmap.meta["trace"]})
 
 
-def results():
+def some_runs(folder):
+    """A comparison of two logged runs."""
+    for name, wrong in (("a", 9), ("b", 3)):
+        lines = [{"id": str(i), "prompt": "2+2?", "response": "4", "correct": i >= wrong} for i in range(20)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return stepsal.paired_runs(folder / "a.jsonl", folder / "b.jsonl", names=("a", "b"))
+
+
+def results(folder):
     torch.manual_seed(0)
     maps = [some_map(f"t{index}") for index in range(6)]
     knockouts = [some_knockout(stepmap) for stepmap in maps]
     comparison = compare(maps[:3], maps[3:], resamples=99)
     with pytest.warns(UserWarning, match="the paper's quarter"):
         bands = stepsal.choose_layers(comparison)
-    return [maps[0], diagnose(maps[0]), comparison, bands, knockouts[0], faithfulness(maps, knockouts, resamples=99)]
+    faithful = faithfulness(maps, knockouts, resamples=99)
+    return [maps[0], diagnose(maps[0]), comparison, bands, knockouts[0], faithful, some_runs(folder)]
 
 
 @pytest.fixture(scope="module")
-def made():
-    return results()
+def made(tmp_path_factory):
+    return results(tmp_path_factory.mktemp("runs"))
 
 
 def test_every_result_has_a_table_a_summary_and_a_picture_or_a_table_in_a_notebook(made):
@@ -74,14 +84,28 @@ def test_what_is_another_file_is_refused(made, tmp_path):
             type(result).load(tmp_path / "missing")
 
 
-def test_a_diagnosis_that_changed_in_its_file_is_refused(made, tmp_path):
-    made[1].save(tmp_path / "d.json")
-    content = json.loads((tmp_path / "d.json").read_text())
-    content["layers"][0] += 7
-    (tmp_path / "d.json").write_text(json.dumps(content))
-    with pytest.raises(FileError, match="its checksum differs"):
-        stepsal.Diagnosis.load(tmp_path / "d.json")
-    assert stepsal.Diagnosis.load(tmp_path / "d.json", verify=False).layers[0] == content["layers"][0]
+def test_a_result_that_changed_in_its_file_is_refused(made, tmp_path):
+    for result in (each for each in made if not isinstance(each, StepMap | Knockout)):  # those have tests of their own
+        result.save(tmp_path / "r.json")
+        text = (tmp_path / "r.json").read_text()
+        changed = re.sub(r"0\.\d{6,}", "0.5", text, count=1)
+        assert changed != text
+        (tmp_path / "r.json").write_text(changed)
+        with pytest.raises(FileError, match="its checksum differs"):
+            type(result).load(tmp_path / "r.json")
+        assert type(result).load(tmp_path / "r.json", verify=False).to_dataframe().shape == result.to_dataframe().shape
+
+
+def test_a_result_that_lacks_a_part_is_refused_with_the_reason(made, tmp_path):
+    for result in (each for each in made if not isinstance(each, StepMap | Knockout)):
+        result.save(tmp_path / "r.json")
+        content = json.loads((tmp_path / "r.json").read_text())
+        for name in content.keys() - {"sha256"}:
+            for other in (None, 3, "x"):
+                wrong = {key: each for key, each in content.items() if key not in (name, "sha256")}
+                (tmp_path / "w.json").write_text(json.dumps(wrong if other is None else wrong | {name: other}))
+                with pytest.raises(FileError, match="this version can read"):
+                    type(result).load(tmp_path / "w.json")
 
 
 def test_a_printed_diagnosis_is_a_table_with_its_verdicts(made):
@@ -106,13 +130,6 @@ def test_the_summary_of_a_knockout_begins_with_the_step_that_matters_most(made):
     lines = knockout.summary().splitlines()
     first = next(after for line, after in pairwise(lines) if line.startswith("|---"))
     assert first.split("|")[1].strip() == str(int(knockout.kl.nanmean(0).nan_to_num(nan=-1).argmax()))
-
-
-def test_paired_runs_are_like_the_others():
-    table = pd.DataFrame([{"task": "a", "baseline": 0.5}])
-    runs = stepsal.PairedRuns(table, ("a", "b"), {})
-    assert runs.to_dataframe().equals(table)
-    assert {"summary", "save", "load", "_repr_html_"} <= set(dir(runs))
 
 
 def test_stepflow_names_the_parameters_of_both_interventions():

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stepsal._version import __version__
-from stepsal.ablation.results import accuracy_interval, as_table, corrected
+from stepsal.ablation.results import accuracy_interval, corrected
 from stepsal.ablation.runs import Run, ScoredProblem, read_run
 from stepsal.ablation.tables import Table, p_value, percent, points, star
 from stepsal.checks import checked, instance, whole
+from stepsal.checks import path as check_path
 from stepsal.errors import FileError, InputError
-from stepsal.files import read_settings, write_settings
+from stepsal.resultfile import check_frame, frame_of_record, frame_to_record, read_result, write_result
 from stepsal.statistics.paired import paired
 from stepsal.statistics.same_traces import means_with_intervals, sign_flip_p
 
@@ -32,7 +33,11 @@ if TYPE_CHECKING:
 else:  # pandas takes a while to import, so it is imported where it is used
     DataFrame = Any
 
-_KIND = "stepsal paired"
+_FORMAT = "stepsal paired 1"
+_COLUMNS = (
+    *("task", "metric", "unit", "test", "n", "samples", "baseline", "treated", "difference", "low", "high"),
+    *("gained", "lost", "p", "p_corrected"),
+)
 _TESTS = {
     "McNemar": "Tango's score interval and McNemar's exact p",
     "swaps": "the exact bootstrap over problems and the exact p of swapping the runs within problems",
@@ -99,21 +104,30 @@ class PairedRuns:
         header = ("Task", *self.names, "Difference", "95 % interval", "Gained/lost", "p", "p Holm", "n")
         return Table("Paired comparison", caption, header, tuple(rows))
 
+    @checked(path=check_path)
     def save(self, path: str | Path) -> None:
-        """Write the comparison as JSON; `load` reads it."""
-        rows = [{key: _plain(value) for key, value in row.items()} for row in self.table.to_dict("records")]
-        write_settings(path, {"kind": _KIND, "names": list(self.names), **self.meta, "rows": rows})
+        """Write it as JSON with a checksum, atomically."""
+        content = {"names": list(self.names), "meta": self.meta, "table": frame_to_record(self.table)}
+        write_result(path, _FORMAT, content)
 
     @classmethod
-    def load(cls, path: str | Path) -> "PairedRuns":
-        """What `save` wrote. Raises `FileError` for a file that is none of it."""
-        fix = "Make it with `stepsal paired A B --out FILE.json`."
-        given = read_settings(path, f"{path} is no comparison of runs", fix)
-        if given.get("kind") != _KIND or not isinstance(given.get("rows"), list):
-            raise FileError(f"{path} is no comparison of runs. {fix}")
-        rows = [{key: float("nan") if value is None else value for key, value in row.items()} for row in given["rows"]]
-        names = (str(given["names"][0]), str(given["names"][1]))
-        return cls(as_table(rows), names, {key: given[key] for key in given if key not in ("kind", "names", "rows")})
+    @checked(path=check_path)
+    def load(cls, path: str | Path, *, verify: bool = True) -> "PairedRuns":
+        """Read what `save` wrote, and check it whole; `verify=False` does not compare its checksum. Raises `FileError`."""
+        made_by = "`stepsal paired A B --out FILE.json`"
+        content = read_result(path, _FORMAT, "comparison of runs", made_by, _check_content, verify=verify)
+        first, second = content["names"]
+        return cls(frame_of_record(content["table"]), (first, second), content["meta"])
+
+
+def _check_content(content: dict[str, Any]) -> None:
+    """Raise a `ValueError` that says what keeps a file's content from being a `PairedRuns`."""
+    check_frame(content.get("table"), "table", _COLUMNS)
+    names = content.get("names")
+    if not isinstance(names, list) or len(names) != 2 or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"the names of its runs are {names!r}, expected two")
+    if not isinstance(content.get("meta"), dict):
+        raise ValueError("'meta' is no object")
 
 
 _run = instance(
@@ -234,11 +248,6 @@ def _compare(problems: Sequence[tuple[ScoredProblem, ScoredProblem]], resamples:
     columns |= {"difference": float(values[2]), "low": float(lows[2]), "high": float(highs[2])}
     columns |= {"gained": int((means[:, 2] > 0).sum()), "lost": int((means[:, 2] < 0).sum())}
     return columns | {"p": float(sign_flip_p(means[:, 2:], resamples, seed)[0]), "test": "sign flip"}
-
-
-def _plain(value: Any) -> Any:
-    number = getattr(value, "item", lambda: value)()
-    return None if number != number else number
 
 
 def _number(value: float) -> str:

@@ -32,8 +32,8 @@ from stepsal.causality.scores import PAIRS, SCORES, PairsOfTrace, pairs_of_trace
 from stepsal.checks import checked, several, whole
 from stepsal.checks import path as check_path
 from stepsal.errors import InputError
-from stepsal.frames import read_frames, write_frames
 from stepsal.markdown import markdown_table
+from stepsal.resultfile import check_frame, frame_of_record, frame_to_record, read_result, write_result
 from stepsal.saliency.checks import maps
 from stepsal.saliency.stepmap import StepMap
 from stepsal.saliency.stepmapfile import StepMapFile
@@ -44,8 +44,9 @@ if TYPE_CHECKING:
 else:  # pandas takes a while to import, so it is imported where it is used
     DataFrame = Any
 
-_KIND, _TABLES = "stepsal faithfulness", ("table", "per_trace")
+_FORMAT = "stepsal faithfulness 1"
 _KEYS = ["score", "pairs", "map"]
+_COLUMNS = {"table": [*_KEYS, "mean", "low", "high", "n"], "per_trace": ["trace", *_KEYS, "value"]}
 _TITLES = {"answer": "Several steps removed, and the answer (of deletion and insertion, lower is better)"}
 _READING_AID = (
     "A rank correlation is 1 where a map ranks steps as their knockouts do, and 0 where it knows nothing of them. Near steps "
@@ -112,21 +113,32 @@ class Faithfulness:
 
     @checked(path=check_path)
     def save(self, path: str | Path) -> None:
-        """Write it as JSON, atomically; `load` reads it."""
-        tables = {name: getattr(self, name) for name in _TABLES}
-        write_frames(path, _KIND, tables, {"kinds": list(self.kinds), "meta": self.meta})
+        """Write it as JSON with a checksum, atomically."""
+        tables = {name: frame_to_record(getattr(self, name)) for name in _COLUMNS}
+        write_result(path, _FORMAT, tables | {"kinds": list(self.kinds), "meta": self.meta})
 
     @classmethod
     @checked(path=check_path)
-    def load(cls, path: str | Path) -> "Faithfulness":
-        """What `save` wrote. Raises `FileError` for a file that is none of it."""
-        tables, others = read_frames(path, _KIND, _TABLES, "Make it with `Faithfulness.save(path)`.")
-        return cls(**tables, kinds=tuple(others.get("kinds", ())), meta=others.get("meta", {}))
+    def load(cls, path: str | Path, *, verify: bool = True) -> "Faithfulness":
+        """Read what `save` wrote, and check it whole; `verify=False` does not compare its checksum. Raises `FileError`."""
+        content = read_result(path, _FORMAT, "faithfulness", "`Faithfulness.save(path)`", _check_content, verify=verify)
+        tables = {name: frame_of_record(content[name]) for name in _COLUMNS}
+        return cls(**tables, kinds=tuple(content["kinds"]), meta=content["meta"])
 
     def _repr_html_(self) -> str:
         shown = self.table[[*_KEYS, "mean", "low", "high", "n"]]
         table = shown.to_html(float_format="{:.3f}".format, na_rep="", index=False, max_rows=60)
         return f"<b>{escape(repr(self))}</b>{table}"
+
+
+def _check_content(content: dict[str, Any]) -> None:
+    """Raise a `ValueError` that says what keeps a file's content from being a `Faithfulness`."""
+    for name, columns in _COLUMNS.items():
+        check_frame(content.get(name), name, columns)
+    if not isinstance(kinds := content.get("kinds"), list) or not all(isinstance(kind, str) for kind in kinds):
+        raise ValueError(f"its kinds of maps are {kinds!r}, expected names")
+    if not isinstance(meta := content.get("meta"), dict) or not {"traces", "mode"} <= set(meta):
+        raise ValueError("its meta does not say how many traces there are, and how the knockouts were made")
 
 
 _knockouts = several(

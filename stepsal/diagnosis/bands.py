@@ -33,15 +33,15 @@ from stepsal.checks import path as check_path
 from stepsal.diagnosis.comparison import Comparison
 from stepsal.diagnosis.metrics import LABELS
 from stepsal.errors import InputError
-from stepsal.frames import read_frames, write_frames
 from stepsal.models.layer_choice import band
+from stepsal.resultfile import check_frame, frame_of_record, frame_to_record, read_result, write_result
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 else:  # pandas takes a while to import, so it is imported where it is used
     DataFrame = Any
 
-_KIND = "stepsal bands"
+_FORMAT = "stepsal bands 1"
 ENOUGH_PAIRS = 20
 LEVEL = 0.05
 # The metric that is sought in each half of the layers, and the sign of its difference in wrong traces.
@@ -86,17 +86,17 @@ class Bands:
 
     @checked(path=check_path)
     def save(self, path: str | Path) -> None:
-        """Write it as JSON, atomically; `load` reads it."""
+        """Write it as JSON with a checksum, atomically."""
         parts = {name: getattr(self, name) for name in ("shallow", "deep", "fell_back", "reasons")}
-        write_frames(path, _KIND, {"evidence": self.evidence}, parts)
+        write_result(path, _FORMAT, parts | {"evidence": frame_to_record(self.evidence)})
 
     @classmethod
     @checked(path=check_path)
-    def load(cls, path: str | Path) -> "Bands":
-        """What `save` wrote. Raises `FileError` for a file that is none of it."""
-        tables, others = read_frames(path, _KIND, ("evidence",), "Make it with `Bands.save(path)`.")
-        parts = {name: tuple(others.get(name, ())) for name in ("shallow", "deep", "fell_back")}
-        return cls(**parts, reasons=others.get("reasons", {}), evidence=tables["evidence"])
+    def load(cls, path: str | Path, *, verify: bool = True) -> "Bands":
+        """Read what `save` wrote, and check it whole; `verify=False` does not compare its checksum. Raises `FileError`."""
+        content = read_result(path, _FORMAT, "choice of layers", "`Bands.save(path)`", _check_content, verify=verify)
+        parts = {name: tuple(content[name]) for name in ("shallow", "deep", "fell_back")}
+        return cls(**parts, reasons=content["reasons"], evidence=frame_of_record(content["evidence"]))
 
     def summary(self) -> str:
         """A Markdown list of the layers for the bridge and for the momentum, with the reasons for choosing them."""
@@ -104,6 +104,18 @@ class Bands:
             f"- {use}: layers {_names(getattr(self, name))}. {self.reasons[name]}"
             for name, use in (("shallow", "odds-equal bridge"), ("deep", "step momentum"))
         )
+
+
+def _check_content(content: dict[str, Any]) -> None:
+    """Raise a `ValueError` that says what keeps a file's content from being `Bands`."""
+    check_frame(content.get("evidence"), "evidence", ["part", "layer", *_KEPT])
+    for name, kind in (("shallow", int), ("deep", int), ("fell_back", str)):
+        held = content.get(name)
+        if not isinstance(held, list) or not all(isinstance(each, kind) for each in held):
+            raise ValueError(f"{name!r} is {held!r}, expected a list of {'layers' if kind is int else 'names'}")
+    reasons = content.get("reasons")
+    if not isinstance(reasons, dict) or not set(_SOUGHT) <= set(reasons):
+        raise ValueError("it does not say why these layers were chosen")
 
 
 _comparison = instance(

@@ -3,13 +3,11 @@
 In: the tables of a `Comparison` as records, its pairs and its `meta`. Out: a file; and back.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stepsal.errors import FileError
-from stepsal.files import exclusive_path, sha256_of
+from stepsal.resultfile import read_result, write_result
 
 TABLES = ("table", "matched", "position_only")
 _FORMAT = "stepsal comparison 1"
@@ -21,44 +19,16 @@ _NUMBERS = (
 
 def write_comparison(path: str | Path, meta: Mapping[str, Any], pairs: Any, tables: Mapping[str, Any]) -> None:
     """Write the parts of a comparison, atomically; `tables` are lists of records, without NaN."""
-    content = json.loads(json.dumps({"format": _FORMAT, "meta": meta, "pairs": pairs} | dict(tables)))
-    text = json.dumps(content | {"sha256": _checksum(content)}, indent=1)
-    with exclusive_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_result(path, _FORMAT, {"meta": meta, "pairs": pairs} | dict(tables))
 
 
 def read_comparison(path: str | Path, verify: bool) -> dict[str, Any]:
     """The parts of a comparison, by name. Raises `FileError`. `verify=False` leaves out the checksum alone."""
-    path = Path(path)
-    if path.is_dir():
-        raise FileError(f"{path} is a folder, and a comparison is a file: give {path / 'comparison.json'}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        _check(content)
-    except FileNotFoundError as error:
-        raise FileError(f"there is no comparison at {path}: make it with `stepsal compare`") from error
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{path} is not a comparison this version can read ({error}). Make it again.") from error
-    if verify and content.get("sha256", expected := _checksum(content)) != expected:
-        raise FileError(
-            f"{path} is damaged: it does not hold what was written to it, its checksum differs. Copy it anew from where it "
-            "came, or make it again with `stepsal compare`. (verify=False reads it as it is.)"
-        )
-    return content
+    return read_result(path, _FORMAT, "comparison", "`stepsal compare`", _check, verify=verify)
 
 
-def _checksum(content: Mapping[str, Any]) -> str:
-    return sha256_of(json.dumps({name: each for name, each in content.items() if name != "sha256"}, sort_keys=True))
-
-
-def _check(content: Any) -> None:
+def _check(content: dict[str, Any]) -> None:
     """Raise a `ValueError` that says what keeps this from being a comparison."""
-    if not isinstance(content, dict):
-        raise ValueError(f"it holds a {type(content).__name__}, expected an object")
-    if content.get("format") != _FORMAT:
-        raise ValueError(f"its format is {content.get('format')!r}, expected {_FORMAT!r}")
     for name in TABLES:
         records = content.get(name)
         if not isinstance(records, list):

@@ -3,7 +3,6 @@
 In: the parts of a `Diagnosis`. Out: a file; and back.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,8 +11,7 @@ from typing import Any
 
 import torch
 
-from stepsal.errors import FileError
-from stepsal.files import exclusive_path, sha256_of
+from stepsal.resultfile import read_result, write_result
 
 PARTS = ("values", "position_only", "decay", "layers", "verdicts", "meta")
 _FORMAT = "stepsal diagnosis 1"
@@ -25,26 +23,19 @@ def write_diagnosis(path: str | Path, parts: Mapping[str, Any]) -> None:
     content = {name: parts[name] for name in ("decay", "layers", "meta")}
     content |= {name: {key: each.tolist() for key, each in parts[name].items()} for name in ("values", "position_only")}
     content["verdicts"] = [asdict(verdict) for verdict in parts["verdicts"]]
-    content = json.loads(json.dumps({"format": _FORMAT} | _without_nan(content)))
-    with exclusive_path(path) as temporary:
-        temporary.write_text(json.dumps(content | {"sha256": _checksum(content)}) + "\n", encoding="utf-8")
+    write_result(path, _FORMAT, _without_nan(content))
 
 
 def read_diagnosis(path: str | Path, verify: bool) -> dict[str, Any]:
     """The parts of a diagnosis by name, its verdicts as records. Raises `FileError`. `verify=False` leaves out the checksum."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise ValueError(f"its format is not {_FORMAT!r}")
-        if verify and content.get("sha256") != _checksum(content):
-            raise ValueError("its checksum differs: it does not hold what was written to it")
-        return _parts(content)
-    except FileNotFoundError as error:
-        raise FileError(f"there is no diagnosis at {path}: write one with `diagnosis.save(path)`") from error
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise FileError(f"{path} is not a diagnosis this version can read ({error}). Make it again.") from error
+
+    def check(content: dict[str, Any]) -> None:
+        try:
+            _parts(content)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"a part is missing or is something else: {error}") from error
+
+    return _parts(read_result(path, _FORMAT, "diagnosis", "`diagnosis.save(path)`", check, verify=verify))
 
 
 def _parts(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,7 +87,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nan(each) for each in value]
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _checksum(content: Mapping[str, Any]) -> str:
-    return sha256_of(json.dumps({name: each for name, each in content.items() if name != "sha256"}, sort_keys=True))

@@ -7,7 +7,6 @@ there is room, and its item is done by whichever actor is free first.
 
 import logging
 import warnings
-from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
@@ -90,16 +89,15 @@ class RayWorkers:
                 self.close()
 
     def _run(self, items: Sequence[Work]) -> Generator[tuple[Work, Any], None, None]:
-        todo, again, done = iter(items), list[Work](), 0
-        running: dict[Any, tuple[Any, Work]] = {}
-        deaths = Counter[int]()
+        todo, again, done = ((item, 0) for item in items), list[tuple[Work, int]](), 0
+        running: dict[Any, tuple[Any, Work, int]] = {}  # the item, and how many workers have died on it
         while len(self._actors) < min(self._workers, len(items)):
             self._begin()
         warned = False
         while done < len(items):
-            while self._free and (item := again.pop() if again else next(todo, None)) is not None:
-                actor = self._free.pop()
-                running[actor.run.remote(self._job, item)] = actor, item
+            while self._free and (taken := again.pop() if again else next(todo, None)) is not None:
+                actor, (item, deaths) = self._free.pop(), taken
+                running[actor.run.remote(self._job, item)] = actor, item, deaths
             idle = not running and not warned
             ready, _ = self._ray.wait([*running, *self._coming], num_returns=1, timeout=PATIENCE if idle else None)
             if not ready:
@@ -118,21 +116,20 @@ class RayWorkers:
                 else:
                     self._replace(actor)
                 continue
-            actor, item = running.pop(call)
+            actor, item, deaths = running.pop(call)
             reply, death = self._get(call, item.name)
             if death is None:
                 self._free.append(actor)
                 done += 1
                 yield item, reply.result()
                 continue
-            deaths[id(item)] += 1
-            if deaths[id(item)] > ATTEMPTS:
+            if deaths == ATTEMPTS:
                 raise StepsalError(
-                    f"{deaths[id(item)]} workers died on the same {item.name} (the last: {death}). If memory ran out, use "
+                    f"{deaths + 1} workers died on the same {item.name} (the last: {death}). If memory ran out, use "
                     f"fewer workers or {item.smaller}. What is finished is kept."
                 )
             logger.info(f"a worker died ({_first_line(death)}); its {item.name} is done again by another one")
-            again.append(item)
+            again.append((item, deaths + 1))
             self._replace(actor)
 
     def _begin(self) -> None:

@@ -16,7 +16,7 @@ Every row `t` has its own loss, so the definition asks for one backward pass per
    key-value cache, with a forward and a backward pass for each chunk. Memory grows with `chunk * T`, not with
    `T^2 * layers * heads`.
 5. Short traces may share a pass: each is a row of a batch, with its padding to the right, where causal attention lets no token
-   of the trace read it, and no loss stands (`saliency_together`).
+   of the trace read it. The padding's own rows of the gradient, which reach nothing else, are left out (`saliency_together`).
 6. Where tokens also meet in a recurrence or a convolution, cutting keys and values is not enough. There a chunk is one token:
    its own patterns reach its loss through its own position alone, and all else comes out of the cache, which is constant.
 

@@ -236,7 +236,7 @@ def test_a_comparison_is_kept_as_it_is(tmp_path):
     assert back.table.equals(made.table)
     assert (back.names, back.meta) == (("plain", "mended"), made.meta)
     (tmp_path / "d.json").write_text('{"kind": "other"}')
-    with pytest.raises(FileError, match="is no comparison of runs"):
+    with pytest.raises(FileError, match="is not a comparison of runs this version can read"):
         PairedRuns.load(tmp_path / "d.json")
 
 

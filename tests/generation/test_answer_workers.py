@@ -2,14 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 
 import psutil
 import pytest
 import torch
+from helpers import run_and_kill_a_ray_worker
 from hooked import TL3
 
 from stepsal import FileError, InputError, OddsEqualBridge
@@ -182,36 +181,13 @@ def test_the_command_takes_workers_and_a_file_that_it_began_goes_on_without(tmp_
     assert "3 traces, 0 of 3 right" in capsys.readouterr().out
 
 
-RAY = """
-import sys, threading, time
-from pathlib import Path
-import psutil
-from stepsal.cli import main
-
-def kill():
-    partial = Path(sys.argv[-1]).with_name("." + Path(sys.argv[-1]).name + ".partial")
-    while not partial.exists() or not partial.read_bytes():
-        time.sleep(0.01)
-    found = [p for p in psutil.Process().children(recursive=True) if "_RayWorker" in " ".join(p.cmdline())]
-    found[0].kill()
-    print("killed", found[0].pid)
-
-threading.Thread(target=kill, daemon=True).start()
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 @pytest.mark.slow
 def test_ray_gives_the_same_answers_though_a_worker_is_killed(tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'stepsal[ray]'")
     common = ["generate", "12", "--model", str(BUNDLED), "--batch-size", "2", "--oeb", "--workers"]
     assert main([*common, "1", "--out", f"{tmp_path}/one.jsonl"]) == 0
-    command = [sys.executable, "-c", RAY, *common, "2", "--engine", "ray", "--out", f"{tmp_path}/two.jsonl"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
-    assert "killed" in done.stdout
+    command = [*common, "2", "--engine", "ray", "--out", f"{tmp_path}/two.jsonl"]
+    run_and_kill_a_ray_worker(command, tmp_path, ".two.jsonl.partial")
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
 
 

@@ -2,15 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 from dataclasses import asdict, replace
 
 import psutil
 import pytest
 import torch
-from helpers import random_trace
+from helpers import random_trace, run_and_kill_a_ray_worker
 from hooked import TL3
 
 from stepsal import InputError, Knockout, StepMap, save_knockouts, save_step_maps
@@ -222,36 +220,14 @@ def test_the_command_takes_workers(tmp_path, capsys):
     assert "is of a Ray cluster" in capsys.readouterr().err
 
 
-RAY = """
-import sys, threading, time
-from pathlib import Path
-import psutil
-from stepsal.cli import main
-
-def kill():
-    while not list(Path(sys.argv[-1], "maps").glob("*.safetensors")):
-        time.sleep(0.01)
-    found = [p for p in psutil.Process().children(recursive=True) if "_RayWorker" in " ".join(p.cmdline())]
-    found[0].kill()
-    print("killed", found[0].pid)
-
-threading.Thread(target=kill, daemon=True).start()
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 @pytest.mark.slow
 def test_ray_gives_the_same_maps_though_a_worker_is_killed(tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'stepsal[ray]'")
     assert main(["generate", "6", "--out", f"{tmp_path}/t.jsonl", "--max-new-tokens", "60"]) == 0
     common = ["saliency", f"{tmp_path}/t.jsonl", "--model", str(BUNDLED), "--workers"]
     assert main([*common, "1", "--out", f"{tmp_path}/one"]) == 0
-    command = [sys.executable, "-c", RAY, *common, "2", "--engine", "ray", "--out", f"{tmp_path}/two"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
-    assert "killed" in done.stdout
+    command = [*common, "2", "--engine", "ray", "--out", f"{tmp_path}/two"]
+    run_and_kill_a_ray_worker(command, tmp_path, "two/maps/*.safetensors")
     one, two = (sorted((tmp_path / name / "maps").glob("*.safetensors")) for name in ("one", "two"))
     assert len(one) == 6
     assert contents(two, StepMap.load) == contents(one, StepMap.load)
