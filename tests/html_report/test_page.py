@@ -200,6 +200,11 @@ def test_a_click_does_what_enter_does(visit):
     assert page.locator("li.selected button").inner_text() == "3"
 
 
+def test_a_page_that_nobody_has_pointed_at_shows_no_box_for_a_value(visit):
+    page = visit([random_map(SEGMENTS, SIZES)])
+    assert page.locator(f"{LEFT} .tip").is_hidden()
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_click_never_moves_what_was_clicked(visit, width):
     maps = [
