@@ -77,7 +77,7 @@ def test_comparisons_that_disagree_are_refused(folder, tmp_path):
     with pytest.raises(InputError, match="'R1 7B \\+ OEB' is there twice"):
         benchmark_tables(folder)
     (folder / "z.json").write_text("{}")
-    with pytest.raises(FileError, match="z.json is no comparison of runs"):
+    with pytest.raises(FileError, match="z.json is not a comparison of runs"):
         benchmark_tables(folder)
     with pytest.raises(FileError, match="holds no comparison: make them with `stepsal paired"):
         benchmark_tables(tmp_path / "nowhere")
