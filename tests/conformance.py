@@ -18,6 +18,7 @@ from typing import Any
 import hooked
 import torch
 from families import FAMILIES, REFUSED, WINDOW, Family, save_family
+from helpers import relative_error
 from reference import (
     apply_rule,
     direct_knockout_by_loops,
@@ -75,12 +76,6 @@ def make_subject(family: Family, folder: Path) -> Subject:
 
 
 # --- saliency --------------------------------------------------------------------------------------------------------
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest error in any layer, relative to that layer's largest value."""
-    error = (found - expected).abs().flatten(1).amax(1)
-    return float((error / expected.abs().flatten(1).amax(1)).max())
-
-
 def influence_equals_a_backward_pass_for_each_token(subject: Subject) -> None:
     trace = subject.traces[1]
     signed = influence_by_separate_passes(subject.model, trace.tokens, "signed")
