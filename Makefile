@@ -32,14 +32,17 @@ sweeps: $(STAMP)  ## StepFlow on the bundled reasoner: every table and figure of
 	$(BIN)/python -m experiments.planted_failures --out build/planted
 	$(BIN)/python figures/before_after.py build/planted/planted.safetensors build/planted/mended.safetensors
 
-test: $(STAMP)  ## the suite, docstring examples included; offline, CPU (about a quarter of an hour on 2 cores)
+test: $(STAMP)  ## the suite, docstring examples included; offline, CPU (10 to 16 minutes on 2 cores)
 	$(PYTEST) -m "not slow and not real"
 
-test-slow: $(STAMP)  ## what else CI runs: notebooks, a Ray cluster, kills, the rarer families (about 15 minutes on 2 cores)
+test-slow: $(STAMP)  ## what else CI runs: notebooks, benchmarks, a Ray cluster, kills, the rarer families (about 15 minutes on 2 cores)
 	$(PYTEST) -m slow
 
-test-tl3: $(STAMP3)  ## the suite on HookedTransformers: TransformerLens 3.9, in .venv-tl3 (about 12 minutes on 2 cores)
-	OMP_NUM_THREADS=1 $(BIN3)/python -m pytest $(WORKERS) -m "not slow and not bridge"
+# What has no model has nothing of TransformerLens.
+WITHOUT_MODEL := traces statistics plot figures html_report
+test-tl3: $(STAMP3)  ## what has a model, on HookedTransformers: TransformerLens 3.9, in .venv-tl3 (about 10 minutes on 2 cores)
+	OMP_NUM_THREADS=1 $(BIN3)/python -m pytest $(WORKERS) -m "not slow and not bridge" \
+	  $(addprefix --ignore=tests/,$(WITHOUT_MODEL))
 
 test-transformers-latest: $(STAMP)  ## models, decoding and interventions with the newest transformers, in .venv-transformers
 	test -x .venv-transformers/bin/python || $(PYTHON) -m venv .venv-transformers

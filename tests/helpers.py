@@ -71,6 +71,9 @@ import sys, threading, time
 from pathlib import Path
 import psutil
 from stepsal.cli import main
+from stepsal.saliency import recipe
+
+recipe.TOKENS_TOGETHER = 1  # as the fixture `alone` does: each trace is a piece of its own
 
 def kill():
     while not any(each.stat().st_size for each in Path(sys.argv[1]).glob(sys.argv[2])):

@@ -31,6 +31,7 @@ REASONER = str(BUNDLED)
         ("gpu", ["--quick"], 2 + 1 + 2 + 1),  # two headings, one length, one batch
     ],
 )
+@pytest.mark.slow
 def test_a_benchmark_runs(name, options, rows, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, FOLDER / f"{name}.py", *options]

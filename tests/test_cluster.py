@@ -11,7 +11,11 @@ from stepsal import Knockout, StepMap
 from stepsal.cli import main
 from stepsal.models.host import BUNDLED
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(TL3, reason="workers load bridges")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(TL3, reason="workers load bridges"),
+    pytest.mark.usefixtures("alone"),
+]
 MEASURED = ("seconds", "peak_memory_bytes")
 
 ON_TWO_NODES = """
@@ -20,9 +24,12 @@ import psutil
 from ray.cluster_utils import Cluster
 from stepsal.cli import main
 from stepsal.engines.ray import RayWorkers
+from stepsal.saliency import recipe
+
+recipe.TOKENS_TOGETHER = 1  # each trace is a piece of its own
 
 def workers():
-    return [p for p in psutil.Process().children(recursive=True) if "_RayWorker.run" in " ".join(p.cmdline())]
+    return [p for p in psutil.Process().children(recursive=True) if "_RayWorker" in " ".join(p.cmdline())]
 
 def wait_for_two():
     until = time.monotonic() + 120

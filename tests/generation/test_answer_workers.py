@@ -42,6 +42,7 @@ def by_one(tmp_path_factory):
     return path.read_bytes()
 
 
+@pytest.mark.slow
 def test_workers_that_are_killed_are_replaced_and_give_the_file_of_one(tmp_path, by_one, monkeypatch, caplog):
     """The first is killed as it is given a batch, the second while it works."""
     asked, ask = [], WorkerProcess.ask

@@ -78,6 +78,7 @@ def test_a_row_that_is_certain_keeps_its_influence_in_float16(solved):
         assert (rows > 0).all()
 
 
+@pytest.mark.slow
 def test_a_trace_of_16k_tokens_stays_below_its_memory_ceiling(tmp_path):
     """In a process of its own. Keeping every pattern and its gradient would take 17 GiB."""
     done = subprocess.run([sys.executable, "-c", LONG, str(tmp_path)], capture_output=True, text=True)

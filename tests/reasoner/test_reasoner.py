@@ -185,6 +185,7 @@ def test_the_reasoner_is_often_right_and_often_wrong(reasoner):
     assert 41 <= right <= 94
 
 
+@pytest.mark.slow
 def test_a_killed_training_run_goes_on_as_if_undisturbed(tmp_path, monkeypatch):
     from safetensors.torch import load_file
 

@@ -541,6 +541,7 @@ def test_what_is_done_is_never_computed_again(tmp_path, monkeypatch):
     assert sorted(ran[SETTINGS * COUNT :]) == [path.stem for path in victims]
 
 
+@pytest.mark.slow
 def test_killed_at_ten_random_moments_and_resumed_the_rows_are_those_of_an_undisturbed_run(tmp_path, undisturbed):
     context = multiprocessing.get_context("forkserver")  # its children have everything imported
     context.set_forkserver_preload(["stepsal.sweeps.run", "transformer_lens.model_bridge"])

@@ -507,7 +507,7 @@ def test_a_step_of_any_length_costs_the_same_for_each_token(rule):
 
     tokenizer = Pieces("<think>", " a longer word than most of them", ",", " \\alpha")
     seconds(100)
-    assert min(seconds(16_000) for _ in range(3)) < 8 * 3 * min(seconds(2_000) for _ in range(3))
+    assert min(seconds(4_000) for _ in range(3)) < 8 * 3 * min(seconds(500) for _ in range(3))
 
 
 def test_lines_begin_after_a_line_break():

@@ -184,7 +184,7 @@ def test_what_a_server_sent_is_what_the_trace_says(server, family, read):
     assert trace.id == "a"
 
 
-@pytest.mark.parametrize("amount", [400, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("amount", [400, pytest.param(5_000, marks=pytest.mark.slow)])
 def test_any_text_that_a_server_sent_comes_back_or_is_refused(amount, tmp_path):
     path = tmp_path / "traces.jsonl"
     markers = [usual(marker) for each in FORMATS.values() for pair in each.markers for marker in pair]
