@@ -40,8 +40,17 @@ _MIXED = re.compile(r"^(-?\d+)\s+(\d+)\s*/\s*(\d+)$")
 _EQUALS = re.compile(r"^([A-Za-z]\w?|\\[A-Za-z]+)\s*=\s*([^=,;]+)$")
 _CHOICE = re.compile(
     r"(?:(?:the\s+)?(?:correct\s+|final\s+|right\s+)?(?:option|choice|answer)(?:\s+is)?:?\s*)?[(\[]?\s*([A-Za-z])\s*"
-    r"(?:[)\]]\s*[.:]?(?:\s.*)?|[.:](?:\s.*)?)?$",
+    r"(?:[)\]]\s*[.:]?(?P<rest>\s.*)?|[.:](?:\s.*)?)?$",
     re.DOTALL | re.IGNORECASE,
+)
+
+_ANOTHER = re.compile(r"[(\[]\s*[A-Za-z]\s*[)\]]|\b(?:or|and)\s+[A-Z]\W*$")
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SCALED = re.compile(
+    rf"(?<=\d)(?:\s*\\(?:text|textrm|mathrm|mbox)\s*\{{\s*({'|'.join(_SCALES)})\s*\}}|\s+({'|'.join(_SCALES)})\b)"
+)
+_NO_UNIT = re.compile(
+    r"\b(?:or|and)\b|^(?:more|less|fewer|times|half|halves|factorial|squared|cubed|base|mod)\b|[\d=]$(?<!\^\d)"
 )
 
 
@@ -112,6 +121,7 @@ def plain(text: str) -> str:
     text = re.sub(r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi", _THIN.sub(" ", text.replace("\\ ", " ")))
     text = _THOUSANDS.sub("", re.sub(r"\s+", " ", text)).strip()
     text = _EXPONENT.sub(r"\\times 10^{\1}", text)
+    text = _SCALED.sub(lambda found: rf"\times {_SCALES[found[1] or found[2]]}", text)
     return _MIXED.sub(r"\1\\frac{\2}{\3}", text)
 
 
@@ -150,7 +160,7 @@ def choice(text: str) -> str | None:
     """
     bare = _WRAPPER.sub(r"\1", plain(text))
     found = _CHOICE.fullmatch(bare.strip())
-    return found[1].upper() if found else None
+    return found[1].upper() if found and not _ANOTHER.search(found["rest"] or "") else None
 
 
 @dataclass(frozen=True)
@@ -201,6 +211,37 @@ _NAMES = {
     "degreec": "celsius degreecelsius",
     "degreef": "fahrenheit degreefahrenheit",
     "radian": "rad",
+    "nm": "nanometer nanometre",
+    "oz": "ounce",
+    "ton": "tonne",
+    "gallon": "gal",
+    "quart": "qt",
+    "pint": "pt",
+    "cup": "",
+    "mph": "",
+    "knot": "",
+    "hz": "hertz",
+    "khz": "kilohertz",
+    "mhz": "megahertz",
+    "ghz": "gigahertz",
+    "kb": "kilobyte",
+    "mb": "megabyte",
+    "gb": "gigabyte",
+    "tb": "terabyte",
+    "v": "volt",
+    "a": "amp ampere",
+    "w": "watt",
+    "kw": "kilowatt",
+    "n": "newton",
+    "j": "joule",
+    "kj": "kilojoule",
+    "k": "kelvin",
+    "pa": "pascal",
+    "kpa": "kilopascal",
+    "ohm": "ω",
+    "mol": "mole",
+    "am": "",
+    "pm": "",
     "cent": "¢",
     "$": "dollar usd",
     "€": "euro eur",
@@ -224,7 +265,7 @@ def spelling(text: str) -> Spelling:
     elif found := _UNIT.match(_UNIT_FRACTION.sub("/", value)):
         words = next((found[name] for name in ("typeset", "words", "joined") if found[name] is not None), None)
         words = "degree" + (found["scale"] or "") if words is None else words + (found["power"] or "")
-        if not re.search(r"\b(?:or|and)\b|[\d=]$(?<!\^\d)", words) or found["power"]:
+        if not _NO_UNIT.search(words) or found["power"]:
             unit, value = words, found["value"]
     return Spelling(text, value.strip(), _unit(unit), variable)
 

@@ -252,7 +252,7 @@ def read_grades(path: str | Path) -> dict[str, bool]:
     """The value of `correct` by `id`, for the lines of a JSONL file that have both. Other fields are not read.
 
     Raises `FileError` for a file that cannot be read, and for a line whose checksum differs; `InputError`, with its number, for
-    a line that is not JSON.
+    a line that is not JSON, no object, or has a grade other than `true` and `false`, and for an id with two grades.
     """
     grades: dict[str, bool] = {}
     for number, line in lines_of(path, "traces"):
@@ -265,6 +265,19 @@ def read_grades(path: str | Path) -> dict[str, bool]:
                 _verify(record)
             except FileError as error:
                 raise FileError(f"{path}, line {number}: {error}") from error
-        if isinstance(record, dict) and isinstance(record.get("correct"), bool) and "id" in record:
-            grades[str(record["id"])] = record["correct"]
+        if not isinstance(record, dict):
+            raise InputError(
+                f"line {number} of {path} is no object, found {shown(record)}. Of a list, `jq -c '.[]' {path}` makes a line "
+                "for each object"
+            )
+        grade, id = record.get("correct"), record.get("id")
+        if grade is None or id is None:
+            continue
+        if not isinstance(grade, bool) or not isinstance(id, str | int) or isinstance(id, bool):
+            raise InputError(
+                f"line {number} of {path}: 'correct' must be true or false, and 'id' a text or a number, found "
+                f"{shown({'id': id, 'correct': grade})}"
+            )
+        if grades.setdefault(str(id), grade) is not grade:
+            raise InputError(f"line {number} of {path} grades {id!r} otherwise than an earlier line: keep one of them")
     return grades

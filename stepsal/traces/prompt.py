@@ -31,7 +31,10 @@ _REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 DEFAULT_TIME = datetime(2025, 1, 1, tzinfo=UTC)
 """What a template that asks for the time is told where a prompt does not say when the server answered: a prompt's tokens must
 not depend on the day on which they are made."""
-_DIRECTIVES = ("%-d", "%-m", *(f"%{letter}" for letter in "dmYyBbAaHIMSpjZz"))
+_DIRECTIVES = (
+    *(f"%-{letter}" for letter in "dmHIMSjy"),
+    *(f"%{letter}" for letter in "aAbBcCdDeFgGhHIjmMpRrSTuUVwWxXyYzZ"),
+)
 
 
 def prompt_text(tokenizer: Tokenizer, prompt: Prompt) -> str:
@@ -113,7 +116,8 @@ def prompt_record(tokenizer: Tokenizer, prompt: Prompt | None) -> dict[str, str]
 def _with_time(tokenizer: Any, time: datetime, tools: Any) -> str:
     """The tokenizer's template, with a fixed time in the place of the clock."""
     template = str(tokenizer.get_chat_template(None, tools))
-    steps = "".join(f" | replace({each!r}, {time.strftime(each)!r})" for each in _DIRECTIVES)
+    said = {"%%": "\0"} | {each: time.strftime(each) for each in _DIRECTIVES} | {"\0": "%"}
+    steps = "".join(f" | replace({each!r}, {text!r})" for each, text in said.items())
     macro = f"{{%- macro strftime_now(format) %}}{{{{ format{steps} }}}}{{% endmacro +%}}"
     begins_with_block = re.match(r"[ \t]+\{[%#](?!\+)", template)  # the white space of a line before a block goes
     return macro + (template.lstrip(" \t") if begins_with_block else template)

@@ -89,6 +89,9 @@ def _chat(request: Mapping[str, Any], messages: Any) -> dict[str, Any]:
     instructions = [_plain(request.get(name), name) for name in ("system", "instructions")]
     lead = [{"role": "system", "content": text} for text in instructions if text]
     found["messages"] = [*lead, *messages] if lead and isinstance(messages, list) else messages
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    if isinstance(last, dict) and last.get("role") == "assistant" and last.get("prefix") is True:
+        found.setdefault("continue_final_message", True)
     if functions := field(request, "functions", list):
         found["tools"] = [*(field(found, "tools", list) or []), *functions]
     if found.get("tools") is not None:

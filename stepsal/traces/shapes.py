@@ -61,8 +61,11 @@ _BY_KIND = {
     "reasoning": dict,
     "thinking": dict,
     "text": dict,
-    "think": str,
 }
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+_REASONING_OPTIONS = names(
+    "effort max_tokens exclude enabled summary generate_summary type budget_tokens display include_thoughts"
+)
 
 Choices = list[Any]
 
@@ -98,6 +101,8 @@ def answers(record: dict[str, Any], id: str, requests: Mapping[str, dict[str, An
         request = {name: value for name, value in request.items() if name not in NATIVE_PROMPTS}
     as_chat = server is not None and server[2] and (answer is not record or _BY_OLLAMA(answer))
     several = len(choices) > 1
+    if several and any(isinstance(place.get("correct"), bool) for place in (record, answer)):
+        raise InputError(f"one grade, 'correct', for {len(choices)} answers: put the grade of each into its choice")
     return [
         _choice(choice, answer, request, record, as_chat=as_chat, apart=given is not record)
         | {"id": f"{id}-{index}" if several else id}
@@ -236,7 +241,8 @@ def _choice(
     if answer is choice.get("message"):
         del found["about"]["choice"], found["about"]["message"]
         found["about"] = {"answer": answer} | found["about"]
-    found |= {name: record[name] for name in ("answer", "correct") if name in record}
+    for place in (record, answer, choice):
+        found |= {name: place[name] for name in ("answer", "correct") if name in place}
     notes = {"model": answer.get("model"), "finish_reason": choice.get("finish_reason")}
     found["meta"] = _meta(record, answer is record) | {k: v for k, v in notes.items() if v is not None}
     found |= _asked(request, answer, as_chat)
@@ -259,7 +265,14 @@ def _asked(request: dict[str, Any], answer: dict[str, Any], as_chat: bool) -> di
     found["echo"] = request.get("echo") is True
     found["left_out"] = left_out_thinking(request)
     found |= {name: request[name] for name in PROMPT_OPTIONS if name in request}
+    if answer.get("type") == "message" and isinstance(found["prompt"], dict) and _ends_with_answer(found["prompt"]):
+        found["prompt"] = {"continue_final_message": True} | found["prompt"]  # Anthropic's: the model goes on with it
     return found
+
+
+def _ends_with_answer(prompt: dict[str, Any]) -> bool:
+    last = (prompt.get("messages") or [None])[-1]
+    return isinstance(last, dict) and last.get("role") == "assistant"
 
 
 def _dated(prompt: Any, *places: dict[str, Any]) -> Any:
@@ -288,7 +301,7 @@ def _own_answer(record: dict[str, Any], id: str, requests: Mapping[str, dict[str
         raise InputError("this is a request, and no line of these files is the response to it")
     found = {name: record[name] for name in (*_ANSWERS, "prompt_token_ids", "answer", "correct") if name in record}
     for name in ("reasoning", "thinking"):
-        if isinstance(found.get(name), dict):  # of the request
+        if isinstance(found.get(name), dict) and _is_of_request(name, found[name]):
             del found[name]
     request = {name: value for name, value in whole_request(record).items() if name not in NATIVE_PROMPTS}
     found["about"] = {"answer": record}
@@ -332,9 +345,18 @@ def refuse_unread_texts(record: dict[str, Any]) -> None:
     seen: list[Any] = []
     for where, place in about.items():
         if not any(place is each for each in seen):
-            fields = {name: each for name, each in place.items() if not isinstance(each, _BY_KIND.get(name, ()))}
+            fields = {name: each for name, each in place.items() if not _is_of_request(name, each)}
             refuse_unread(fields, known.get(where, _READ), f"the {where}", texts)
         seen.append(place)
+
+
+def _is_of_request(name: str, value: Any) -> bool:
+    """Whether a field that may hold text is read elsewhere, or only an option, by what stands in it."""
+    if name == "think":
+        return value in _EFFORTS
+    if name in ("reasoning", "thinking") and isinstance(value, dict):
+        return not value.keys() - _REASONING_OPTIONS
+    return isinstance(value, _BY_KIND.get(name, ()))
 
 
 def _with_turns(record: dict[str, Any]) -> dict[str, Any]:
@@ -375,7 +397,10 @@ def _harness_answers(record: dict[str, Any], id: str) -> list[dict[str, Any]]:
         | {name: record[name] for name in about if record.get(name) is not None},
     }
     if scores and scores[0] in (0, 1):
-        found["correct"] = bool(scores[0])
+        if len(responses) == 1:
+            found["correct"] = bool(scores[0])
+        else:  # the harness graded one of the answers, or all of them together
+            found["meta"]["grade_of_the_sample"] = scores[0]
     if record.get("id") != "" and isinstance(record.get("id"), str | int):
         id = str(record["id"])
     elif isinstance(record.get("doc_id"), str | int):

@@ -191,6 +191,27 @@ def test_a_unit_that_only_one_side_says_or_that_both_say_is_no_matter(expected, 
 
 
 @pytest.mark.parametrize(
+    ("expected", "given", "right"),
+    [
+        ("5", "5 million", False),
+        ("5 million", "5", False),
+        ("5000000", r"5\text{ million}", True),
+        ("24", "2 dozen eggs", True),
+        ("2", r"2\text{ squared}", False),
+        ("5", "5 more than x", False),
+        ("10", "10 base two", False),
+        ("5 Hz", "5 kHz", False),
+        ("5 km/h", "5 mph", False),
+        ("B", "(B) or (C)", False),
+        ("B", "(B) 12 or C", False),
+        ("B", "(B) and a dog", True),
+    ],
+)
+def test_words_that_change_an_answer_are_no_unit_and_no_remark(expected, given, right):
+    assert compare_math(expected, boxed(given)).right is right
+
+
+@pytest.mark.parametrize(
     ("expected", "given"), [(one, other) for one, others in NOT_CONVERTED.items() for other in others]
 )
 def test_units_that_differ_are_not_converted(expected, given):

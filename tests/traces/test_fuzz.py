@@ -174,7 +174,7 @@ def test_any_line_is_a_trace_or_a_reason(tmp_path, amount):
         try:
             assert isinstance(read_grades(path), dict)
         except StepsalError as error:
-            assert "is not JSON" in str(error)  # noqa: PT017
+            assert any(why in str(error) for why in ("is not JSON", "is no object", "must be true", "grades"))  # noqa: PT017
     assert read > amount / 20  # the lines are not all hopeless
     assert unread > amount / 20
 

@@ -409,11 +409,44 @@ def test_logged_samples_of_the_harness_are_answers_to_their_prompts(read):
         assert (trace.answer, trace.correct, trace.meta["doc"]["question"]) == ("4", True, "2+2?")
     first, second = read("qwen3", harness(prompts[0], answer, "4", exact_match=0.0))
     assert (first.id, second.id, second.response) == ("doc-3-strict-match-0", "doc-3-strict-match-1", "4")
-    assert second.correct is False
+    assert (first.correct, second.correct) == (None, None)  # which of them was graded, the sample does not say
+    assert second.meta["grade_of_the_sample"] == 0
     with pytest.raises(InputError, match="log-likelihoods are no traces"):
         read("qwen3", harness(prompts[0], ["-1.2", "False"]))
     with pytest.raises(InputError, match="the field 'commentary' with text"):
         read("qwen3", harness(prompts[0], answer, commentary="Add."))
+
+
+def test_a_grade_is_that_of_its_own_answer(read):
+    choices = [{"message": {"content": "4"}, "correct": True}, {"message": {"content": "5"}, "correct": False}]
+    right, wrong = read("qwen3", {"messages": QUESTION, "choices": choices})
+    assert (right.correct, wrong.correct) == (True, False)
+    with pytest.raises(InputError, match="one grade, 'correct', for 2 answers"):
+        read("qwen3", {"messages": QUESTION, "choices": choices, "correct": True})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"think": "Add two and two."}, {"reasoning": {"content": "Add."}}, {"thinking": {"text": "Add."}}],
+    ids=["think", "reasoning", "thinking"],
+)
+def test_thinking_in_an_unknown_shape_is_refused_and_never_lost(read, fields):
+    for record in (
+        {"messages": [*QUESTION, {"role": "assistant", "content": "4", **fields}]},
+        {"prompt": "2+2?", "content": "4", **fields},
+    ):
+        with pytest.raises(InputError):
+            read("qwen3", record)
+
+
+def test_an_answer_that_was_begun_in_the_request_is_gone_on_with(read):
+    begun = [*QUESTION, {"role": "assistant", "content": "It is"}]
+    request = {"messages": [*QUESTION, begun[-1] | {"prefix": True}]}
+    (trace,) = read("qwen3", {"request": request, "response": {"choices": [{"message": {"content": " 4"}}]}})
+    assert trace.prompt.endswith("It is")
+    response = {"type": "message", "role": "assistant", "content": [{"type": "text", "text": " 4"}]}
+    (trace,) = read("qwen3", {"request": {"messages": begun}, "response": response})
+    assert trace.prompt.endswith("It is")
 
 
 def test_raw_completions_of_llama_cpp_and_sglang_are_texts_or_ids(read):
@@ -657,7 +690,7 @@ def test_prose_that_one_family_uses_as_markers_is_prose_for_the_others(read):
 @pytest.fixture
 def dated():
     tokenizer = byte_level()
-    tokenizer.chat_template = "  {{ strftime_now('%d %b %Y, %H:%M %B %-d %j') }}|" + CHAT + "{# <think> #}"
+    tokenizer.chat_template = "  {{ strftime_now('%d %b %Y, %H:%M %B %-d %j %F %%m') }}|" + CHAT + "{# <think> #}"
     return tokenizer
 
 
@@ -666,7 +699,7 @@ def test_a_template_that_asks_for_the_time_is_told_when_the_server_answered(date
         record = answered({"messages": QUESTION}, content="4")
         record["response"]["created"] = created
         (trace,) = read(dated, record)
-        assert trace.prompt.startswith("  14 Nov 2023, 22:13 November 14 318|<|im_start|>user\n2+2?")
+        assert trace.prompt.startswith("  14 Nov 2023, 22:13 November 14 318 2023-11-14 %m|<|im_start|>user\n2+2?")
         assert trace.meta["template_time"].startswith("2023-11-14T22:13:20")
     with pytest.raises(InputError, match="the time 'created' is 'yesterday'"):
         read(dated, {"prompt": {"messages": QUESTION, "created": "yesterday"}, "response": "4"})
@@ -674,7 +707,7 @@ def test_a_template_that_asks_for_the_time_is_told_when_the_server_answered(date
 
 def test_without_a_time_it_is_told_a_fixed_one_that_the_trace_records(dated, read):
     (trace,) = read(dated, {"prompt": QUESTION, "response": "4"})
-    assert trace.prompt.startswith("  01 Jan 2025, 00:00 January 1 001|")
+    assert trace.prompt.startswith("  01 Jan 2025, 00:00 January 1 001 2025-01-01 %m|")
     assert trace.meta["template_time"] == DEFAULT_TIME.isoformat()
     assert encode_prompt(dated, QUESTION) == trace.tokens[: trace.prompt_tokens].tolist()
     (trace,) = read(dated, {"prompt": "  01 Jan|2+2?", "response": "4"})

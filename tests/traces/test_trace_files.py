@@ -147,6 +147,21 @@ def test_what_json_cannot_hold_leaves_the_file_as_it_was(tmp_path, meta):
     assert path.read_text() == "before"
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"id": "a", "correct": true}]', "line 1 of .* is no object.*jq"),
+        ('{"id": "a", "correct": true}\n{"id": "a", "correct": false}', "line 2 of .* grades 'a' otherwise"),
+        ('{"id": "a", "correct": "yes"}', "'correct' must be true or false"),
+        ('{"id": "a", "correct": 1}', "'correct' must be true or false"),
+    ],
+)
+def test_a_grade_that_is_none_is_refused_with_its_line(tmp_path, text, message):
+    (tmp_path / "grades.jsonl").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_grades(tmp_path / "grades.jsonl")
+
+
 def test_grades_are_read_from_lines_that_hold_any_line_separator(tmp_path):
     trace = Trace.from_text(BYTES, "Q", "A\u2028B\x85C", id="a", correct=False)
     write_traces(tmp_path / "a.jsonl", [trace])
