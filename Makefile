@@ -41,7 +41,7 @@ test-slow: $(STAMP)  ## what else CI runs: notebooks, benchmarks, a Ray cluster,
 # What has no model has nothing of TransformerLens.
 WITHOUT_MODEL := traces statistics plot figures html_report
 test-tl3: $(STAMP3)  ## what has a model, on HookedTransformers: TransformerLens 3.9, in .venv-tl3 (about 10 minutes on 2 cores)
-	OMP_NUM_THREADS=1 $(BIN3)/python -m pytest $(WORKERS) -m "not slow and not bridge" \
+	OMP_NUM_THREADS=1 $(BIN3)/python -m pytest $(WORKERS) -m "not slow and not bridge and not real" \
 	  $(addprefix --ignore=tests/,$(WITHOUT_MODEL))
 
 test-transformers-latest: $(STAMP)  ## models, decoding and interventions with the newest transformers, in .venv-transformers

@@ -174,8 +174,8 @@ def value_attention_is_what_each_pair_adds(subject: Subject) -> None:
             seen["added", seen["wanted"]] = added[0, query].clone()
 
         hooks = [host.at_values(layer, keep_value), host.at_head_outputs(layer, put_out)]
-        attention_of_layer = model.blocks[layer].attn
-        handle = (attention_of_layer if hooked.TL3 else attention_of_layer.o).register_forward_hook(keep_added)
+        attention_of_layer = model.blocks[layer].attn  # a bridge has a module for the output's projection
+        handle = getattr(attention_of_layer, "o", attention_of_layer).register_forward_hook(keep_added)
         for wanted in (True, False):
             seen["wanted"] = wanted
             with torch.no_grad():
