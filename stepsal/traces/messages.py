@@ -90,9 +90,10 @@ def read_message(message: Mapping[str, Any]) -> Said:
         if source.get("thinking"):
             found[name] = source["thinking"]
     hidden = any(source.get("hidden") for source in sources.values())
-    summarized = hidden or any(source.get("summary") for source in sources.values())
+    summarized = hidden
     if not found and any(source.get("summary") for source in sources.values()):
         found = {name: source["summary"] for name, source in sources.items() if source.get("summary")}
+        summarized = True
     if hidden and not found:
         raise InputError(
             "the thinking is encrypted, and the model's text is not known: only the server that sent it can read it. Trace a "

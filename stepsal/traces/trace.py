@@ -304,6 +304,10 @@ def without_padding(
     least = start + 1 if prompt_tokens is None else max(prompt_tokens, start + 1)
     while stop > least and ids[stop - 1] in (end, fills):
         stop -= 1
+    if stop == prompt_tokens and stop < len(ids) and ids[stop] != end:
+        raise InputError(
+            f"the response is padding alone (token {ids[stop]}): leave out this row, the model answered nothing"
+        )
     if stop < len(ids) and (ids[stop] == end or stop == prompt_tokens):
         stop += 1  # the token that ends the text is text
     if prompt_tokens is not None and start + 1 < prompt_tokens < len(ids) and pad not in (None, end, bos):
@@ -401,7 +405,7 @@ def check_opened(trace: Trace, tokenizer: Tokenizer) -> None:
         )
 
 
-_STRIPPED = re.compile(r"\s*(?:analysis|commentary).*assistantfinal", re.DOTALL)
+_STRIPPED = re.compile(r"\s*(?:assistant)?(?:analysis|commentary).*assistantfinal", re.DOTALL)
 
 
 def doubtful_markers(trace: Trace, tokenizer: Tokenizer) -> str:
@@ -432,7 +436,7 @@ def doubtful_markers(trace: Trace, tokenizer: Tokenizer) -> str:
                 f"before {usual(opening)!r} into the prompt, or leave it out"
             )
         again, opened = find_marker(closes, summary), find_marker(opens, summary)
-        if find_marker(closes, thinking) == (0, len(thinking)) and again and not (opened and opened < again):
+        if find_marker(closes, thinking) == (0, len(thinking)) and again and not (opened and 0 < opened[0] < again[0]):
             return (
                 f"{usual(closing)!r} comes again after a thinking that is empty. The first one counts, so that all "
                 "that follows is summary. If the model thought between the two, leave the empty pair out of the prompt or the "

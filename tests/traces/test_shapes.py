@@ -332,6 +332,14 @@ def test_thinking_that_cannot_be_known_is_refused_with_the_reason(fields, reason
         read("qwen3", message(**fields) if "response" not in fields else {"prompt": "Q", "content": "4", **fields})
 
 
+def test_a_summary_beside_the_whole_thinking_is_not_called_one(read):
+    details = [{"type": "reasoning.text", "text": "Add."}, {"type": "reasoning.summary", "summary": "Adds."}]
+    choices = [{"message": {"content": "It is 4.", "reasoning_details": details}}]
+    (trace,) = read("qwen3", {"messages": QUESTION, "choices": choices})
+    assert said(trace) == ("Add.", "It is 4.")
+    assert "summarized_thinking" not in trace.meta
+
+
 def test_a_summary_of_the_thinking_is_used_and_called_one(read):
     record = responses({"messages": QUESTION}, "", "It is 4.")
     record["response"]["output"][0] |= {"content": None, "summary": [{"type": "summary_text", "text": "Adds."}]}

@@ -225,7 +225,14 @@ def test_a_harmony_response_without_channels_is_the_response():
             "We add.</think>4",
             "'</think>' comes again after a thinking that is empty",
         ),
+        (
+            BYTES,
+            "Q",
+            "<think>\n\n</think>\n\n<think>Add.</think>4",
+            "'</think>' comes again after a thinking that is empty",
+        ),
         (BYTES, "Q", "analysisWe add.assistantfinalIt is 4.", "reads 'analysis' and 'assistantfinal'"),
+        (BYTES, "Q", "assistantanalysisWe add.assistantfinalIt is 4.", "reads 'analysis' and 'assistantfinal'"),
         (MODELS["gpt_oss"](), "Q", "analysisWe add. assistantfinalIt is 4.", "skip_special_tokens=False"),
     ],
 )
@@ -309,6 +316,11 @@ def test_a_padding_token_that_begins_or_ends_texts_is_kept_once():
 def test_a_prompt_padded_on_its_right_is_refused():
     with pytest.raises(InputError, match=r"prompt of 4 tokens ends with padding .token 0.*padding_side = 'left'"):
         Trace.from_tokens(BYTES, [40, 41, PAD, PAD, 42, 43], prompt_tokens=4)
+
+
+def test_a_response_of_padding_alone_is_refused():
+    with pytest.raises(InputError, match="the response is padding alone"):
+        Trace.from_tokens(BYTES, [40, 41, PAD, PAD, PAD], prompt_tokens=2)
 
 
 def test_a_row_of_padding_alone_is_refused():
