@@ -44,13 +44,12 @@ _CHOICE = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 
-_ANOTHER = re.compile(r"[(\[]\s*[A-Za-z]\s*[)\]]|\b(?:or|and)\s+[A-Z]\W*$")
+_ANOTHER = re.compile(r"\b(?:or|and)\s+(?:[(\[]\s*[A-Za-z]\s*[)\]]|[A-Z]\W*$)|^\s*[(\[]\s*[A-Z]\s*[)\]]")
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_SCALED = re.compile(
-    rf"(?<=\d)(?:\s*\\(?:text|textrm|mathrm|mbox)\s*\{{\s*({'|'.join(_SCALES)})\s*\}}|\s+({'|'.join(_SCALES)})\b)"
-)
+_SCALE = rf"({'|'.join(_SCALES)})s?\b"
+_SCALED = re.compile(rf"(?<=\d)(?:\s+|\s*(\\(?:text|textrm|mathrm|mbox)\s*\{{)\s*){_SCALE}(?(1)(\s*\}})?)")
 _NO_UNIT = re.compile(
-    r"\b(?:or|and)\b|^(?:more|less|fewer|times|half|halves|factorial|squared|cubed|base|mod)\b|[\d=]$(?<!\^\d)"
+    rf"\b(?:or|and)\b|^(?:more|less|fewer|times|half|halves|factorial|squared|cubed|base|mod)\b|^{_SCALE}|[\d=]$(?<!\^\d)"
 )
 
 
@@ -121,8 +120,14 @@ def plain(text: str) -> str:
     text = re.sub(r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi", _THIN.sub(" ", text.replace("\\ ", " ")))
     text = _THOUSANDS.sub("", re.sub(r"\s+", " ", text)).strip()
     text = _EXPONENT.sub(r"\\times 10^{\1}", text)
-    text = _SCALED.sub(lambda found: rf"\times {_SCALES[found[1] or found[2]]}", text)
+    while (scaled := _SCALED.sub(_times, text)) != text:  # 5 hundred thousand
+        text = scaled
     return _MIXED.sub(r"\1\\frac{\2}{\3}", text)
+
+
+def _times(found: re.Match[str]) -> str:
+    """A word for a number as a factor. What follows it in its typesetting, such as a unit, stays there."""
+    return rf"\times {_SCALES[found[2]]}" + ("" if found[3] else found[1] or "")
 
 
 _PAIRS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"), ('"', '"'), ("{", "}"))

@@ -241,8 +241,8 @@ def _choice(
     if answer is choice.get("message"):
         del found["about"]["choice"], found["about"]["message"]
         found["about"] = {"answer": answer} | found["about"]
-    for place in (record, answer, choice):
-        found |= {name: place[name] for name in ("answer", "correct") if name in place}
+    found |= {"answer": record["answer"]} if "answer" in record else {}
+    found |= next(({"correct": place["correct"]} for place in (choice, answer, record) if "correct" in place), {})
     notes = {"model": answer.get("model"), "finish_reason": choice.get("finish_reason")}
     found["meta"] = _meta(record, answer is record) | {k: v for k, v in notes.items() if v is not None}
     found |= _asked(request, answer, as_chat)
@@ -355,7 +355,8 @@ def _is_of_request(name: str, value: Any) -> bool:
     if name == "think":
         return value in _EFFORTS
     if name in ("reasoning", "thinking") and isinstance(value, dict):
-        return not value.keys() - _REASONING_OPTIONS
+        words = all(len(each.split()) <= 1 for each in value.values() if isinstance(each, str))
+        return words and not value.keys() - _REASONING_OPTIONS
     return isinstance(value, _BY_KIND.get(name, ()))
 
 

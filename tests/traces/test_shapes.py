@@ -435,8 +435,13 @@ def test_a_grade_is_that_of_its_own_answer(read):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"think": "Add two and two."}, {"reasoning": {"content": "Add."}}, {"thinking": {"text": "Add."}}],
-    ids=["think", "reasoning", "thinking"],
+    [
+        {"think": "Add two and two."},
+        {"reasoning": {"content": "Add."}},
+        {"reasoning": {"summary": "Add two and two."}},
+        {"thinking": {"text": "Add."}},
+    ],
+    ids=["think", "reasoning", "summary", "thinking"],
 )
 def test_thinking_in_an_unknown_shape_is_refused_and_never_lost(read, fields):
     for record in (
