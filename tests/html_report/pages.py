@@ -1,5 +1,6 @@
 """What the tests of the page share: maps with hostile text, and how to point at a map and read what it shows."""
 
+import time
 from dataclasses import replace
 
 from helpers import random_map
@@ -65,3 +66,15 @@ def pair(page, side: str = LEFT) -> str:
 
 def shown_trace(page) -> str:
     return page.locator("#text-left h2").inner_text()
+
+
+def wait_until(page, condition: str, seconds: float = 30) -> None:
+    """Wait until the condition, in JavaScript, holds.
+
+    Playwright's own `wait_for_function` looks again from within the page, by `eval`, which the page's content security
+    policy forbids: it fails wherever the condition does not hold at the first look.
+    """
+    end = time.monotonic() + seconds
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, f"within {seconds} s it did not come true that {condition}"
+        page.wait_for_timeout(20)

@@ -6,7 +6,7 @@ import io
 import pytest
 import torch
 from helpers import random_map
-from pages import LEFT, RIGHT, click, colour, hover, pair, tip, values
+from pages import LEFT, RIGHT, click, colour, hover, pair, tip, values, wait_until
 from scipy.stats import rankdata, spearmanr
 
 from stepsal import InputError, Knockout, report
@@ -104,7 +104,7 @@ def test_what_is_beside_comes_back_with_the_address_and_goes_with_the_back_butto
     page.select_option("#beside", "")
     assert not page.locator(RIGHT).is_visible()
     page.go_back()
-    page.wait_for_function("right.trace?.name === 'before/t0'")
+    wait_until(page, "right.trace?.name === 'before/t0'")
     assert page.locator(RIGHT).is_visible()
 
 

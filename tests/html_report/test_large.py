@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 from helpers import random_map
-from pages import EVIL, LEFT, evil_map, hover, shown_trace, values
+from pages import EVIL, LEFT, evil_map, hover, shown_trace, values, wait_until
 
 import stepsal.html_report.numbers
 from stepsal import InputError, report
@@ -111,7 +111,7 @@ def test_hundreds_of_traces_are_listed_at_once_and_loaded_one_by_one_from_disk(v
     assert page.locator("#run .interval").count() == 4
     for index in (17, 250):
         page.locator("#list label").nth(index).click()
-        page.wait_for_function(f"left.trace.name === 't{index}'")
+        wait_until(page, f"left.trace.name === 't{index}'")
         hover(page, 2, 1)
         expected = float(maps[index].mean_heads().share().mean((0, 1))[2, 1])
         assert values(page)[0] == pytest.approx(expected, rel=6e-3)
@@ -126,25 +126,25 @@ def test_hundreds_of_traces_are_listed_at_once_and_loaded_one_by_one_from_disk(v
     steps = [int(re.search(r"(\d+) steps", text)[1]) for text in page.locator("#list label").all_inner_texts()]
     assert steps == sorted(steps, reverse=True)
     page.select_option("#beside", "trace")
-    page.wait_for_function("right.trace !== null")
+    wait_until(page, "right.trace !== null")
     page.go_back()
-    page.wait_for_function("right.trace === null")
+    wait_until(page, "right.trace === null")
     assert shown_trace(page) == "t250"
     page.go_back()
-    page.wait_for_function("left.trace.name === 't17'")
+    wait_until(page, "left.trace.name === 't17'")
 
 
 def test_traces_that_were_looked_at_do_not_pile_up_in_memory(visit, one_page_holds_little):
     page = visit(small_maps(40))
     for index in range(1, 40):
         page.locator("#list label").nth(index).click()
-        page.wait_for_function(f"left.trace.name === 't{index}'")
+        wait_until(page, f"left.trace.name === 't{index}'")
     assert page.evaluate("loaded.size <= KEPT && document.querySelectorAll('script[src]').length === 0")
 
 
 def test_text_is_never_markup_in_files_either(visit, one_page_holds_little, tmp_path):
     page = visit([evil_map(), *small_maps(20)], title="<img src=x>", address=f"#trace={EVIL[0]}")
-    page.wait_for_function("left.trace !== null")
+    wait_until(page, "left.trace !== null")
     assert page.locator("li.step .text").all_inner_texts() == list(EVIL)
     assert page.locator("img").count() == 0
     files = list((tmp_path / "report_files").iterdir())
@@ -159,7 +159,7 @@ def test_no_script_runs_but_the_page_s_own_and_the_files_it_loads(browser, tmp_p
     path.write_text(path.read_text("utf-8").replace("<body>", hostile), "utf-8")
     page = browser.new_page()
     page.goto(path.as_uri())
-    page.wait_for_function("left.trace !== null")
+    wait_until(page, "left.trace !== null")
     assert page.evaluate("typeof ran") == "undefined"
     page.close()
 
@@ -168,7 +168,7 @@ def test_a_page_of_any_name_finds_its_files(browser, tmp_path, one_page_holds_li
     path = report(tmp_path / "50 % of é #1?.html", small_maps(20))
     page = browser.new_page()
     page.goto(path.as_uri())
-    page.wait_for_function("left.trace !== null")
+    wait_until(page, "left.trace !== null")
     assert shown_trace(page) == "t0"
     page.close()
 
@@ -179,7 +179,7 @@ def test_a_file_that_is_gone_is_named(browser, tmp_path, one_page_holds_little):
         each.unlink()
     page = browser.new_page()
     page.goto(path.as_uri())
-    page.wait_for_function("document.getElementById('notice').textContent !== ''")
+    wait_until(page, "document.getElementById('notice').textContent !== ''")
     assert "keep that folder beside this page" in page.locator("#notice").inner_text()
     assert page.locator(f"{LEFT}").count() == 1
     page.close()

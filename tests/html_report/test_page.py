@@ -23,6 +23,7 @@ from pages import (
     shown_trace,
     tip,
     values,
+    wait_until,
     with_texts,
 )
 from PIL import Image
@@ -128,7 +129,7 @@ def test_a_long_map_can_be_zoomed_and_moved_and_its_cells_stay_what_they_are(vis
     for _ in range(4):
         page.mouse.wheel(0, -60)
     page.keyboard.up("Control")
-    page.wait_for_function("state.zoom.span < 0.2")
+    wait_until(page, "state.zoom.span < 0.2")
     assert pair(page) == "Step 100 (thinking) reads from step 40 (thinking)"  # what was pointed at stays at the pointer
     rows, columns = steps_in_sight(page)
     assert rows[0] < 100 < rows[1] < 148
@@ -177,7 +178,7 @@ def test_the_wheel_alone_scrolls_the_page(visit):
     hover(page, 10, 3)
     before = page.evaluate("scrollY")
     page.mouse.wheel(0, 100)
-    page.wait_for_function(f"scrollY > {before}")
+    wait_until(page, f"scrollY > {before}")
     assert page.evaluate("state.zoom.span") == 1
 
 
@@ -489,10 +490,10 @@ def test_the_address_says_what_is_shown_and_brings_it_back(visit):
     ]
     for expected in steps_back:
         page.go_back()
-        page.wait_for_function(f"location.hash === shownAddress && {len(expected)}")
+        wait_until(page, f"location.hash === shownAddress && {len(expected)}")
         assert choices(page) == expected
     page.go_forward()
-    page.wait_for_function("location.hash === shownAddress")
+    wait_until(page, "location.hash === shownAddress")
     assert choices(page) == steps_back[-2]
 
 
