@@ -132,12 +132,18 @@ def whole(least: int, *, optional: bool = False) -> Check:
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it: on one line, and short."""
+    """A value as a message shows it: on one line, and short.
+
+    >>> shown("a" * 100)[-5:]
+    'aa...'
+    """
     try:
         text = " ".join(repr(value).split())
+    except RecursionError:
+        return f"a {type(value).__name__} nested too deeply to show"
     except Exception:  # whatever a foreign object's own method may raise
         text = f"<{type(value).__name__}>"
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def kind_of(value: Any) -> str:

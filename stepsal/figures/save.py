@@ -6,7 +6,7 @@ maps, `stepsal.figures.causality` that of a faithfulness check, `stepsal.figures
 """
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from glob import escape
 from inspect import signature
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from stepsal import plot
 from stepsal.checks import nearest
-from stepsal.errors import InputError
+from stepsal.errors import FileError, InputError
 from stepsal.figures.benchmark import benchmark
 from stepsal.figures.causality import CHECK_FIGURES
 from stepsal.figures.maps import MAP_FIGURES
@@ -128,6 +128,7 @@ def save_figure(
                 *("--out", f"{stem}.{suffixes[0]}"),
             ]
         )
+        _check_beside(Path(out), stem, [*(suffixes if made.figure is not None else ()), *made.texts])
         return _write(made, stem, suffixes, f"Made by `{shown}`.")
 
 
@@ -150,7 +151,19 @@ def _files(name: str, out: Path, formats: Sequence[str] | None) -> tuple[Path, t
             f"cannot write {out}: the {kind} {name!r} is written as {' and '.join(f'.{each}' for each in formats)}, not as "
             f"{out.suffix!r}; {fix} --out end in .{formats[0]}"
         )
+    if out.name.endswith("."):
+        raise InputError(f"cannot write {out}: the name ends in a dot; let --out end in .{formats[0]}")
     return (out.with_suffix("") if suffix else out), tuple(formats)
+
+
+def _check_beside(out: Path, stem: Path, suffixes: Iterable[str]) -> None:
+    """Refuse to replace files that the user did not name and that no figure was written into."""
+    for beside in (stem.with_name(f"{stem.name}.{suffix}") for suffix in suffixes):
+        if beside != out and beside.is_file() and not any(mark in beside.read_bytes() for mark in _MARKS):
+            raise FileError(
+                f"the figure is also written into {beside}, which is a file of something else: move it away, "
+                "or give another --out"
+            )
 
 
 def _words(option: str, value: Any) -> list[str]:
@@ -177,4 +190,5 @@ def _write(made: FigureOrTables, stem: Path, suffixes: Sequence[str], how: str) 
     return paths
 
 
+_MARKS = (b"Made by `", b"Matplotlib")  # in the files that `_write` makes
 _NO_DATE: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}  # the same results give the same file

@@ -16,10 +16,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from stepsal.checks import shown
 from stepsal.errors import FileError, InputError
 from stepsal.jsonl import parse_line, read_lines
 from stepsal.reasoner.problems import make_problems
-from stepsal.traces.prompt import REQUEST_FIELDS, Prompt, shown
+from stepsal.traces.prompt import REQUEST_FIELDS, Prompt
+from stepsal.traces.requests import prompt_of
+
+_BESIDE_MESSAGES = (*REQUEST_FIELDS[1:], "system", "instructions", "functions", "enable_thinking")
+"""Fields beside messages that change the prompt."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +175,10 @@ def _question(where: str, line: bytes, number: int, graded: bool) -> Question:
         given = parse_line(line)
     except FileError as error:
         raise InputError(f"{where} is no JSON: {error}") from error
-    prompt = _prompt(given) if isinstance(given, dict) else None
+    try:
+        prompt = _prompt(given) if isinstance(given, dict) else None
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
     if not prompt:
         raise InputError(
             f"{where} needs a 'prompt', a text or a list of chat messages, or 'messages'; given: {shown(given)}"
@@ -191,7 +199,15 @@ def _question(where: str, line: bytes, number: int, graded: bool) -> Question:
 def _prompt(given: dict[str, Any]) -> Prompt | None:
     prompt, messages = given.get("prompt"), given.get("messages")
     if messages is None:
-        return prompt if isinstance(prompt, str | list) else None
+        lost = next((name for name in _BESIDE_MESSAGES if given.get(name) is not None), "")
+        if lost and isinstance(prompt, str):
+            raise InputError(f"{lost!r} beside a 'prompt' that is a text would be lost: give the prompt as 'messages'")
+        return _request({**given, "messages": prompt}) if lost else prompt if isinstance(prompt, str | list) else None
     if prompt is not None or not isinstance(messages, list) or not messages:
         return None
-    return {name: given[name] for name in REQUEST_FIELDS if given.get(name) is not None}
+    return _request(given)
+
+
+def _request(given: dict[str, Any]) -> Prompt:
+    """The chat request in a line; of those fields alone that say something about a prompt."""
+    return prompt_of({name: given[name] for name in ("messages", *_BESIDE_MESSAGES) if given.get(name) is not None})[0]

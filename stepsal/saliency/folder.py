@@ -69,6 +69,14 @@ class ResultKind:
     def unknown(self, out: Path) -> str:
         return f"nothing says what the {self.name}s in {out} were made with"
 
+    @property
+    def mend(self) -> str:
+        """What to do where the file that says so cannot be read."""
+        return (
+            f"Put back the file as it was, or move it away and run `{self.command}` with the same traces and --out again: it "
+            f"writes that file anew and keeps the {self.short}s."
+        )
+
 
 STEP_MAPS = ResultKind(
     "step map", "map", "maps", "saliency.json", "stepsal saliency", "`stepsal saliency` or `stepsal demo`", StepMap.load
@@ -403,7 +411,7 @@ def load_results(kind: ResultKind, out: Path, progress: bool, verify: bool) -> l
 
     files = _files(kind, out)
     path = out / kind.settings
-    settings = read_settings(path, kind.unknown(out), "Make them again.") if path.exists() else {}
+    settings = read_settings(path, kind.unknown(out), kind.mend) if path.exists() else {}
     listed = _listed(kind, out, settings)
     if files and not settings:
         warnings.warn(
@@ -434,7 +442,7 @@ def folder_traces(out: str | Path) -> set[str] | None:
     out = Path(out)
     if not (path := out / STEP_MAPS.settings).exists():
         return None
-    listed = _listed(STEP_MAPS, out, read_settings(path, STEP_MAPS.unknown(out), "Make them again."))
+    listed = _listed(STEP_MAPS, out, read_settings(path, STEP_MAPS.unknown(out), STEP_MAPS.mend))
     return None if listed is None else {entry["id"] for entry in listed.values()}
 
 

@@ -19,6 +19,7 @@ from einops import rearrange
 from jaxtyping import Shaped
 from torch import Tensor
 
+from stepsal.checks import shown
 from stepsal.errors import InputError
 from stepsal.saliency.tensorfile import (
     FileKind,
@@ -27,7 +28,6 @@ from stepsal.saliency.tensorfile import (
     read_header,
     read_slices,
     read_tensors,
-    shown,
     write_tensors,
 )
 from stepsal.traces.trace import Step

@@ -23,6 +23,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from stepsal.checks import shown
 from stepsal.errors import FileError, InputError
 from stepsal.files import atomic_path, sha256_of
 from stepsal.traces.trace import Step
@@ -263,8 +264,3 @@ def _check_text(value: Any, name: str) -> None:
     if not isinstance(value, str):
         raise ValueError(f"{name} is {shown(value)}, expected text")
     value.encode()  # half a surrogate pair: a ValueError that says so
-
-
-def shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from stepsal.checks import checked
+from stepsal.checks import checked, shown
 from stepsal.checks import path as check_path
 from stepsal.checks import tokenizer as check_tokenizer
 from stepsal.errors import FileError, InputError
@@ -24,7 +24,6 @@ from stepsal.jsonl import parse_line
 from stepsal.jsonl import read_lines as lines_of
 from stepsal.traces.checks import traces as check_traces
 from stepsal.traces.formats import STEP_RULES, FormatSpec, StepsSpec, find_formats, find_rule
-from stepsal.traces.prompt import shown
 from stepsal.traces.records import trace_of
 from stepsal.traces.segment import Tokenizer
 from stepsal.traces.shapes import answers, is_request

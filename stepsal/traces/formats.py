@@ -75,6 +75,8 @@ FORMATS: dict[str, Format] = {
             ("<|channel|>commentary{header}<|message|>", _FINAL),  # a tool call, or a plan, before any analysis
             ("<|start|>assistant{header}<|channel|>analysis{header}<|message|>", _FINAL),
             ("<|start|>assistant{header}<|channel|>commentary{header}<|message|>", _FINAL),
+            # a message's header that a server sends though the prompt ends with its beginning
+            ("<|start|>assistant{header}<|channel|>analysis{header}<|message|>", "<|start|>assistant{header}" + _FINAL),
         ),
         "sentence",
     ),
@@ -84,6 +86,8 @@ FORMATS: dict[str, Format] = {
         (
             ("Here is my thought process:", "Here is my response:"),
             ("Here's my thought process:", "Here's my response:"),
+            ("Here is my thought process:", "Here's my response:"),
+            ("Here's my thought process:", "Here is my response:"),
         ),
         by_name=True,
     ),

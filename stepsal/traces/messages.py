@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stepsal.checks import shown
 from stepsal.errors import InputError
-from stepsal.traces.prompt import shown
 
 
 def names(text: str) -> frozenset[str]:
@@ -25,7 +25,8 @@ def names(text: str) -> frozenset[str]:
 
 
 KIND_NAMES = {str: "a string", int: "a whole number", bool: "true or false", list: "a list", dict: "an object"}
-REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_blocks")
+REASONING_TEXTS = ("reasoning_content", "reasoning", "thinking")
+REASONING_FIELDS = (*REASONING_TEXTS, "reasoning_details", "thinking_blocks")
 MESSAGE_FIELDS = ("content", *REASONING_FIELDS, "tool_calls", "function_call")
 ABOUT_MESSAGES = names(
     "role name id index type object model status stop_reason stop_sequence finish_reason native_finish_reason matched_stop "
@@ -34,6 +35,7 @@ ABOUT_MESSAGES = names(
 """Fields of a message or a choice that say how it came about, and nothing that the model wrote."""
 
 _NOTES = names("type id index format signature role object status phase mime_type")
+"""Fields that hold a word, which is no text that a model wrote; of several words it is one."""
 # The kinds of parts and items: where each has its text, and what that is.
 _PARTS = {
     "text": ("text", "text"),
@@ -78,11 +80,7 @@ def read_message(message: Mapping[str, Any]) -> Said:
     if isinstance(content, list):
         parts = _read_parts(content, "content")
         content = parts["text"] if parts["text"] or not (parts["thinking"] or parts["call"]) else None
-    found = {
-        name: text
-        for name in ("reasoning_content", "reasoning", "thinking")
-        if (text := field(message, name, str)) and text.strip()
-    }
+    found = {name: text for name in REASONING_TEXTS if (text := field(message, name, str)) and text.strip()}
     sources = {"content": parts}
     for name in ("reasoning_details", "thinking_blocks"):
         sources[name] = _read_parts(field(message, name, list) or [], name)
@@ -164,7 +162,7 @@ def unread_texts(fields: Mapping[str, Any], known: Collection[str], said: Collec
     return [
         name
         for name, value in fields.items()
-        if name not in known and name not in _NOTES and any(text.strip() not in texts for text in texts_in(value))
+        if name not in known and any(text.strip() not in texts for text in _texts_of(name, value))
     ]
 
 
@@ -191,6 +189,14 @@ def texts_in(value: Any) -> Iterator[str]:
             if inner.strip():
                 yield inner
         elif isinstance(inner, dict):
-            waiting.extend(each for name, each in inner.items() if name not in _NOTES)
+            waiting.extend(each for name, each in inner.items() if not _is_note(name, each))
         elif isinstance(inner, list):
             waiting.extend(inner)
+
+
+def _texts_of(name: str, value: Any) -> Iterator[str]:
+    return iter(()) if _is_note(name, value) else texts_in(value)
+
+
+def _is_note(name: str, value: Any) -> bool:
+    return name in _NOTES and not (isinstance(value, str) and len(value.split()) > 1)

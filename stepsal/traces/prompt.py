@@ -10,8 +10,10 @@ from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Any
 
+from stepsal.checks import shown
 from stepsal.errors import InputError
 from stepsal.traces.formats import FormatSpec, find_formats, last_marker
+from stepsal.traces.messages import ABOUT_MESSAGES, MESSAGE_FIELDS, REASONING_TEXTS, texts_in, unread_texts
 from stepsal.traces.segment import TextStream, Tokenizer, decode
 
 Prompt = str | Sequence[Mapping[str, Any]] | Mapping[str, Any]
@@ -27,7 +29,6 @@ REQUEST_FIELDS = (
     "add_generation_prompt",
     "continue_final_message",
 )
-_REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 DEFAULT_TIME = datetime(2025, 1, 1, tzinfo=UTC)
 """What a template that asks for the time is told where a prompt does not say when the server answered: a prompt's tokens must
 not depend on the day on which they are made."""
@@ -62,8 +63,14 @@ def prompt_text(tokenizer: Tokenizer, prompt: Prompt) -> str:
         )
     fields: dict[str, Any] = {name: request[name] for name in REQUEST_FIELDS[1:] if request.get(name) is not None}
     time = template_time(tokenizer, prompt)
+    kwargs: Any = fields.pop("chat_template_kwargs", {})
+    if not isinstance(kwargs, Mapping):
+        example = "{'enable_thinking': false}"
+        raise InputError(f"'chat_template_kwargs' is {shown(kwargs)}: it must be an object, such as {example}")
+    for name in ("add_generation_prompt", "continue_final_message"):
+        if not isinstance(value := {**fields, **kwargs}.get(name), bool | None):
+            raise InputError(f"{name!r} is {shown(value)}: it must be true or false")
     try:
-        kwargs: Any = fields.pop("chat_template_kwargs", {})
         goes_on = {**fields, **kwargs}.get("continue_final_message")
         options: dict[str, Any] = {"add_generation_prompt": not goes_on, **fields, **kwargs}
         conversation = [_for_template(message) for message in messages]
@@ -75,6 +82,8 @@ def prompt_text(tokenizer: Tokenizer, prompt: Prompt) -> str:
         ) from error
     for part in (part for each in conversation if isinstance(each.get("content"), list) for part in each["content"]):
         _check_part(part, text)
+    for message in messages:
+        _check_fields(message, text)
     return text
 
 
@@ -123,19 +132,6 @@ def _with_time(tokenizer: Any, time: datetime, tools: Any) -> str:
     return macro + (template.lstrip(" \t") if begins_with_block else template)
 
 
-def shown(value: Any) -> str:
-    """The value's `repr`, cut to a length that fits a message.
-
-    >>> shown("a" * 100)[-5:]
-    'aa...'
-    """
-    try:
-        text = repr(value)
-    except RecursionError:
-        return f"a {type(value).__name__} nested too deeply to show"
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
 def _is_message(value: Any) -> bool:
     return isinstance(value, Mapping) and isinstance(value.get("role"), str)
 
@@ -151,17 +147,49 @@ def _check_part(part: Any, text: str) -> None:
     )
 
 
+def _check_fields(message: Mapping[str, Any], text: str) -> None:
+    """What a message says beside its content must be in the prompt; a template may leave earlier thinking out."""
+    lost = [
+        name
+        for name in unread_texts(message, {*MESSAGE_FIELDS, *ABOUT_MESSAGES, "prefix"})
+        if not all(each.strip() in text for each in texts_in(message[name]))
+    ]
+    if lost:
+        raise InputError(
+            f"the tokenizer's chat template does not write the field {lost[0]!r} of a message: {shown(message[lost[0]])}. Put "
+            "it into the content, give the prompt as the text or the token ids that the model saw, or leave it out if the "
+            "model did not see it"
+        )
+    for call in _calls(message):
+        called = call.get("function", call) if isinstance(call, Mapping) else None
+        name = called.get("name") if isinstance(called, Mapping) else None
+        if not isinstance(name, str) or name not in text:
+            raise InputError(
+                f"the tokenizer's chat template does not write the call of a tool in a message: {shown(call)}. Give the prompt "
+                "as the text or the token ids that the model saw; where the answer calls the tool: Give the response's "
+                "text as 'response', or its ids as 'token_ids'"
+            )
+
+
+def _calls(message: Mapping[str, Any]) -> list[Any]:
+    """The calls of tools in a message, those in OpenAI's older form included."""
+    calls, older = message.get("tool_calls") or [], message.get("function_call")
+    if not isinstance(calls, list | tuple):
+        raise InputError(f"the tool calls of a message must be a list, found {shown(calls)}")
+    return [*calls, *([{"type": "function", "function": older}] if older else [])]
+
+
 def _for_template(message: Mapping[str, Any]) -> dict[str, Any]:
     """The message as templates take it, which differ: the reasoning under each name, arguments as objects, one text."""
     message = dict(message)
-    reasoning = next((message[name] for name in _REASONING_FIELDS if message.get(name)), None)
+    reasoning = next((message[name] for name in REASONING_TEXTS if message.get(name)), None)
     if reasoning is not None:  # later versions of transformers do this, too
-        message |= dict.fromkeys(_REASONING_FIELDS, reasoning)
+        message |= dict.fromkeys(REASONING_TEXTS, reasoning)
     content = message.get("content")
     if isinstance(content, list) and [part.get("type") for part in content] == ["text"]:
         message["content"] = content[0]["text"]
-    if message.get("tool_calls"):
-        message["tool_calls"] = [_with_parsed_arguments(call) for call in message["tool_calls"]]
+    if calls := _calls(message):
+        message["tool_calls"] = [_with_parsed_arguments(call) for call in calls]
     return message
 
 

@@ -14,17 +14,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stepsal.checks import shown
 from stepsal.errors import InputError
 from stepsal.traces.formats import FORMATS, LAYOUTS, FormatSpec, find_formats, find_marker, last_marker, usual
 from stepsal.traces.messages import MESSAGE_FIELDS
-from stepsal.traces.prompt import Prompt, prompt_text, shown, starts_thinking
+from stepsal.traces.prompt import Prompt, prompt_text, starts_thinking
 from stepsal.traces.segment import Tokenizer, decode
 from stepsal.traces.trace import Trace
 
 Pair = tuple[str, str]
 # What may be a marker of thinking in a template: <reason>, </reason>, [REASON], <|start_thinking|>, <|think|>, ◁think▷.
-_NAME = r"[\w:.-]*(?:think|thought|reason|reflect|scratchpad|inner|cot\b|rationale)[\w:.-]*"
-_MARKER = re.compile(rf"<\|?/?{_NAME}\|?>|\[/?{_NAME}\]|◁/?{_NAME}▷", re.IGNORECASE)
+_NAME = (
+    r"[\w:.▁-]*(?:think|thought|reason|reflect|scratch|inner|cot\b|rationale|analy|monolog|deliberat|plan\b)[\w:.▁-]*"
+)
+_MARKER = re.compile(rf"<[|｜]?/?{_NAME}[|｜]?>|\[/?{_NAME}\]|◁/?{_NAME}▷", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from stepsal.checks import shown
 from stepsal.errors import InputError
 from stepsal.traces.formats import FORMATS, FormatSpec, StepsSpec, find_marker
 from stepsal.traces.messages import Said, field, read_message
@@ -22,7 +23,6 @@ from stepsal.traces.prompt import (
     encode_prompt,
     prompt_record,
     prompt_text,
-    shown,
     starts_thinking,
     tokens_within,
 )
@@ -113,14 +113,17 @@ def _of_tokens(
     text = decode(tokenizer, tokens)
     length = field(stored, "prompt_tokens", int)
     if "prompt_tokens" in stored:  # it was a trace before
-        said = [each for name in ("prompt", "response") if isinstance(each := record.get(name), str)]
-        if len(said) == 2 and _without_space("".join(said)) != _without_space(text):
-            raise InputError(_other_ids(text, "prompt' and 'response", "".join(said)))
+        said = {name: each for name in ("prompt", "response") if isinstance(each := record.get(name), str)}
+        if len(said) == 2 and _without_space("".join(said.values())) != _without_space(text):
+            raise InputError(_other_ids(text, "prompt' and 'response", "".join(said.values())))
         trace = split_tokens(tokenizer, tokens, prompt_tokens=length, **keep)
-        if len(said) == 2 and _without_space(trace.prompt) != _without_space(said[0]):
-            raise InputError(
-                f"the first {length} tokens say {shown(trace.prompt)}, and not the prompt, {shown(said[0])}"
-            )
+        for name, part in (("prompt", trace.prompt), ("response", trace.response)):
+            if name in said and _without_space(said[name]) != _without_space(part):
+                raise InputError(
+                    f"with prompt_tokens={length} the tokens of the {name} say {shown(part)}, and not what {name!r} says: "
+                    f"{shown(said[name])}"
+                )
+        _check_ids_against_text(tokenizer, tokens[length or 0 :], {}, read_message(record))
         return trace
     length = None if prompt is None else _prompt_length(tokenizer, tokens, prompt_text(tokenizer, prompt))
     trace = Trace.from_tokens(tokenizer, tokens, prompt_tokens=length, **keep)
@@ -274,7 +277,8 @@ def _segmentation(stored: dict[str, Any], format: FormatSpec, steps: StepsSpec) 
 def _require_prompt(prompt: Prompt | None, record: dict[str, Any]) -> Prompt:
     if prompt is None:
         raise InputError(
-            f"there is no 'prompt' (or it is empty), no 'messages' and no 'prompt_token_ids'; found {_field_names(record)}"
+            f"there is no 'prompt' (or it is empty), no 'messages' and no 'prompt_token_ids'; found "
+            f"{_field_names(record)}. Give the prompt as 'prompt' or 'messages', and the answer as 'response'"
         )
     return prompt
 

@@ -6,9 +6,10 @@ In: a request, in the shape of any of the servers. Out: a prompt as `stepsal.tra
 from collections.abc import Mapping
 from typing import Any
 
+from stepsal.checks import shown
 from stepsal.errors import InputError
 from stepsal.traces.messages import field, names, texts_in
-from stepsal.traces.prompt import REQUEST_FIELDS, shown
+from stepsal.traces.prompt import REQUEST_FIELDS
 
 NATIVE_PROMPTS = frozenset({"input_ids", "text", "inputs"})
 """What SGLang's /generate and others call the prompt; beside an answer, such a field may be anything."""
@@ -17,7 +18,7 @@ PROMPT_OPTIONS = ("truncate_prompt_tokens", "add_special_tokens")
 """Options without text that change the prompt's tokens."""
 OPTIONS = names(
     "model user stop metadata response_format tool_choice stream_options service_tier provider models route transforms plugins "
-    "extra_headers headers options format keep_alive guided_json guided_regex guided_choice guided_grammar "
+    "extra_headers headers options keep_alive guided_json guided_regex guided_choice guided_grammar "
     "guided_decoding_backend structured_outputs logit_bias sampling_params parameters verbosity truncation include cache_salt "
     "request_id rid safety_identifier prompt_cache_key prompt_cache_retention modalities prediction cache_control "
     "stop_sequences chat_template_content_format structural_tag regex ebnf json_schema grammar betas text_format"

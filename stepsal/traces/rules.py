@@ -59,20 +59,26 @@ _WORD = re.compile(r"[^\W\d_](?:[^\W\d_]|\.(?=[^\W\d_]))*$")
 _FIRST_WORD = re.compile(r"[\"'“‘(\[*_]*([^\W\d_]+)")
 _NUMERAL = r"(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{2,5})"  # of a list's item
 _ITEM_NUMBER = re.compile(rf"(?:^|[\r\n])[\s>#*]*[(\[]?{_NUMERAL}$")
+_ENDED_IN_FORMULA = re.compile(r"[.?](?:\$|\\\))$")
 _FACTORIAL = re.compile(r"(?:\d|[)\]}]|(?<![^\W\d_])[a-z])!$")
 
-_DELIMITER = re.compile(
-    r"(?<!\\)(?:\\[\[\]]|\\(?:begin|end)\{(?:align|alignat|aligned|equation|gather|multline|eqnarray|displaymath)\*?\}|\$\$)"
+_DISPLAYED = (
+    "alignat|align|flalign|xalignat|xxalignat|equation|gather|multline|eqnarray|displaymath|dmath|dgroup|IEEEeqnarray"
 )
-_DISPLAY = re.compile(r"\\\[|\$\$|\\begin\{(?:align|equation|gather|multline|eqnarray|displaymath)")
+_ALIGNED = "aligned|alignedat|gathered"
+_INNER = "split|cases|dcases|rcases|array|matrix|pmatrix|bmatrix|Bmatrix|vmatrix|Vmatrix|smallmatrix"  # in a line, too
+_DELIMITER = re.compile(rf"(?<!\\)(?:\\[\[\]]|\\(?:begin|end)\{{(?:{_DISPLAYED}|{_ALIGNED}|{_INNER})\*?\}}|\$\$)")
+_DISPLAY = re.compile(rf"\\\[|\$\$|\\begin\{{(?:{_DISPLAYED})\*?\}}")
+_ENDS_INNER = re.compile(rf"\\end\{{(?:{_INNER})\*?\}}")
 _FENCE = re.compile(r"\s*(?:[-*+]\s+|\d{1,3}[.)]\s+)?(`{3,}|~{3,})([^`]*)$")
 _FENCE_END = re.compile(r"\s*(`{3,}|~{3,})\s*$")
-_HEADING = re.compile(r"\s*(?:#{1,6}\s|\*\*[^*]+\*\*[:.]?\s*$|__[^_]+__[:.]?\s*$)")
+_HEADING = re.compile(r"\s*(?:#{1,6}\s|\*\*[^*]+\*\*[:.]?\s*$|__[^_]+__[:.]?\s*$|={3,}\s*$)")
 _BULLETS = "-*+•‣◦▪–●○■□◆◇▶►➤✓✔✗✘☐☑"
 _CIRCLED = "①-⑳⑴-⑽"
 _ITEM = re.compile(
     rf"\s*(?:[{_BULLETS}·]|{_NUMERAL}\.|\d{{1,3}}\)|\(?[a-zA-Z0-9]{{1,3}}\)|\[\d{{1,3}}\])\s"
     rf"|\s*(?:[{_CIRCLED}]|[（(]?[\d一二三四五六七八九十]{{1,3}}[、）．])"
+    r"|\s*[^\W\d_]{2,12} \d{1,3}:\s"  # Case 1: ...
 )
 _ITEM_BEGINS = re.compile(
     rf"(?:[{_BULLETS}]|\d{{1,3}}[.)]|\(?[a-zA-Z0-9]{{1,3}}\))\s|[{_BULLETS}]$|[{_CIRCLED}]|\*\*|#{{1,6}}(?:\s|$)|`{{3}}|~{{3}}|\\$"
@@ -177,7 +183,7 @@ class StepText:
     def _delimiter(self, found: str) -> None:
         closing = {"\\[": "\\]", "$$": "$$"}.get(found, found.replace("begin", "end"))
         if self.block == found:
-            self.block, self.ended = None, True
+            self.block, self.ended = None, not _ENDS_INNER.match(found)
         elif self.block is None and (found[1] in "[$" or found.startswith("\\begin")):
             self.block, self._size = closing, 0
 
@@ -255,6 +261,8 @@ def _opens_line_of_its_own(step: StepText, lead: str, said: str) -> bool:
 def _ends_sentence(tail: str, said: str, spaced: bool) -> bool:
     """Whether the step's end is a sentence's, given what follows."""
     text, follows = tail.rstrip(_CLOSERS), said[0]
+    if ended := _ENDED_IN_FORMULA.search(tail.rstrip("*_`~")):
+        text = tail[: ended.start() + 1]
     if not text or (follows in _NOT_FIRST and not (spaced and follows in "\"'*_`~")):
         return False
     last = text[-1]

@@ -8,7 +8,7 @@ For each token:
 1. `TextStream` gives the text that has become final with it. `MarkerTokens` says which markers it is, if it is one: where the
    tokenizer has a token for a marker, or for a special part of one, only that token counts, and its spelling is text.
 2. A marker that this completes closes the segment: the *next* token opens the thinking, or the summary. Only the
-   first opening marker and the first closing marker after it count; which pair, the opening marker decides.
+   first opening marker and the first closing marker after it count; which closing markers, the opening one decides.
 3. Otherwise the step rule decides, from the step's text so far and the token's own, whether the token opens a step.
    A boundary inside a token, or just before what may become the closing marker, waits for the next token with text.
 
@@ -405,9 +405,9 @@ class Segmenter:
 
     def _end_question(self, pair: tuple[str, str, StepRule], rest: str) -> None:
         """The opening marker is complete; `rest` is what its last token says after it."""
-        _, closing, self._rule = pair
-        self._closings = (closing,)
-        self._next = "summary" if find_marker(closing, rest) else "thinking"
+        opening, _, self._rule = pair
+        self._closings = tuple(each[1] for each in self._pairs if each[0] == opening)
+        self._next = "summary" if any(find_marker(closing, rest) for closing in self._closings) else "thinking"
         self._seen = rest
 
     def _read_step(self, said: str, undecided: str, opened: str | None) -> str | None:

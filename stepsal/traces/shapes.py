@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from stepsal.checks import shown
 from stepsal.errors import InputError
 from stepsal.traces.messages import (
     ABOUT_MESSAGES,
@@ -22,7 +23,6 @@ from stepsal.traces.messages import (
     refuse_unread,
     texts_in,
 )
-from stepsal.traces.prompt import shown
 from stepsal.traces.requests import (
     NATIVE_PROMPTS,
     OPTIONS,
@@ -61,6 +61,7 @@ _BY_KIND = {
     "reasoning": dict,
     "thinking": dict,
     "text": dict,
+    "format": dict,
 }
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _REASONING_OPTIONS = names(
@@ -78,7 +79,7 @@ def answers(record: dict[str, Any], id: str, requests: Mapping[str, dict[str, An
     ['line-1-0', 'line-1-1']
     """
     if isinstance(record.get("segmentation"), dict):  # it was a trace before
-        return [record | {"id": id if record.get("id") in (None, "") else record["id"]}]
+        return [record | {"id": id if record.get("id") in (None, "") else record["id"], "about": {"answer": record}}]
     if "resps" in record and "arguments" in record:
         return _harness_answers(record, id)
     record = _with_turns(record)
@@ -248,9 +249,12 @@ def _choice(
     found |= _asked(request, answer, as_chat)
     places = {"prompt_token_ids": (choice, answer), "token_ids": (choice,)}
     found |= {name: place[name] for name, all_of in places.items() for place in all_of if place.get(name)}
-    if apart and request.get("context") and not found.get("prompt_token_ids"):
+    places = {"context": (request,) if apart else (), "conversation": (request, answer)}
+    places["previous_response_id"] = (request, answer)
+    before = next((name for name, all_of in places.items() if any(place.get(name) for place in all_of)), "")
+    if before and not found.get("prompt_token_ids"):
         raise InputError(
-            "the request has the 'context' of an earlier answer, which the model read before the prompt: give the whole "
+            f"the request has the {before!r} of an earlier answer, which the model read before the prompt: give the whole "
             "conversation as 'messages', or the ids that the model saw as 'prompt_token_ids'"
         )
     return found
@@ -262,7 +266,7 @@ def _asked(request: dict[str, Any], answer: dict[str, Any], as_chat: bool) -> di
     if prompt is None and ids is None and isinstance(answer.get("prompt"), str):
         prompt = answer["prompt"]
     found: dict[str, Any] = {"prompt": _dated(prompt, answer, request), "prompt_token_ids": ids}
-    found["echo"] = request.get("echo") is True
+    found["echo"] = bool(field(request, "echo", bool))
     found["left_out"] = left_out_thinking(request)
     found |= {name: request[name] for name in PROMPT_OPTIONS if name in request}
     if answer.get("type") == "message" and isinstance(found["prompt"], dict) and _ends_with_answer(found["prompt"]):
@@ -321,7 +325,7 @@ def _own_answer(record: dict[str, Any], id: str, requests: Mapping[str, dict[str
     found["prompt"] = _dated(prompt, record, *(each for each in (record.get("prompt"),) if isinstance(each, dict)))
     if ids is not None:
         found.setdefault("prompt_token_ids", ids)
-    found["echo"] = record.get("echo") is True
+    found["echo"] = bool(field(record, "echo", bool))
     found["left_out"] = left_out_thinking(record)
     found |= {name: request[name] for name in PROMPT_OPTIONS if name in request}
     found["meta"] = _meta(record, own=True)

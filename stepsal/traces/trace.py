@@ -21,12 +21,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from stepsal.checks import checked, instance, whole
+from stepsal.checks import checked, instance, shown, whole
 from stepsal.checks import tokenizer as check_tokenizer
 from stepsal.errors import InputError
 from stepsal.models.tokenizers import fingerprint
 from stepsal.traces.formats import FormatSpec, StepsSpec, find_formats, find_marker, last_marker, usual
-from stepsal.traces.prompt import Prompt, encode_text, prompt_record, prompt_text, shown, starts_thinking
+from stepsal.traces.prompt import Prompt, encode_text, prompt_record, prompt_text, starts_thinking
 from stepsal.traces.segment import Segmenter, Tokenizer, decode, marked_text, question_length
 
 an_id = instance(str, "the trace's name, a text", "Give str(id).")
@@ -297,9 +297,9 @@ def without_padding(
     pad, end, bos = (getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "eos", "bos"))
     fills = end if pad is None else pad  # what `generate` fills rows with
     start, stop = 0, len(ids)
-    while pad is not None and start < stop and ids[start] == pad:
+    while fills is not None and start < stop and ids[start] == fills:
         start += 1
-    if start and (pad == bos or (prompt_tokens is not None and start >= prompt_tokens)):
+    if start and (fills == bos or (prompt_tokens is not None and start >= prompt_tokens)):
         start -= 1  # it begins the text
     least = start + 1 if prompt_tokens is None else max(prompt_tokens, start + 1)
     while stop > least and ids[stop - 1] in (end, fills):
@@ -381,6 +381,8 @@ def unopened(trace: Trace, tokenizer: Tokenizer) -> tuple[str, str, str] | None:
     response, written = marked_text(tokenizer, _response_tokens(trace), [pair[1:] for pair in pairs])
     response = response.lstrip()
     opened = [at for opening, _ in written if (at := find_marker(opening, response))]
+    if any((find_marker(closing, response) or (1,))[0] == 0 for _, closing in written):  # nothing was thought
+        return None
     for (name, opening, closing), (_, wanted) in zip(pairs, written, strict=True):
         closed = find_marker(wanted, response)
         if closed and closed[0] > 0 and not (opened and min(opened) < closed):
@@ -405,7 +407,10 @@ def check_opened(trace: Trace, tokenizer: Tokenizer) -> None:
         )
 
 
-_STRIPPED = re.compile(r"\s*(?:assistant)?(?:analysis|commentary).*assistantfinal", re.DOTALL)
+_STRIPPED = re.compile(r"\s*(?:assistant)?(?:analysis|commentary)(?:[^\W\da-z_]|.*assistantfinal)", re.DOTALL)
+_PREAMBLE = (
+    200  # characters before an opening marker that nothing closes: further on, a text rather speaks of the marker
+)
 
 
 def doubtful_markers(trace: Trace, tokenizer: Tokenizer) -> str:
@@ -429,7 +434,8 @@ def doubtful_markers(trace: Trace, tokenizer: Tokenizer) -> str:
     ended = len(question) in ends
     for (opening, closing), (opens, closes) in zip(pairs, written, strict=True):
         at = find_marker(opens, response)
-        if at and at[0] > 0 and not ended and find_marker(closes, response, at[1]):
+        closed = at and find_marker(closes, response, at[1])
+        if at and at[0] > 0 and not ended and (closed or at[0] <= _PREAMBLE):
             return (
                 f"the response opens the thinking with {usual(opening)!r} only after {trace.response[:30]!r}. A marker counts "
                 "at the response's beginning alone: what stands before it and what is thought are one segment. Put what comes "
@@ -444,8 +450,8 @@ def doubtful_markers(trace: Trace, tokenizer: Tokenizer) -> str:
             )
     if any(each.name == "harmony" for each in formats) and _STRIPPED.match(response):
         return (
-            "the response reads 'analysis' and 'assistantfinal', as Harmony's does when a server drops special tokens: no "
-            "marker is left, so that all of it is one segment. Keep them (skip_special_tokens=False), or use the token ids"
+            f"the response begins {response.lstrip()[:20]!r}, as Harmony's 'analysis' does when a server drops special tokens: "
+            "no marker is left, so that all of it is one segment. Keep them (skip_special_tokens=False), or use the token ids"
         )
     return ""
 

@@ -31,6 +31,18 @@ def test_messages_are_a_request_and_go_through_the_template(problems, reasoner):
     assert as_chat(listed) is listed
 
 
+def test_what_stands_beside_the_messages_of_a_problem_is_in_the_prompt_and_beside_a_text_is_refused(problems, reasoner):
+    system = {"role": "system", "content": "Be brief."}
+    beside, within = read_questions(
+        problems({"messages": CHAT, "system": "Be brief."}, {"messages": [system, *CHAT]}), graded=False
+    )
+    assert beside.prompt == within.prompt
+    (listed,) = read_questions(problems({"prompt": CHAT, "instructions": "Be brief."}), graded=False)
+    assert listed.prompt == within.prompt
+    with pytest.raises(InputError, match="line 1: 'system' beside a 'prompt' that is a text would be lost"):
+        read_questions(problems({"prompt": "2+2?", "system": "Be brief."}), graded=False)
+
+
 @pytest.mark.parametrize(
     "row", [{"messages": CHAT, "prompt": "2+2?"}, {"messages": []}, {"messages": "2+2?"}, {"prompt": 5}]
 )

@@ -452,6 +452,16 @@ def test_sentences_end_with_a_terminator_and_white_space(pieces, steps):
         (("We get\n", "\\[", "x. Then y", "\\]", "\n", "so"), ["We get\n", "\\[|x. Then y|\\]|\n", "so"]),
         (("We get", " $$", "x = 1", "$$", " so"), ["We get", " $$|x = 1|$$", " so"]),
         (
+            ("We get\n", "\\begin{dmath}", "x", "\\end{dmath}", "\n", "so"),
+            ["We get\n", "\\begin{dmath}|x|\\end{dmath}|\n", "so"],
+        ),
+        (
+            ("Since", " \\( \\begin{pmatrix}", " 1 \\end{pmatrix} ", " v \\)"),
+            ["Since| \\( \\begin{pmatrix}| 1 \\end{pmatrix} | v \\)"],
+        ),
+        (("Sum\n", "===", "\n", "It"), ["Sum\n|===|\n", "It"]),
+        (("Case 1", ": x > 0\n", "Case 2", ": x < 0\n", "So"), ["Case 1|: x > 0\n", "Case 2|: x < 0\n", "So"]),
+        (
             ("We get\n", "\\begin{align}", "x", "\\end{align}", "\n", "so"),
             ["We get\n", "\\begin{align}|x|\\end{align}|\n", "so"],
         ),
@@ -471,6 +481,11 @@ def test_blank_lines_headings_items_equations_and_code_end_a_sentence(pieces, st
         ("\\[", "\\]"),
         ("$$", "$$"),
         ("\\begin{align*}", "\\end{align*}"),
+        ("\\begin{flalign}", "\\end{flalign}"),
+        ("\\begin{IEEEeqnarray*}", "\\end{IEEEeqnarray*}"),
+        ("\\begin{split}", "\\end{split}"),
+        ("\\begin{cases}", "\\end{cases}"),
+        ("\\begin{pmatrix}", "\\end{pmatrix}"),
         ("```py", "```"),
         ("~~~", "~~~"),
         ("````", "````"),

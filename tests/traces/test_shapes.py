@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import warnings
 from itertools import accumulate
 from pathlib import Path
@@ -770,8 +771,87 @@ def test_ids_that_do_not_say_the_text_beside_them_are_refused_in_every_shape(rea
         with pytest.raises(InputError, match="the token ids say"):
             read("qwen3", record)
     longer = own["segmentation"] | {"prompt_tokens": own["segmentation"]["prompt_tokens"] + 4}
-    with pytest.raises(InputError, match="tokens say .*, and not the prompt"):
+    with pytest.raises(InputError, match="tokens of the prompt say .*, and not what 'prompt' says"):
         read("qwen3", {**own, "segmentation": longer})
+    for name, other in (("prompt", "response"), ("response", "prompt")):
+        alone = {key: value for key, value in own.items() if key != other}
+        assert read("qwen3", alone)[0].text == prompt + answer
+        with pytest.raises(InputError, match=f"tokens of the {name} say .*, and not what '{name}' says: 'Something"):
+            read("qwen3", alone | {name: "Something else."})
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (
+            {"messages": [{**USER, "images": ["a cat"]}], "response": "4"},
+            "does not write the field 'images' of a message",
+        ),
+        ({"messages": [{**USER, "attachment": "a.pdf"}], "response": "4"}, "does not write the field 'attachment'"),
+        (
+            {
+                "messages": [
+                    USER,
+                    {"role": "assistant", "content": "", "function_call": {"name": "sum", "arguments": "{}"}},
+                    USER,
+                ]
+            }
+            | {"response": "4"},
+            "does not write the call of a tool in a message",
+        ),
+        ({"messages": QUESTION, "response": "4", "phase": "Add two and two."}, "the field 'phase' with text"),
+        ({"messages": QUESTION, "response": "4", "format": "Add two and two."}, "the field 'format' with text"),
+        ({"prompt": "2+2?", "response": "4", "segmentation": {}, "scratch": "Add."}, "the field 'scratch' with text"),
+        (
+            {
+                "request": {"input": "And 3?", "conversation": "conv_1"},
+                "response": {"output": [{"type": "message", "content": "3"}]},
+            },
+            "has the 'conversation' of an earlier answer",
+        ),
+        (
+            {"request": {"input": "And 3?"}}
+            | {"response": {"previous_response_id": "resp_1", "output": [{"type": "message", "content": "3"}]}},
+            "has the 'previous_response_id' of an earlier answer",
+        ),
+        (
+            {"messages": QUESTION, "chat_template_kwargs": "thinking", "response": "4"},
+            "'chat_template_kwargs' is 'thinking'",
+        ),
+        ({"messages": QUESTION, "add_generation_prompt": "false", "response": "4"}, "must be true or false"),
+        ({"messages": QUESTION, "echo": 1, "response": "4"}, "'echo' must be true or false, found 1"),
+        (
+            {"inputs": "2+2?", "generated_text": "4"},
+            "Give the prompt as 'prompt' or 'messages', and the answer as 'response'",
+        ),
+    ],
+)
+def test_what_would_be_lost_or_misread_is_refused(read, record, message):
+    tokenizer = MODELS["qwen3"]()
+    tokenizer.chat_template = CHAT
+    with pytest.raises(InputError, match=message):
+        read(tokenizer, record)
+
+
+def test_a_header_that_the_prompt_has_begun_already_is_read(read):
+    """A server that sends the whole message, though the prompt ends with `<|start|>assistant`."""
+    final = "<|start|>assistant<|channel|>final<|message|>It is 4."
+    (trace,) = read("gpt_oss", {"messages": QUESTION, "response": final})
+    assert said(trace) == ("", "It is 4.")
+    (trace,) = read(
+        "gpt_oss",
+        {"messages": QUESTION, "response": f"<|start|>assistant<|channel|>analysis<|message|>Add.<|end|>{final}"},
+    )
+    assert said(trace) == ("Add.", "It is 4.")
+
+
+@pytest.mark.parametrize("opening", ["Here is", "Here's"])
+@pytest.mark.parametrize("closing", ["Here is", "Here's"])
+def test_granite_may_spell_its_two_lines_differently(opening, closing):
+    response = f"{opening} my thought process:\nAdd.\n\n{closing} my response:\n4"
+    trace = Trace.from_text(byte_level(), "2+2?", response, format="granite")
+    thinking = "".join(step.text for step in trace.segment("thinking"))
+    assert thinking == f"\nAdd.\n\n{closing} my response:"
 
 
 # --- real traces -----------------------------------------------------------------------------------------------------
@@ -789,6 +869,7 @@ def test_grades_and_traces_of_one_file_have_one_reader(tmp_path):
     assert trace.response == "A\u2028B\u2029C\x85D"
 
 
+COMMITTED = Path(__file__).parents[2] / "experiments/r1_traces/r1_distill_qwen_14b.jsonl"
 REAL = next(
     (
         path
@@ -797,6 +878,20 @@ REAL = next(
     ),
     None,
 )
+
+
+BLOCK = re.compile(r"\\\[.*?\\\]|\$\$.*?\$\$", re.DOTALL)
+
+
+def test_no_sentence_of_real_traces_is_longer_than_the_longest_that_a_simple_reader_finds():
+    """A line, a display equation, and what ends with a terminator before a capital letter are at most a sentence each."""
+    tokenizer = MODELS["r1"]()
+    for trace in read_traces(COMMITTED, tokenizer, steps="sentence"):
+        steps = [step.text.strip() for name in ("thinking", "summary") for step in trace.segment(name)]
+        assert not any(re.search(r"\n[^\S\n]*\n", text) for text in steps)
+        text = BLOCK.sub(lambda found: "#" * len(found[0]), trace.response)
+        sentences = re.split(r"\n|(?<=[.?!…])[\"')]*\s+(?=[A-Z\"(])", text)
+        assert max(map(len, steps)) <= max(map(len, sentences))
 
 
 @pytest.mark.skipif(REAL is None, reason="the published traces of R1-Distill-Qwen-14B are not here")

@@ -231,9 +231,11 @@ def test_a_harmony_response_without_channels_is_the_response():
             "<think>\n\n</think>\n\n<think>Add.</think>4",
             "'</think>' comes again after a thinking that is empty",
         ),
-        (BYTES, "Q", "analysisWe add.assistantfinalIt is 4.", "reads 'analysis' and 'assistantfinal'"),
-        (BYTES, "Q", "assistantanalysisWe add.assistantfinalIt is 4.", "reads 'analysis' and 'assistantfinal'"),
+        (BYTES, "Q", "analysisWe add.assistantfinalIt is 4.", "as Harmony's 'analysis' does"),
+        (BYTES, "Q", "assistantanalysisWe add.assistantfinalIt is 4.", "as Harmony's 'analysis' does"),
         (MODELS["gpt_oss"](), "Q", "analysisWe add. assistantfinalIt is 4.", "skip_special_tokens=False"),
+        (MODELS["gpt_oss"](), "Q", "analysisWe add two and", "as Harmony's 'analysis' does"),  # cut off
+        (BYTES, "Q", "Sure!\n<think>Add two", "opens the thinking with '<think>' only after 'Sure!"),  # cut off
     ],
 )
 def test_markers_that_do_not_count_are_warned_about(tokenizer, prompt, response, message):
@@ -248,6 +250,8 @@ def test_markers_that_do_not_count_are_warned_about(tokenizer, prompt, response,
         (BYTES, "Q", "<think>Add.</think>Write <think> and </think> around it."),
         (BYTES, "Q<think>\n\n</think>\n\n", "Write <think> before and </think> after."),
         (BYTES, "Q", "An analysis of the assistant's final words."),
+        (BYTES, "Q", "analysis of the words"),
+        (BYTES, "Q", "A long answer. " * 20 + "Thinking begins with <think> in such models."),
         (
             MODELS["gpt_oss"](),
             "Q<|start|>assistant",
@@ -311,6 +315,16 @@ def test_a_padding_token_that_begins_or_ends_texts_is_kept_once():
     tokenizer.bos_token = tokenizer.eos_token  # as GPT-2's
     trace = Trace.from_tokens(tokenizer, [END, END, *BYTES.encode("2+2?<think></think>4"), END, END])
     assert trace.tokens.tolist() == [END, *BYTES.encode("2+2?<think></think>4"), END]
+
+
+def test_end_tokens_before_the_text_are_padding_where_the_tokenizer_has_none():
+    """`generate` pads with the end token where a tokenizer has no padding token."""
+    tokenizer = byte_level()
+    tokenizer.pad_token = None
+    text = BYTES.encode("2+2?<think></think>4")
+    trace = Trace.from_tokens(tokenizer, [END, END, *text, END], prompt_tokens=6)
+    assert (trace.tokens.tolist(), trace.prompt_tokens) == ([*text, END], 4)
+    assert trace.meta["padding"] == {"before": 2, "after": 0}
 
 
 def test_a_prompt_padded_on_its_right_is_refused():
