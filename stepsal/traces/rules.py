@@ -50,7 +50,7 @@ _SPACED_ABBREVIATION = re.compile(
     r"(?<!\w)(?:z\.\s?B|d\.\s?h|u\.\s?a|o\.\s?ä|i\.\s?e|e\.\s?g|p\.\s?ex|p\.\s?ej|c\.\s?-?\s?à\s?-?\s?d|т\.\s?[екнд])$"
 )
 _STARTERS = _words(
-    "A After All Also Alternatively And Another Are As At Because But By Can Check Compute Consider Could Does Each "
+    "A After All Also Alternatively And Another Are As At Because But By Can Check Compute Consider Could Did Do Does Each "
     "Find First For From Given He Hence Her Here Hmm How However I If In Is It Its Let Maybe Moreover My Next Not Now "
     "OK Okay On One Or Our Same Second She Similarly Since So Still Suppose That The Their Then There Therefore These "
     "They This Those Thus To Using Wait We What When Where Which While Why With Would Yes You"
@@ -58,7 +58,6 @@ _STARTERS = _words(
 _WORD = re.compile(r"[^\W\d_](?:[^\W\d_]|\.(?=[^\W\d_]))*$")
 _FIRST_WORD = re.compile(r"[\"'“‘(\[*_]*([^\W\d_]+)")
 _NUMERAL = r"(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{2,5})"  # of a list's item
-_ITEM_NUMBER = re.compile(rf"(?:^|[\r\n])[\s>#*]*[(\[]?{_NUMERAL}$")
 _ENDED_IN_FORMULA = re.compile(r"[.?](?:\$|\\\))$")
 _FACTORIAL = re.compile(r"(?:\d|[)\]}]|(?<![^\W\d_])[a-z])!$")
 
@@ -73,7 +72,8 @@ _ENDS_INNER = re.compile(rf"\\end\{{(?:{_INNER})\*?\}}")
 _FENCE = re.compile(r"\s*(?:[-*+]\s+|\d{1,3}[.)]\s+)?(`{3,}|~{3,})([^`]*)$")
 _FENCE_END = re.compile(r"\s*(`{3,}|~{3,})\s*$")
 _HEADING = re.compile(r"\s*(?:#{1,6}\s|\*\*[^*]+\*\*[:.]?\s*$|__[^_]+__[:.]?\s*$|={3,}\s*$)")
-_BULLETS = "-*+•‣◦▪–●○■□◆◇▶►➤✓✔✗✘☐☑"
+_BULLETS = "-*+•⁃‣◦▪–●○■□◆◇▶►➤✓✔✗✘☐☑"
+_ITEM_NUMBER = re.compile(rf"(?:^|[\r\n])[\s>#{_BULLETS}]*[(\[]?{_NUMERAL}$")
 _CIRCLED = "①-⑳⑴-⑽"
 _ITEM = re.compile(
     rf"\s*(?:[{_BULLETS}·]|{_NUMERAL}\.|\d{{1,3}}\)|\(?[a-zA-Z0-9]{{1,3}}\)|\[\d{{1,3}}\])\s"
@@ -260,12 +260,14 @@ def _opens_line_of_its_own(step: StepText, lead: str, said: str) -> bool:
 
 def _ends_sentence(tail: str, said: str, spaced: bool) -> bool:
     """Whether the step's end is a sentence's, given what follows."""
-    text, follows = tail.rstrip(_CLOSERS), said[0]
+    text, follows = tail.rstrip(_CLOSERS + "“‘"), said[0]  # German closes with what English opens with
     if ended := _ENDED_IN_FORMULA.search(tail.rstrip("*_`~")):
         text = tail[: ended.start() + 1]
     if not text or (follows in _NOT_FIRST and not (spaced and follows in "\"'*_`~")):
         return False
     last = text[-1]
+    if tail.rfind("《") > tail.rfind("》"):  # in a title
+        return False
     closed = tail[len(text) :].strip("*_`~")  # a quotation, or what stands in brackets, within a sentence
     if closed and (follows.islower() or follows == "と"):
         return False
@@ -274,7 +276,7 @@ def _ends_sentence(tail: str, said: str, spaced: bool) -> bool:
         return spaced or not (number or said.startswith(("<|", "<｜", "</")))
     if not spaced or last not in _SPACED:
         return False
-    if (last == "…" or text.endswith("..")) and follows.islower():
+    if (last == "…" or text.endswith(("..", ". ."))) and follows.islower():
         return False
     if last == "!" and _FACTORIAL.search(text):
         return not (follows in _AFTER_FACTORIAL or follows.islower())

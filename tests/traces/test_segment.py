@@ -415,6 +415,14 @@ def test_paragraphs_begin_after_a_blank_line(pieces, steps):
         (("**So it is certain.**", " Then"), ["**So it is certain.**", " Then"]),
         (("这是一个很长的句子因为它有很多字。", "\n然后"), ["这是一个很长的句子因为它有很多字。", "\n然后"]),
         (("This is certain. Then", " we"), ["This is certain. Then", " we"]),
+        (("So we get that $x = 1.$", " Then", " y"), ["So we get that $x = 1.$", " Then| y"]),
+        (("So we get that \\(x = 1.\\)", " Then", " y"), ["So we get that \\(x = 1.\\)", " Then| y"]),
+        (("It is as $x = 1.$", " and", " y"), ["It is as $x = 1.$| and| y"]),
+        (("我们都看过《你好吗？", "妈妈》这部电影。", "对"), ["我们都看过《你好吗？|妈妈》这部电影。", "对"]),
+        (("Sie sagte: „Und auch das.“", " Wir"), ["Sie sagte: „Und auch das.“", " Wir"]),
+        (("Well, as I say . . .", " so"), ["Well, as I say . . .| so"]),
+        (("They live in the U.S.", " How"), ["They live in the U.S.", " How"]),
+        (("The values are these:\n", "•", " 9.", " Add."), ["The values are these:\n", "•| 9.| Add."]),
     ],
 )
 def test_sentences_end_with_a_terminator_and_white_space(pieces, steps):
