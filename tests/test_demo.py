@@ -1,4 +1,5 @@
 import re
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -112,6 +113,25 @@ def test_an_interrupted_demo_goes_on_and_makes_nothing_twice(demo, tmp_path, mon
             "traces.jsonl",
         ]
     )
+
+
+def test_with_the_disk_full_the_demo_says_so_and_goes_on_once_there_is_room(demo, tmp_path, capsys):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    out = tmp_path / "out"
+    try:
+        command = ["demo", "--out", str(out), "--problems", "5", "--quiet"]
+        for size in ("8k", "60k", "300k"):  # full at the answers, at the maps, at the picture
+            subprocess.run(["mount", "-o", f"remount,size={size}", tmp_path], check=True)
+            assert main(command) == 2
+            assert "No space left on device" in capsys.readouterr().err
+            assert not [path for path in out.rglob("*") if path.name.endswith(".part")]
+        subprocess.run(["mount", "-o", "remount,size=20m", tmp_path], check=True)
+        assert main(command) == 0
+        assert (out / "traces.jsonl").read_bytes() == (demo / "traces.jsonl").read_bytes()
+        assert (out / "layers.md").read_text() == (demo / "layers.md").read_text()
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 def test_another_number_of_problems_in_one_folder_is_refused(demo, capsys):
