@@ -26,7 +26,7 @@ from torch import Tensor
 
 from stepsal.errors import InputError
 from stepsal.traces.formats import FormatSpec, StepsSpec
-from stepsal.traces.segment import Segmenter, Tokenizer
+from stepsal.traces.segment import Segmenter, Tokenizer, filling_token
 
 NONE, QUESTION, THINKING, SUMMARY = -1, 0, 1, 2  # padding is NONE
 CODES = {"question": QUESTION, "thinking": THINKING, "summary": SUMMARY}
@@ -145,8 +145,8 @@ class Follower:
     def __init__(
         self, tokenizer: Tokenizer, format: FormatSpec, steps: StepsSpec, ends: frozenset[int], pads: frozenset[int]
     ) -> None:
-        self._pad, bos = (getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "bos"))
-        self._begins_with_pad = self._pad == bos
+        self._pad = filling_token(tokenizer)
+        self._begins_with_pad = self._pad == getattr(tokenizer, "bos_token_id", None)
         self._segmenter = partial(Segmenter, tokenizer, format, steps)
         self._segmenter()  # this refuses an unknown format or step rule at once
         self.question_tokens: Sequence[int] | int | None = None  # of each row of the next batch, or of all rows

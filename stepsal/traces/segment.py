@@ -52,6 +52,17 @@ class Tokenizer(Protocol):
     def __len__(self) -> int: ...
 
 
+def filling_token(tokenizer: Tokenizer) -> int | None:
+    """What rows of a batch are filled up with: the padding token, or the end token where the tokenizer has none.
+
+    >>> from stepsal import load_tokenizer
+    >>> filling_token(load_tokenizer())
+    0
+    """
+    pad, end = (getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "eos"))
+    return end if pad is None else pad
+
+
 def decode(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
     """The text of tokens as they are: special tokens kept, spaces not tidied."""
     return str(tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False))

@@ -27,7 +27,7 @@ from stepsal.errors import InputError
 from stepsal.models.tokenizers import fingerprint
 from stepsal.traces.formats import FormatSpec, StepsSpec, find_formats, find_marker, last_marker, usual
 from stepsal.traces.prompt import Prompt, encode_text, prompt_record, prompt_text, starts_thinking
-from stepsal.traces.segment import Segmenter, Tokenizer, decode, marked_text, question_length
+from stepsal.traces.segment import Segmenter, Tokenizer, decode, filling_token, marked_text, question_length
 
 an_id = instance(str, "the trace's name, a text", "Give str(id).")
 a_meta = instance(Mapping, "what is known of the trace, by name", "Give a dictionary, {'name': value}.", optional=True)
@@ -295,7 +295,7 @@ def without_padding(
     ([20, 21, 2], 1, {'before': 2, 'after': 2})
     """
     pad, end, bos = (getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "eos", "bos"))
-    fills = end if pad is None else pad  # what `generate` fills rows with
+    fills = filling_token(tokenizer)
     start, stop = 0, len(ids)
     while fills is not None and start < stop and ids[start] == fills:
         start += 1

@@ -476,7 +476,7 @@ def codes_of(trace):
     return [CODES[trace.steps[step].segment] for step in trace.step_of.tolist()]
 
 
-FILLS = {"padding alone": (0, 2, 1), "as the end": (2, 2, 1), "as the beginning": (1, 2, 1), "all one": (2, 2, 2)}
+FILLS = {"padding alone": (0, 2, 1), "as the end": (2, 2, 1), "as the beginning": (1, 2, 1), "all one": (2, 2, 2), "none": (None, 2, 1)}
 
 
 @pytest.mark.parametrize(("pad", "end", "bos"), FILLS.values(), ids=FILLS.keys())
@@ -485,6 +485,7 @@ def test_what_is_padding_while_decoding_is_padding_in_a_trace(pad, end, bos, see
     """Random runs of padding, ends and text: each token of the trace has its segment and step, whatever the chunks are."""
     tokenizer = stepsal.load_tokenizer()
     tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id = pad, end, bos
+    pad = end if pad is None else pad
     draw = random.Random(seed)
     text = tokenizer.encode("2+2?<think>Add.\n\nIt is 4.\n\nYes.</think>\n\nIt\n\nis 4.")
     for at in sorted((draw.randrange(len(text)) for _ in range(4)), reverse=True):
