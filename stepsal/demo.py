@@ -111,7 +111,7 @@ def _results(model: Model, out: Path, traces: Sequence[Trace], paths: Sequence[P
         f"{out}/demo.png, demo.pdf   the picture\n"
         f"{out}/layers.md            this table\n"
         f"{out}/traces.jsonl         the traces, graded\n"
-        f"{out}/maps/                a step map a trace (stepsal.StepMap.load)\n"
+        f"{out}/maps/                the step map of each trace (stepsal.StepMap.load)\n"
         f"{out}/tokens.safetensors   one trace's token-level map\n\n"
         f"Next: stepsal compare {out}; stepsal report {out}"
     )
