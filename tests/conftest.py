@@ -21,8 +21,6 @@ settings.register_profile("stepsal", deadline=None, derandomize=True, max_exampl
 settings.load_profile("stepsal")
 torch.set_num_threads(min(2, torch.get_num_threads()))  # OMP_NUM_THREADS=1 is kept
 
-FAMILIES = ("qwen2", "llama")
-
 
 def save_tiny(family: str, folder: Path, **changes: object) -> Path:
     """A seeded model with grouped-query attention, as a Hugging Face directory with the reasoner's tokenizer.
@@ -59,7 +57,8 @@ def load(name: str | Path) -> object:
     return stepsal.load_model(name, host=HOST)
 
 
-@pytest.fixture(scope="session", params=FAMILIES)
+# The families hardly differ where these tests look: the second is for the slow run, and for `test_conformance`.
+@pytest.fixture(scope="session", params=["qwen2", pytest.param("llama", marks=pytest.mark.slow)])
 def tiny(request, tmp_path_factory):
     """A tiny model of each family."""
     return load(save_tiny(request.param, tmp_path_factory.mktemp("tiny")))

@@ -476,7 +476,13 @@ def codes_of(trace):
     return [CODES[trace.steps[step].segment] for step in trace.step_of.tolist()]
 
 
-FILLS = {"padding alone": (0, 2, 1), "as the end": (2, 2, 1), "as the beginning": (1, 2, 1), "all one": (2, 2, 2), "none": (None, 2, 1)}
+FILLS = {
+    "padding alone": (0, 2, 1),
+    "as the end": (2, 2, 1),
+    "as the beginning": (1, 2, 1),
+    "all one": (2, 2, 2),
+    "none": (None, 2, 1),
+}
 
 
 @pytest.mark.parametrize(("pad", "end", "bos"), FILLS.values(), ids=FILLS.keys())

@@ -18,9 +18,7 @@ from stepsal.models.support import check_supported
 OFTEN = (
     "Qwen2",
     "Llama",
-    "Llama, YaRN",
     "Qwen3-MoE",
-    "Phi-3",
     "DeepSeek-V3",
     "GPT-OSS",
     "Gemma 3",
