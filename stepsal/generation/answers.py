@@ -2,20 +2,27 @@ r"""The final answer in a text, and answers that are typeset differently.
 
 In: a summary, or an answer as a problem or a model writes it. Out: the content of the last complete box; texts in one spelling.
 
-1. A box is `\boxed{...}`, `\fbox{...}` or `\framebox{...}`, or one of them before a number without braces (`\boxed 5`).
-   The last box that is complete counts; of nested ones, the outermost, and if that holds nothing but a box, what is in it.
+1. A box is `\boxed{...}`, `\fbox{...}`, `\framebox{...}` or `\bbox{...}`, with or without an option in brackets, or one of them
+   before a number without braces (`\boxed 5`). The last box that is complete and holds something counts; of nested ones, the
+   outermost, and if that holds nothing but a box, what is in it.
 2. `plain` takes typesetting away that says nothing: dollar signs, `\text{...}`, thin spaces, the full stop of the sentence.
-3. `spellings` are the ways in which an answer may be read: as it stands, without its unit, without `x =` before it.
 """
 
 import re
-from dataclasses import dataclass
 
-_BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
-_BARE = re.compile(r"(?:\\(?![)\]])|[^\s$\\{])(?:\\(?![)\]])|[^\s$\\])*")  # up to white space or the end of the formula
-_WRAPPER = re.compile(
-    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf)|mbox|hbox|emph|bm|boldsymbol)\s*\{([^{}]*)\}"
+_BOX = re.compile(r"\\(?:boxed|Boxed|bbox|fbox|framebox)(?![A-Za-z])\s*(?:\[[^\][{}]*\])?\s*")
+_BARE = re.compile(
+    r"(?:\\(?![)\]])|[^\s$\\{`])(?:\\(?![)\]])|[^\s$\\`])*"
+)  # up to white space or the end of the formula
+_EMPTY = re.compile(r"(?:\s|\.|…|\\(?:l|c)?dots|\\[,;:!])*$")  # what a box holds that is only spoken of
+WRAPPER = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf)|mbox|hbox|emph|bm|boldsymbol|underline)\s*\{([^{}]*)\}"
 )
+_COLOUR = re.compile(r"\\(?:textcolor|colorbox)\s*\{[^{}]*\}|\\color\s*\{[^{}]*\}")
+_SIZE = re.compile(
+    r"\\(?:tiny|small|normalsize|large|Large|LARGE|huge|Huge|bf|it|rm|displaystyle|textstyle|checkmark|mathbf|boldmath)(?![A-Za-z{])"
+)
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " "}
 _SIGNS = str.maketrans(
     {
         "−": "-",
@@ -26,31 +33,35 @@ _SIGNS = str.maketrans(
         "π": r"\pi ",
         "∞": r"\infty ",
         "°": r"^{\circ}",
+        "℃": r"^{\circ}C",
+        "℉": r"^{\circ}F",
+        "∅": r"\emptyset ",
+        "。": ".",
+        "、": ",",
     }
     | {"½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"}
-    | {"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "²": "^{2}", "³": "^{3}", "√": r"\sqrt ", "∪": r"\cup ", "∩": r"\cap "}
+    | {"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "√": r"\sqrt ", "∪": r"\cup ", "∩": r"\cap "}
     | {"\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u2007": " "}
+    | _FULL_WIDTH
 )
-_THIN = re.compile(r"\\[,;:>]|\\(?:thinspace|quad|qquad|enspace|displaystyle|left|right|limits)(?![A-Za-z])|~")
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_RAISED = re.compile(r"⁻?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_THIN = re.compile(r"\\[,;:>]|\\(?:thinspace|quad|qquad|enspace|left|right|limits)(?![A-Za-z])|~")
 _NO_SPACE = re.compile(r"\{\\[,;:!]\}|\\!\s*")
 _BRACED_SIGN = re.compile(r"\{([:.;])\}")
 _THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|\s)(?=\d{3}(?!\d))")
 _EXPONENT = re.compile(r"(?<=\d)[eE]([-+]?\d+)(?![\d.])")
-_MIXED = re.compile(r"^(-?\d+)\s+(\d+)\s*/\s*(\d+)$")
-_EQUALS = re.compile(r"^([A-Za-z]\w?|\\[A-Za-z]+)\s*=\s*([^=,;]+)$")
-_CHOICE = re.compile(
-    r"(?:(?:the\s+)?(?:correct\s+|final\s+|right\s+)?(?:option|choice|answer)(?:\s+is)?:?\s*)?[(\[]?\s*([A-Za-z])\s*"
-    r"(?:[)\]]\s*[.:]?(?P<rest>\s.*)?|[.:](?:\s.*)?)?$",
-    re.DOTALL | re.IGNORECASE,
+_POWER_OF_TEN = re.compile(r"(?<=\d)\s*x\s*(?=10\s*\^)")
+_POWER = re.compile(r"(?<=[\w)}])\*\*(?=[\w({-])")
+_MIXED = re.compile(r"^(-?\d+)\s+(\d+)\s*/\s*(\d+)(?=\s+[A-Za-z]|$)")
+_REPEATING = re.compile(r"^(-?)(\d*)\.(\d*)\\overline\{(\d+)\}$")
+_FUNCTIONS = re.compile(
+    r"(?<![A-Za-z\\])(ln|log|exp|sin|cos|tan|cot|sec|csc|sqrt|arcsin|arccos|arctan|gcd|lcm)(?![A-Za-z])"
 )
-
-_ANOTHER = re.compile(r"\b(?:or|and)\s+(?:[(\[]\s*[A-Za-z]\s*[)\]]|[A-Z]\W*$)|^\s*[(\[]\s*[A-Z]\s*[)\]]")
+_PREAMBLE = re.compile(r"^\\text\s*\{\s*(?:the\s+)?(?:final\s+)?answer\s+is:?\s*\}\s*", re.IGNORECASE)
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_SCALE = rf"({'|'.join(_SCALES)})s?\b"
-_SCALED = re.compile(rf"(?<=\d)(?:\s+|\s*(\\(?:text|textrm|mathrm|mbox)\s*\{{)\s*){_SCALE}(?(1)(\s*\}})?)")
-_NO_UNIT = re.compile(
-    rf"\b(?:or|and)\b|^(?:more|less|fewer|times|half|halves|factorial|squared|cubed|base|mod)\b|^{_SCALE}|[\d=]$(?<!\^\d)"
-)
+SCALE = rf"({'|'.join(_SCALES)})s?\b"
+_SCALED = re.compile(rf"(?<=\d)(?:\s+|\s*(\\(?:text|textrm|mathrm|mbox)\s*\{{)\s*){SCALE}(?(1)(\s*\}})?)")
 
 
 def last_box(text: str) -> str | None:
@@ -65,7 +76,8 @@ def last_box(text: str) -> str | None:
         at = box.end()
         if text[at : at + 1] == "{":
             if at in closes:
-                found = (at + 1, closes[at])
+                if not _EMPTY.match(text[at + 1 : closes[at]][:200]) or closes[at] - at > 200:
+                    found = (at + 1, closes[at])
                 at = closes[at]
         elif bare := _BARE.match(text, at):
             found, at = bare.span(), bare.end()
@@ -108,26 +120,53 @@ def final_answer(summary: str) -> str:
 def plain(text: str) -> str:
     r"""An answer without typesetting that says nothing.
 
-    >>> plain(r"$\text{A}$."), plain(r"1{,}000"), plain(r"\dfrac12"), plain("**5**")
-    ('A', '1000', '\\frac12', '5')
+    >>> plain(r"$\text{A}$."), plain(r"1{,}000"), plain(r"\dfrac12"), plain("**5**"), plain(r"\color{red}{5}")
+    ('A', '1000', '\\frac{1}{2}', '5', '5')
     """
-    text = text.translate(_SIGNS).strip()
+    text = _RAISED.sub(lambda found: f"^{{{found[0].translate(_SUPERSCRIPTS)}}}", text)
+    text = _PREAMBLE.sub("", text.translate(_SIGNS).strip())
+    text = re.sub(r"^(?:\\approx(?![A-Za-z])|≈)\s*", "", _SIZE.sub(" ", _COLOUR.sub("", text)).strip())
     before = None
     while before != text:
         before = text
-        text = _unwrap(text).strip().rstrip(".,;:").strip() if not re.search(r"\\[.,;:]$", text) else text[:-2].strip()
-    text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", _BRACED_SIGN.sub(r"\1", _NO_SPACE.sub("", text)))
-    text = re.sub(r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi", _THIN.sub(" ", text.replace("\\ ", " ")))
+        text = _without_stop(_unwrap(text).strip())
+    text = re.sub(r"\\(?:[dtc]|nice|x|s)frac(?![A-Za-z])", r"\\frac", _BRACED_SIGN.sub(r"\1", _NO_SPACE.sub("", text)))
+    text = (
+        re.sub(r"\\(binom|frac)\s*(\d)\s*(\d)", r"\\\1{\2}{\3}", _POWER.sub("^", text))
+        .replace(r"\varnothing", r"\emptyset")
+        .replace(r"\geq", r"\ge")
+        .replace(r"\leq", r"\le")
+    )
+    text = re.sub(r"\\\\\[[^\][]*\]", r"\\\\", text)  # a row's end with its distance to the next
+    text = re.sub(r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi", _THIN.sub(" ", re.sub(r"(?<!\\)\\ ", " ", text)))
+    text = _FUNCTIONS.sub(r"\\\1", text)
     text = _THOUSANDS.sub("", re.sub(r"\s+", " ", text)).strip()
-    text = _EXPONENT.sub(r"\\times 10^{\1}", text)
+    text = _EXPONENT.sub(r"\\times 10^{\1}", _POWER_OF_TEN.sub(r" \\times ", text))
     while (scaled := _SCALED.sub(_times, text)) != text:  # 5 hundred thousand
         text = scaled
-    return _MIXED.sub(r"\1\\frac{\2}{\3}", text)
+    return _REPEATING.sub(_as_fraction, _MIXED.sub(r"\1\\frac{\2}{\3}", text))
+
+
+def _without_stop(text: str) -> str:
+    """The text without the full stop, comma, row's end or space of a formula that it ends with."""
+    if text.endswith(r"\\"):
+        return text[:-2].strip()
+    if re.search(r"\\[.,;:]$", text):
+        return text[:-2].strip()
+    return text if text.endswith(("...", "…")) else text.rstrip(".,;:").strip()
 
 
 def _times(found: re.Match[str]) -> str:
     """A word for a number as a factor. What follows it in its typesetting, such as a unit, stays there."""
     return rf"\times {_SCALES[found[2]]}" + ("" if found[3] else found[1] or "")
+
+
+def _as_fraction(found: re.Match[str]) -> str:
+    r"""A decimal that repeats: `0.1\overline{6}` is 15/90."""
+    sign, whole, once, again = found.groups()
+    nines = 10 ** len(again) - 1
+    value = int((whole or "0") + once) * nines + int(again)
+    return rf"{sign}\frac{{{value}}}{{{nines * 10 ** len(once)}}}"
 
 
 _PAIRS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"), ('"', '"'), ("{", "}"))
@@ -142,188 +181,17 @@ def _unwrap(text: str) -> str:
                 continue
             if (left not in inner and right not in inner) or left == "{":
                 return inner
-    whole = _WRAPPER.fullmatch(text)
+    whole = WRAPPER.fullmatch(text)
     return whole[1] if whole else text
 
 
-def letter(text: str) -> str | None:
-    r"""The letter that is all of an expected answer, a capital or in brackets; None where it is anything else.
+def bare(text: str) -> str:
+    r"""An answer in plain spelling, the texts in it without their typesetting.
 
-    >>> letter("(A)"), letter(r"\text{B}"), letter("(c)"), letter("E. coli"), letter("x")
-    ('A', 'B', 'C', None, None)
+    >>> bare(r"\text{red} and \text{blue}.")
+    'red and blue'
     """
-    bare = plain(_WRAPPER.sub(r"\1", plain(text)))
-    found = re.fullmatch(r"[(\[]?\s*([A-Z])\s*[)\]]?|[(\[]\s*([a-j])\s*[)\]]", bare)
-    return (found[1] or found[2]).upper() if found else None
-
-
-def choice(text: str) -> str | None:
-    r"""The letter that a multiple-choice answer chooses, as a capital; None where the text is no such answer.
-
-    >>> choice("(A)"), choice(r"\text{(B)}"), choice("C. Paris"), choice("the answer is d"), choice("Paris"), choice("x+1")
-    ('A', 'B', 'C', 'D', None, None)
-    """
-    bare = _WRAPPER.sub(r"\1", plain(text))
-    found = _CHOICE.fullmatch(bare.strip())
-    return found[1].upper() if found and not _ANOTHER.search(found["rest"] or "") else None
-
-
-@dataclass(frozen=True)
-class Spelling:
-    """An answer, its unit apart, and the variable before the equals sign apart; empty where there is none."""
-
-    text: str
-    value: str
-    unit: str = ""
-    variable: str = ""
-
-
-_WORD = r"[A-Za-z%µμΩ][A-Za-z.]*"
-_UNIT = re.compile(
-    r"^(?P<value>.*(?:[\d})]|\\pi))"
-    r"(?:\s*(?:\\(?:text|textrm|mathrm|mbox|mathit|textbf|mathbf|operatorname)\s*\{\s*(?P<typeset>[^{}]*?)\s*\}"
-    r"(?P<power>\s*\^\s*(?:\{\s*-?\d\s*\}|\d))?"
-    r"|\^\s*\{?\s*\\circ\s*\}?\s*(?:\\(?:text|mathrm)\s*\{)?\s*(?P<scale>[CF]?)\s*\}?|\\degree(?![A-Za-z]))"
-    r"|(?P<joined>mm|cm|km|mg|kg|ml|ft|min|ms)"
-    rf"|\s+(?P<words>(?:{_WORD})(?:[\s/*]+(?:{_WORD}))*(?:\^\{{?-?\d\}}?)?))\s*$"
-)
-_UNIT_FRACTION = re.compile(r"\}\s*/\s*\\(?:text|textrm|mathrm)\s*\{(?=[^{}]*\}(?:\s*\^\s*(?:\{\s*-?\d\s*\}|\d))?\s*$)")
-_CURRENCY = re.compile(r"^(-?)\s*(\\\$|\$|€|£|¥|US\\?\$)\s*(?=[\d.])")
-_NAMES = {
-    "mm": "millimeter millimetre",
-    "cm": "centimeter centimetre",
-    "m": "meter metre",
-    "km": "kilometer kilometre",
-    "in": "inch inches",
-    "ft": "foot feet",
-    "yd": "yard",
-    "mi": "mile",
-    "mg": "milligram",
-    "g": "gram gm",
-    "kg": "kilogram kilo",
-    "lb": "pound",
-    "ms": "millisecond",
-    "s": "second sec",
-    "min": "minute",
-    "h": "hour hr",
-    "day": "",
-    "week": "",
-    "month": "",
-    "year": "yr",
-    "ml": "milliliter millilitre",
-    "l": "liter litre",
-    "degree": "deg °",
-    "degreec": "celsius degreecelsius",
-    "degreef": "fahrenheit degreefahrenheit",
-    "radian": "rad",
-    "nm": "nanometer nanometre",
-    "oz": "ounce",
-    "ton": "tonne",
-    "gallon": "gal",
-    "quart": "qt",
-    "pint": "pt",
-    "cup": "",
-    "mph": "",
-    "knot": "",
-    "hz": "hertz",
-    "khz": "kilohertz",
-    "mhz": "megahertz",
-    "ghz": "gigahertz",
-    "kb": "kilobyte",
-    "mb": "megabyte",
-    "gb": "gigabyte",
-    "tb": "terabyte",
-    "v": "volt",
-    "a": "amp ampere",
-    "w": "watt",
-    "kw": "kilowatt",
-    "n": "newton",
-    "j": "joule",
-    "kj": "kilojoule",
-    "k": "kelvin",
-    "pa": "pascal",
-    "kpa": "kilopascal",
-    "ohm": "ω",
-    "mol": "mole",
-    "am": "",
-    "pm": "",
-    "cent": "¢",
-    "$": "dollar usd",
-    "€": "euro eur",
-}
-_UNITS = {name: unit for unit, names in _NAMES.items() for name in (unit, *names.split())}
-
-
-def spelling(text: str) -> Spelling:
-    r"""An answer with its unit and its variable apart.
-
-    >>> spelling(r"5\text{ cm}").unit, spelling("x = 5").value, spelling("2t").unit
-    ('cm', '5', '')
-    """
-    text = plain(text)
-    value, variable = text, ""
-    if equation := _EQUALS.match(text):
-        variable, value = equation[1], equation[2].strip()
-    unit = ""
-    if money := _CURRENCY.match(value):
-        unit, value = money[2].replace("\\", "").removeprefix("US"), value[: money.end(1)] + value[money.end() :]
-    elif found := _UNIT.match(_UNIT_FRACTION.sub("/", value)):
-        words = next((found[name] for name in ("typeset", "words", "joined") if found[name] is not None), None)
-        words = "degree" + (found["scale"] or "") if words is None else words + (found["power"] or "")
-        if not _NO_UNIT.search(words) or found["power"]:
-            unit, value = words, found["value"]
-    return Spelling(text, value.strip(), _unit(unit), variable)
-
-
-def _unit(text: str) -> str:
-    """One name for a unit however it is written."""
-    bare = re.sub(r"[\s{}\\~.]", "", text).lower()
-    stem, power, number = bare.partition("^")
-    if stem.startswith(("square", "cubic")):
-        number, power, stem = (
-            ("2" if stem.startswith("square") else "3"),
-            "^",
-            stem.removeprefix("square").removeprefix("cubic"),
-        )
-    parts = [
-        _UNITS.get(part) or _UNITS.get(part.removesuffix("s")) or part.removesuffix("s") for part in stem.split("/")
-    ]
-    return "/".join(parts) + power + number
-
-
-def _known(unit: str) -> bool:
-    return all(part in _NAMES for part in unit.partition("^")[0].split("/"))
-
-
-def _differ(one: str, other: str) -> bool:
-    """Whether two units are known and not the same; degrees that do not say of which scale are those of any."""
-    angle = "degree" in (one, other) and one.startswith("degree") and other.startswith("degree")
-    return one != other and not angle and bool(one and other) and _known(one) and _known(other)
-
-
-def pairs_to_compare(expected: str, given: str) -> list[tuple[str, str]]:
-    r"""The spellings of two answers to compare as expressions: as they stand, then without what only one of them says.
-
-    Two units that are known and differ are never left out, nor are two variables that differ.
-
-    >>> pairs_to_compare("5", r"5\text{ cm}")[-1], pairs_to_compare("5 m", "5 cm")
-    (('5', '5'), [('5 m', '5 cm')])
-    """
-    one, other = spelling(expected), spelling(given)
-    pairs = [(one.text, other.text)]
-    if not _differ(one.unit, other.unit) and (not one.variable or not other.variable or one.variable == other.variable):
-        pairs.append((one.value, other.value))
-    return list(dict.fromkeys(pairs))
-
-
-def _letters(text: str) -> str:
-    return re.sub(r"\s", "", _WRAPPER.sub(r"\1", plain(text)))
-
-
-def other_symbol(expected: str, given: str) -> bool:
-    """Whether both answers are a single letter, and not the same: math-verify does not tell `x` from `X`."""
-    one, other = _letters(expected), _letters(given)
-    return len(one) == len(other) == 1 and one.isalpha() and other.isalpha() and one != other
+    return WRAPPER.sub(r"\1", plain(text)).strip()
 
 
 def same_text(expected: str, given: str) -> bool:
@@ -332,6 +200,6 @@ def same_text(expected: str, given: str) -> bool:
     >>> same_text("Yes", r"\text{yes}"), same_text("x", "X")
     (True, False)
     """
-    one, other = _letters(expected), _letters(given)
+    one, other = (re.sub(r"(?<!\d)\s|\s(?!\d)", "", bare(text)) for text in (expected, given))
     words = one.isalpha() and len(one) > 1
     return bool(one) and (one == other or (words and one.casefold() == other.casefold()))

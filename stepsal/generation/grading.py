@@ -19,10 +19,11 @@ from typing import Any, TypeVar
 
 from stepsal.checks import checked, shown
 from stepsal.errors import InputError
-from stepsal.generation.answers import final_answer, last_box, plain, spelling
+from stepsal.generation.answers import final_answer, last_box, plain
 from stepsal.generation.gym import score
 from stepsal.generation.mathematics import compare_math
 from stepsal.generation.questions import Question
+from stepsal.generation.units import spelling
 from stepsal.reasoner.problems import grade, make_problem
 from stepsal.traces.segment import Tokenizer
 from stepsal.traces.trace import Trace
@@ -43,8 +44,8 @@ class Graded:
             is a deviation; a right answer may have one on the way.
         answer: the final answer that was given.
         grader: the name of the grader; None where nothing was graded.
-        answer_from: where the final answer stood: `box`, `summary` (all of it), `extracted` (math-verify took it out of a
-            summary without a box), `tag` (`<answer>`), or `none` (there is none that a task's grader could be given).
+        answer_from: where the final answer stood: `box`, `summary` (all of it), `extracted` (taken out of a summary without a
+            box), `tag` (`<answer>`), or `none` (there is none that a task's grader could be given).
         score: from 0 to 1, where the grader gives one: the tasks of reasoning-gym do.
     """
 
@@ -130,7 +131,7 @@ def mathematics(question: Question, summary: str) -> Graded:
             f"wrong: {finding.answer[:60]!r}",
             stacklevel=2,
         )
-    return Graded(finding.right, None, finding.answer, None, "box" if finding.boxed else "extracted")
+    return Graded(finding.right, None, finding.answer, None, finding.answer_from)
 
 
 def choose_grader(questions: Sequence[Question], name: str | None) -> str:

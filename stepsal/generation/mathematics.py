@@ -2,8 +2,10 @@ r"""Whether two answers are the same mathematics, within a time that no expressi
 
 In: the expected answer and a summary. Out: a `Finding`.
 
-1. The answer is in the last complete box; where nothing is boxed, it is what math-verify extracts from the summary.
-2. The same text is the same answer, typesetting aside. A letter of a multiple-choice problem is compared as a letter.
+1. The answer is in the last complete box, or between the last `<answer>` and its end. Where there is neither, it is what the
+   last line says (`The answer is 5.`), or what math-verify extracts from the summary.
+2. The same text is the same answer, typesetting aside. A letter of a multiple-choice problem is compared as a letter; words,
+   dates, times and their like as what they are (`stepsal.generation.kinds`).
 3. All else math-verify compares (https://github.com/huggingface/Math-Verify), in a process of its own
    (`stepsal.generation.limited`): math-verify's own time limit is a signal, which only a main thread can have, and which
    does not interrupt a long multiplication.
@@ -15,8 +17,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from stepsal.generation.answers import choice, last_box, letter, other_symbol, pairs_to_compare, same_text, spelling
+from stepsal.generation.answers import bare, last_box, plain, same_text
+from stepsal.generation.choices import choice, letter, said_letter
+from stepsal.generation.kinds import same_kind
 from stepsal.generation.limited import LimitedProcess
+from stepsal.generation.units import pairs_to_compare, spelling, unit_that_begins, units_differ
 
 LONGEST = 5_000
 """Characters of the longest answer that is read as mathematics."""
@@ -25,11 +30,12 @@ _CURE = "install math-verify with `pip install math-verify==0.9.0`, or grade by 
 
 @dataclass(frozen=True)
 class Finding:
-    """`answer`: what was graded. `boxed`: whether in a box. `failure`: why it could not be compared, and counts as wrong."""
+    """`answer`: what was graded. `answer_from`: where it stood, `box`, `tag` or `extracted`. `failure`: why it could not be
+    compared, and counts as wrong."""
 
     right: bool
     answer: str
-    boxed: bool
+    answer_from: str
     failure: str | None = None
 
 
@@ -37,52 +43,92 @@ def compare_math(expected: str, summary: str) -> Finding:
     r"""Whether the answer in a summary is the expected one.
 
     >>> compare_math("1/2", r"So it is $\boxed{0.5}$.")
-    Finding(right=True, answer='0.5', boxed=True, failure=None)
+    Finding(right=True, answer='0.5', answer_from='box', failure=None)
     >>> compare_math("1,000", "The answer is $1{,}000$.")
-    Finding(right=True, answer='1,000', boxed=False, failure=None)
+    Finding(right=True, answer='1000', answer_from='extracted', failure=None)
     """
-    box, chosen = last_box(summary), letter(expected)
-    if box is not None and len(box) > LONGEST:
-        return Finding(box == expected.strip(), box, True, f"longer than {LONGEST} characters")
+    box = last_box(summary)
     if box is not None:
-        if same_text(expected, box):
-            return Finding(True, box, True)
-        if chosen or other_symbol(expected, box):
-            return Finding(chosen is not None and choice(box) == chosen, box, True)
-        reply = _ask(compare=pairs_to_compare(expected, box))
-        return Finding(bool(reply.get("right")), box, True, reply.get("failed"))
+        return _compared(expected, box, "box")
     if len(summary) <= LONGEST and same_text(expected, summary):
-        return Finding(True, summary.strip(), False)
-    return _extracted_letter(chosen, summary) if chosen else _extracted(expected, summary)
+        return Finding(True, summary.strip(), "extracted")
+    if tagged := _TAG.findall(summary):
+        return _compared(expected, tagged[-1].strip(), "tag")
+    chosen = letter(expected)
+    if chosen:
+        said = choice(summary) if len(summary) <= LONGEST else None
+        said = said or said_letter(summary)
+        return Finding(said == chosen, said or summary.strip(), "extracted")
+    return _extracted(expected, summary)
 
 
-def _extracted_letter(chosen: str, summary: str) -> Finding:
-    """The finding for a multiple-choice problem where nothing is boxed."""
-    if len(summary) <= LONGEST and (said := choice(summary)) is not None:
-        return Finding(said == chosen, said, False)
-    letters = [chr(code) for code in range(ord("A"), max(ord("E"), ord(chosen)) + 1)]
-    reply = _ask(extract=_without_brackets(summary), letters=letters)
-    text = reply.get("text")
-    return Finding(text == chosen, text or summary.strip(), False, reply.get("failed"))
+def _compared(expected: str, given: str, place: str) -> Finding:
+    """The finding for an answer that stands alone."""
+    if len(given) > LONGEST:
+        return Finding(given == expected.strip(), given, place, f"longer than {LONGEST} characters")
+    if same_text(expected, given):
+        return Finding(True, given, place)
+    if chosen := letter(expected):
+        said = choice(given)
+        text = _TEXT_OF_CHOICE.sub("", bare(expected))
+        if said is None and text:
+            return _compared(text, given, place)
+        return Finding(said == chosen, given, place)
+    if (lettered := _LETTERED.fullmatch(bare(expected))) and bare(given) == lettered[1]:
+        return Finding(True, given, place)
+    decided = same_kind(expected, given)
+    if decided is not None:
+        return Finding(decided, given, place)
+    pairs = pairs_to_compare(expected, given)
+    reply = _ask(compare=pairs) if pairs else {}
+    return Finding(bool(reply.get("right")), given, place, reply.get("failed"))
+
+
+_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_LETTERED = re.compile(r"([A-J])\.\s+.+", re.DOTALL)
+_TEXT_OF_CHOICE = re.compile(r"^[(\[]?\s*[A-Z]\s*[)\]]?\s*[.:]?\s*")
+_LIMITS = re.compile(
+    r"\b(?:not|n't|less than|more than|fewer than|greater than|at least|at most|cannot)\s*\W*$", re.IGNORECASE
+)
 
 
 def _extracted(expected: str, summary: str) -> Finding:
-    """The finding for any other problem where nothing is boxed."""
+    """The finding where nothing says which part of the summary is the answer."""
+    last = summary.strip().splitlines()[-1][-500:] if summary.strip() else ""
+    for said in _answers_of(last):
+        found = _compared(expected, plain(said), "extracted")
+        if found.right:
+            return found
     one = spelling(expected)
-    reply = _ask(extract=re.sub(r"\\\$\s*(?=[\d.])", "", summary), expected=list(dict.fromkeys((one.text, one.value))))
+    text_only = re.sub(r"\\\$\s*(?=[\d.])", "", summary).replace("。", ". ").replace("：", ": ")
+    reply = _ask(extract=text_only, expected=list(dict.fromkeys((one.text, one.value))))
     text, right = reply.get("text"), bool(reply.get("right"))
-    if text and not right and "failed" not in reply:
-        right = same_text(expected, text)
-        if not right:
-            reply = _ask(compare=pairs_to_compare(expected, text))
+    if text and "failed" not in reply:
+        right = right or same_text(expected, text)
+        decided = same_kind(expected, text)
+        if not right and decided is None and (pairs := pairs_to_compare(expected, text)):
+            reply = _ask(compare=pairs)
             right = bool(reply.get("right"))
-    return Finding(right, text or summary.strip(), False, reply.get("failed"))
+        right = right and decided is not False and not _contradicted(one.unit, text, text_only)
+    return Finding(right, text or summary.strip(), "extracted", reply.get("failed"))
 
 
-def _without_brackets(summary: str) -> str:
-    """A summary whose letters stand alone: math-verify finds `B`, and neither `(B)` nor `$\\text{B}$`."""
-    bare = re.sub(r"\\(?:text|textbf|mathrm|mathbf)\s*\{\s*\(?([A-Z])\)?\s*\}", r" \1 ", summary.replace("$", " "))
-    return re.sub(r"[(\[]\s*([A-Z])\s*[)\]]", r" \1 ", bare)
+def _answers_of(sentence: str) -> list[str]:
+    """What a sentence that names an answer may say it is, the longest first: what follows `is`, `=` or a colon."""
+    found, end = [sentence.strip(" .。*")] if re.match(r"\$?[A-Za-z]\s*=", sentence) else [], len(sentence)
+    for at in re.finditer(r"\b(?:is|are|be|equals|takes|was)\b|[:：=]|答案[是为]?|[是为]", sentence):
+        said = re.sub(r"^[\s:：*]+|[\s.。!*]+$", "", sentence[at.end() : end])
+        if said and len(said) <= 200 and not re.match(r"(?:not|less|more|fewer|greater|at least|at most)\b", said):
+            found.append(said)
+    return found
+
+
+def _contradicted(unit: str, text: str, summary: str) -> bool:
+    """Whether the words around what was extracted say that it is something else: another unit, a bound, or that it is not."""
+    at = summary.rfind(text)
+    if at < 0:
+        return False
+    return bool(_LIMITS.search(summary[:at])) or units_differ(unit, unit_that_begins(summary[at + len(text) :]))
 
 
 @cache

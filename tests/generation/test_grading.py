@@ -11,7 +11,8 @@ import pytest
 from stepsal import FileError, InputError, Trace, generate, grader, load_tokenizer, read_traces, sweep
 from stepsal.cli import main
 from stepsal.generation import mathematics
-from stepsal.generation.answers import choice, final_answer, last_box, pairs_to_compare
+from stepsal.generation.answers import final_answer, last_box
+from stepsal.generation.choices import choice
 from stepsal.generation.files import generate_file
 from stepsal.generation.generate import Decoding
 from stepsal.generation.grading import GRADERS, Graded, grade_answer, grade_trace
@@ -19,6 +20,7 @@ from stepsal.generation.limited import SCRIPT, LimitedProcess
 from stepsal.generation.mathematics import compare_math
 from stepsal.generation.questions import Question, task_questions, tokens_needed
 from stepsal.generation.task import answer_problems
+from stepsal.generation.units import pairs_to_compare
 from stepsal.reasoner import make_problem
 
 TOKENIZER = load_tokenizer()
@@ -257,7 +259,7 @@ def test_another_answer_is_wrong_however_alike_it_looks(expected, given):
 def test_any_kind_of_box_is_a_box(box):
     finding = compare_math("5", f"It is ${box}$.")
     assert finding.right
-    assert finding.boxed
+    assert finding.answer_from == "box"
 
 
 @pytest.mark.parametrize(
@@ -265,7 +267,7 @@ def test_any_kind_of_box_is_a_box(box):
     [
         ("1/2", r"The answer is $\frac{1}{2}$.", r"\frac{1}{2}"),
         ("42", "We get 6*7 = 42.", "42"),
-        ("1000", "The total is 1,000 dollars.", "1000"),
+        ("1000", "The total is 1,000 dollars.", "1,000 dollars"),
         ("B", "The answer is (B).", "B"),
         ("C", r"So the answer: $\text{C}$ it is", "C"),
         ("5", "**5**", "**5**"),
@@ -282,8 +284,8 @@ def test_without_a_box_and_without_mathematics_an_answer_is_wrong():
     )
 
 
-def test_units_that_differ_are_compared_with_their_numbers_only_as_they_stand():
-    assert pairs_to_compare("5 m", "5 cm") == [("5 m", "5 cm")]
+def test_numbers_with_units_that_differ_are_not_compared():
+    assert pairs_to_compare("5 m", "5 cm") == []
     assert choice("E. coli") == "E"  # as a given answer; an expected one must be the letter alone
 
 
