@@ -6,10 +6,12 @@ some rows, a chunk of queries at a time.
 1. Several rows run at once, in a batch. The first row of each batch is the untouched run, so what is compared with it comes
    from the same pass, and nothing is kept of the vocabulary.
 2. Positions up to the end of the first step that is removed cannot change. They run once, alone, into a cache which each batch
-   takes a copy of.
+   takes a copy of. A row joins its batch where its own first removed step ends, or up to `WAIT` positions before: until then it
+   is the untouched run, whose part of the cache it takes.
 3. A batch runs in chunks of queries over its cache, so memory does not grow with the square of the length.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -26,9 +28,11 @@ from stepsal.saliency.attention import in_float32
 from stepsal.saliency.gradients import check_logits
 from stepsal.traces.trace import Trace
 
-MAX_BATCH = 8
-"""Rows that run at once beside the untouched one. Larger batches were no faster on a CPU."""
-CHUNK = 256
+MAX_BATCH = 16
+"""Rows that run at once beside the untouched one, which each batch has."""
+CHUNK = 128
+WAIT = 64
+"""Rows join a batch together whose first removed steps end within so many positions: each time the cache is copied."""
 
 Receive = Callable[[Sequence[int], int, Float[Tensor, "batch pos vocabulary"]], None]
 """Takes in a chunk: the rows, the position of the first query, and the logits, of which the first row is the untouched run."""
@@ -73,25 +77,43 @@ def run_without(
             batch, left = left[:size], left[size:]
             rows = torch.cat([torch.zeros_like(removed[:1]), removed[batch]])
             # What hooks of others keep of a sequence belongs to all rows of a batch, so under them the whole trace runs anew.
-            start = starts[batch[0]] if alone else 0
-            cache = prefix.copies(tokens[:, :start], len(rows))
+            joins = _joins([starts[row] for row in batch]) if alone else [(0, len(batch))]
+            cache = prefix.copy_of(tokens[:, : joins[0][0]])
             removal = StepRemoval(host, mode, trace.step_of, rows, keep_first)
-            for logits, at in passes(host, tokens[:, :stop], start, cache, removal):
+            for at, logits in passes(host, tokens[:, :stop], joins, cache, removal):
                 check_logits(host, logits[:1], tokens[:, : at + logits.shape[1]], at)
-                receive(batch, at, logits)
+                receive(batch[: len(logits) - 1], at, logits)
             bar.update(len(batch))
 
 
+def _joins(starts: Sequence[int]) -> list[tuple[int, int]]:
+    """Where rows join, and how many have joined then. The starts are in order.
+
+    >>> _joins([10, 20, 90, 500])
+    [(10, 2), (90, 3), (500, 4)]
+    """
+    joins: list[tuple[int, int]] = []
+    for count, start in enumerate(starts, 1):
+        begins = start if not joins or start >= joins[-1][0] + WAIT else joins.pop()[0]
+        joins.append((begins, count))
+    return joins
+
+
 def passes(
-    host: Host, tokens: Int[Tensor, "1 pos"], start: int, cache: Any, removal: StepRemoval
-) -> Iterator[tuple[Float[Tensor, "batch pos vocabulary"], int]]:
-    """The logits of each chunk of the tokens from `start` on, and the position of its first query."""
-    rows, last = len(removal.removed), tokens.shape[1]
+    host: Host, tokens: Int[Tensor, "1 pos"], joins: Sequence[tuple[int, int]], cache: Any, removal: StepRemoval
+) -> Iterator[tuple[int, Float[Tensor, "batch pos vocabulary"]]]:
+    """The position of the first query of each chunk of the tokens, and the logits of the rows that have joined, the untouched
+    one first."""
+    removed, ends = removal.removed, [start for start, _ in joins[1:]] + [tokens.shape[1]]
     with host.hooks_first(removal.hooks_of_base()), host.hooks(in_float32(host, removal.hooks())):
-        for at in range(start, last, CHUNK):
-            stop = min(at + CHUNK, last)
-            removal.at(at, stop)
-            yield host.forward(tokens[:, at:stop].expand(rows, -1), [], cache), at
+        there = 1
+        for (start, count), end in zip(joins, ends, strict=True):
+            host.take_rows(cache, [*range(there), *[0] * (1 + count - there)])
+            there, removal.removed = 1 + count, removed[: 1 + count]
+            for at in range(start, end, CHUNK):
+                stop = min(at + CHUNK, end)
+                removal.at(at, stop)
+                yield at, host.forward(tokens[:, at:stop].expand(there, -1), [], cache)
 
 
 class _Prefix:
@@ -100,15 +122,15 @@ class _Prefix:
     def __init__(self, host: Host) -> None:
         self.host, self.cache, self.length = host, host.new_cache(), 0
 
-    def copies(self, tokens: Int[Tensor, "1 pos"], rows: int) -> Any:
-        """A cache of these tokens for each row of a batch. The tokens begin with those of the call before."""
+    def copy_of(self, tokens: Int[Tensor, "1 pos"]) -> Any:
+        """A cache of these tokens. They begin with those of the call before."""
         for at in range(self.length, tokens.shape[1], CHUNK):
             chunk = tokens[:, at : at + CHUNK]
             check_logits(
                 self.host, self.host.forward(chunk, in_float32(self.host, []), self.cache), tokens[:, : at + CHUNK], at
             )
         self.length = tokens.shape[1]
-        return self.host.repeated_cache(self.cache, rows)
+        return copy.deepcopy(self.cache)
 
 
 def _batch_size(host: Host, length: int) -> int:

@@ -1,9 +1,8 @@
 """What TransformerLens calls the parts of a `TransformerBridge` (TransformerLens 4.3): the Hugging Face model with hooks."""
 
-import copy
 import inspect
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -171,10 +170,8 @@ class BridgeHost(Host):
             )
         return cache
 
-    def repeated_cache(self, cache: Any, times: int) -> Any:
-        repeated = copy.deepcopy(cache)
-        repeated.reorder_cache(torch.zeros(times, dtype=torch.long, device=self.device))  # recurrent states, too
-        return repeated
+    def take_rows(self, cache: Any, rows: Sequence[int]) -> None:
+        cache.reorder_cache(torch.tensor(rows, dtype=torch.long, device=self.device))  # recurrent states, too
 
     def forward(
         self, tokens: Int[Tensor, "batch pos"], hooks: list[Hook], cache: Any = None

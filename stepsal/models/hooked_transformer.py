@@ -12,8 +12,7 @@ Its hook points have the names and layouts of the bridge's. The differences are:
 All of this holds for TransformerLens 3.9.0, the last version with this model.
 """
 
-import copy
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -110,13 +109,12 @@ class HookedTransformerHost(Host):
 
         return TransformerLensKeyValueCache.init_cache(self.model.cfg, self.device, batch)
 
-    def repeated_cache(self, cache: Any, times: int) -> Any:
-        repeated = copy.deepcopy(cache)
-        for entry in repeated.entries:
-            entry.past_keys = entry.past_keys.repeat_interleave(times, 0)
-            entry.past_values = entry.past_values.repeat_interleave(times, 0)
-        repeated.previous_attention_mask = repeated.previous_attention_mask.repeat_interleave(times, 0)
-        return repeated
+    def take_rows(self, cache: Any, rows: Sequence[int]) -> None:
+        chosen = torch.tensor(rows, dtype=torch.long)
+        for entry in cache.entries:
+            entry.past_keys = entry.past_keys[chosen.to(entry.past_keys.device)]
+            entry.past_values = entry.past_values[chosen.to(entry.past_values.device)]
+        cache.previous_attention_mask = cache.previous_attention_mask[chosen.to(cache.previous_attention_mask.device)]
 
     def forward(
         self, tokens: Int[Tensor, "batch pos"], hooks: list[Hook], cache: Any = None

@@ -8,7 +8,7 @@ here. The rest of stepsal asks a host (`host.at_pattern(3, function)`) and spell
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -255,8 +255,8 @@ class Host(ABC):
         """An empty key-value cache for one sequence; `forward` appends to it in place."""
 
     @abstractmethod
-    def repeated_cache(self, cache: Any, times: int) -> Any:
-        """A copy of the cache of one sequence for each row of a batch."""
+    def take_rows(self, cache: Any, rows: Sequence[int]) -> None:
+        """Make the rows of a cache those of these indices, in their order; a row may be taken several times."""
 
     @abstractmethod
     def forward(

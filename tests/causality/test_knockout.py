@@ -49,6 +49,7 @@ def test_neither_the_batch_nor_the_chunk_changes_a_knockout(model, trace, mode, 
     expected = stepsal.step_knockout(model, trace, mode=mode)
     monkeypatch.setattr(runs, "MAX_BATCH", 1)
     monkeypatch.setattr(runs, "CHUNK", 7)
+    monkeypatch.setattr(runs, "WAIT", 1)
     found = stepsal.step_knockout(model, trace, mode=mode)
     for name in ("kl", "loss", "answer"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-5, equal_nan=True)
@@ -86,8 +87,8 @@ def test_a_small_removal_is_what_the_gradient_says(trace):
     for sign in (1, -1):  # a negative part adds attention
         removal = runs.StepRemoval(host, "direct", trace.step_of, removed, True, sign * part)
         with torch.no_grad():
-            cache = host.repeated_cache(host.new_cache(), 2)
-            ((logits, _),) = runs.passes(host, trace.tokens[None, :-1], 0, cache, removal)
+            chunks = runs.passes(host, trace.tokens[None, :-1], [(0, 1)], host.new_cache(), removal)
+            logits = torch.cat([each for _, each in chunks], 1)
         losses = -logits.log_softmax(-1).gather(2, targets.expand(2, -1, -1))[..., 0]
         changes.append(losses[1] - losses[0])
     slope = (changes[0] - changes[1]) / (2 * part)
@@ -135,11 +136,13 @@ def test_a_starved_step_has_nothing_left_to_be_knocked_out(model, trace):
     removed[0, 2] = True
     removal = runs.StepRemoval(host, "total", trace.step_of, removed.expand(8, -1), True)
     removal.at(0, len(trace.tokens) - 1)
-    hooks = [
-        host.at_scores(layer, lambda s, hook: s.masked_fill(removal.forbidden[:1], torch.finfo(s.dtype).min))
-        for layer in range(8)
-    ]
-    with host.hooks(hooks):
+
+    def starve(scores, hook):
+        queries, keys = scores.shape[-2:]
+        forbidden = removal.forbidden[:1, :, keys - queries : keys, :keys]
+        return scores.masked_fill(forbidden, torch.finfo(scores.dtype).min)
+
+    with host.hooks([host.at_scores(layer, starve) for layer in range(8)]):
         found = stepsal.step_knockout(model, trace, sources=[2])
     assert found.kl[3:, 2].nan_to_num().abs().max() < 1e-6
 
