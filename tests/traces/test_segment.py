@@ -510,6 +510,35 @@ def test_an_equation_that_never_closes_does_not_swallow_what_follows(stray):
     assert len(steps) > 600
 
 
+@pytest.mark.parametrize(
+    "block",
+    [
+        "Result: ```\na\n\nb\n```",
+        "Result: ```python\na\n\nb\n```",
+        "如下```python\na\n\nb\n```",
+        "We run:\n\n```python\nx = 1\n\ny = 2```",
+        "We run:\n\n```python\nx = 1\n\ny = 2```.",
+        "```\na\n\nb\n```.",
+        "```md\nUse ```code``` here, and ```code```\n\nb\n```",
+        "See ```code``` and ```code```.",
+        "See ```code```",
+        "It was x = 1```",
+        "A word " * 400 + "Result: ```\na\n\nb\n```",
+    ],
+)
+def test_a_code_block_ends_where_its_fence_does(block):
+    steps = split("<think>", *f"{block}\n\nThen it is.\n\nAnd more.")
+    block = block.removeprefix("We run:\n\n")
+    expected = [f"t: {block}\n\n", "t: Then it is.\n\n", "t: And more."]
+    assert [step.replace("|", "") for step in steps[-3:]] == expected
+
+
+def test_code_that_never_ends_does_not_swallow_what_follows():
+    long = ("A line of code\n" * 600, "\n")
+    steps = split("<think>", "```py\n", "a\n\n", "b\n\n", *long, "So.\n\n", "Then.\n\n", "```\n", "\n", "A.\n\n", "B.")
+    assert [step[3:] for step in steps[2:]] == ["So.\n\n", "Then.\n\n", "```\n|\n", "A.\n\n", "B."]
+
+
 def test_a_sentence_step_holds_no_blank_line_not_even_in_code():
     pieces = ("```\n", "a = 1\n", "\n", "# b\n", "b. C = 2\n", "```\n", "So")
     assert split("<think>", *pieces, steps="sentence")[1:] == [
