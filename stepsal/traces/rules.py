@@ -7,8 +7,9 @@ and whether a code block or a display equation is open. A step of any length cos
 
 Blocks. A code block goes from a line that begins with three backticks or tildes, or ends with three backticks that are alone in
 it, to a line that ends with as many. A display equation goes from `\[` to `\]`, from `$$` to `$$`, or from `\begin{align}` (and
-its like) to its `\end`. An equation that has not closed after 4,000 characters, and a code block after 8,000, is taken for text,
-so that a stray delimiter does not swallow what follows.
+its like) to its `\end`. An equation that has not closed after 4,000 characters, or code after 8,000, is taken for text, so that
+a stray delimiter does not swallow what follows. No equation begins with a delimiter in backticks or in a quotation of code,
+with a `$$` that closes one formula and opens another (`$a$$b$`), or with one in mid-line before a number or words alone.
 """
 
 import copy
@@ -70,6 +71,10 @@ _ALIGNED = "aligned|alignedat|gathered"
 _INNER = "split|cases|dcases|rcases|array|matrix|pmatrix|bmatrix|Bmatrix|vmatrix|Vmatrix|smallmatrix"  # in a line, too
 _DELIMITER = re.compile(rf"(?<!\\)(?:\\[\[\]]|\\(?:begin|end)\{{(?:{_DISPLAYED}|{_ALIGNED}|{_INNER})\*?\}}|\$\$)")
 _DISPLAY = re.compile(rf"\\\[|\$\$|\\begin\{{(?:{_DISPLAYED})\*?\}}")
+_FORMULA = re.compile(r"(?<!\\)\$[^$]+(?<!\\)\$")
+_OPENS_FORMULA = re.compile(r"(?<!\\)\$(?!\d[\d.,]*(?:\s|$))")  # a dollar that is no price's
+_IN_QUOTES = re.compile(r"(?:^|[\s(,=\[{]|\b[rbf])(?:'[^'\s]*|\"[^\"\s]*)$")  # of code: r'\[', not It's \[
+_NO_FORMULA = re.compile(r"(?!.*[\\=^_{}<>+])(?:\d|\s*\d[\d.,]*(?:\s|$)|.*[^\W\d_]{3})")
 _ENDS_INNER = re.compile(rf"\\end\{{(?:{_INNER})\*?\}}")
 _FENCE = re.compile(r"\s*(?:[-*+]\s+|\d{1,3}[.)]\s+)?(`{3,}|~{3,})([^`]*)$")
 # In mid-line, at its end: not right after what a line of code ends with.
@@ -138,8 +143,8 @@ class StepText:
         joined = self._return and lead.startswith("\n")
         return self.breaks + len(_BREAK.findall(lead)) - joined
 
-    def indent(self, lead: str) -> str:
-        """The white space at the beginning of a line, where a token goes on with this white space."""
+    def line_with(self, lead: str) -> str:
+        """The line so far, where a token goes on with this white space."""
         return _BREAK.split(self._line + lead)[-1]
 
     def feed(self, text: str) -> None:
@@ -186,7 +191,8 @@ class StepText:
         seen, old, end = self._carry + text, len(self._carry), 0
         if "\\" in seen or "$$" in seen:
             for found in _DELIMITER.finditer(seen):
-                if found.end() > old:
+                before = self._line[: len(self._line) - len(seen) + found.start()]
+                if found.end() > old and (self.block or not _is_mentioned(before, found[0])):
                     self.ended = self.ended and not seen[max(old, end) : found.start()].strip()
                     self._delimiter(found[0])
                     end = found.end()
@@ -203,6 +209,10 @@ class StepText:
 
     def _end_line(self) -> None:
         line = self._line
+        if self.block == "$$":
+            before, opened, after = line.rpartition("$$")
+            if opened and before.strip() and _NO_FORMULA.match(after):  # a price, or a name of the shell
+                self.block = None
         if self.block and self.block[0] in "`~":
             if _closes(self.block, line):
                 self.block, self.ended = None, True
@@ -230,6 +240,13 @@ class StepText:
             self._pending = len(text) - len(text.rstrip())
         else:
             self._pending += len(text)
+
+
+def _is_mentioned(line: str, delimiter: str) -> bool:
+    """Whether an equation's delimiter is none after this line: in backticks, in quotes, or of the formulas in the line."""
+    if line.count("`") % 2 or _IN_QUOTES.search(line):
+        return True
+    return delimiter == "$$" and len(_OPENS_FORMULA.findall(_FORMULA.sub("", line))) % 2 == 1
 
 
 def _opened_fence(line: str) -> str | None:
@@ -271,7 +288,8 @@ def opens_sentence(step: StepText, token_text: str) -> bool:
     breaks, spaced = step.breaks_before(lead), step.spaced or bool(lead)
     if breaks >= 2 or step.block:
         return breaks >= 2
-    if _DISPLAY.match(said) or (step.ended and spaced):
+    display = _DISPLAY.match(said)
+    if (display and not _is_mentioned(step.line_with(lead), display[0])) or (step.ended and spaced):
         return True
     if breaks and _opens_line_of_its_own(step, lead, said):
         return True
@@ -282,7 +300,7 @@ def _opens_line_of_its_own(step: StepText, lead: str, said: str) -> bool:
     """Whether the line that the token begins is a list item, a heading or a code block, or stands after a list."""
     if _ITEM_BEGINS.match(said):
         return True
-    if step.in_item and not step.indent(lead):
+    if step.in_item and not step.line_with(lead):
         return True
     after = step.in_item or step.tail.rstrip(_CLOSERS)[-1:] in {*".!?:;：；", *_UNSPACED}
     return after and bool(_ITEM_MAY_BEGIN.match(said))
