@@ -483,6 +483,42 @@ def test_logged_samples_of_the_harness_are_answers_to_their_prompts(read):
         read("qwen3", harness(prompts[0], answer, commentary="Add."))
 
 
+def test_the_harness_goes_on_with_the_message_that_a_prefix_begins(read):
+    chat = [USER, {"role": "assistant", "content": "Answer:"}]
+    (trace,) = read("qwen3", harness({"gen_args_0": {"arg_0": json.dumps(chat), "arg_1": {}}}, " 4"))
+    expected = prompt_text(MODELS["qwen3"](), {"messages": chat, "continue_final_message": True})
+    assert (trace.prompt, trace.response) == (expected, " 4")
+    assert trace.prompt.endswith("assistant\nAnswer:")
+
+
+@pytest.mark.parametrize(
+    ("metrics", "correct"),
+    [
+        ({"wer": 0.0}, None),
+        ({"wer": 1.0, "exact_match": 0.0}, False),
+        ({"exact_match": 1, "math_verify": 1.0, "length": 0}, True),
+        ({"exact_match": 0, "math_verify": 1}, None),
+        ({"exact_match,strict": 1.0}, True),
+        ({"acc": 0.5}, None),
+    ],
+)
+def test_accuracies_alone_grade_a_sample_of_the_harness(read, metrics, correct):
+    record = harness([["2+2?", {}]], "4", metrics=list(metrics))
+    del record["exact_match"]
+    (trace,) = read("qwen3", record | metrics)
+    assert trace.correct is correct
+    assert trace.meta.get("metrics_of_the_sample") == (metrics if correct is None else None)
+
+
+@pytest.mark.parametrize(
+    ("indices", "ids"), [((1, 0), ["1", "0"]), ((0, 0), ["0", "1"]), ((2, None), ["0", "1"]), ((True, 0), ["0", "1"])]
+)
+def test_choices_are_called_by_their_index(read, indices, ids):
+    choices = [{"index": index, "message": {"content": "4"}} for index in indices]
+    traces = read("qwen3", {"messages": QUESTION, "choices": choices, "id": "a"})
+    assert [trace.id for trace in traces] == [f"a-{each}" for each in ids]
+
+
 def test_a_grade_is_that_of_its_own_answer(read):
     choices = [{"message": {"content": "4"}, "correct": True}, {"message": {"content": "5"}, "correct": False}]
     right, wrong = read("qwen3", {"messages": QUESTION, "choices": choices})
