@@ -188,6 +188,7 @@ def _warn_of_doubtful_thinking(tokenizer: Tokenizer, trace: Trace, record: dict[
         return
     if (
         not trace.segment("thinking")
+        and "doubtful_markers" not in trace.meta
         and (unknown := unknown_markers(tokenizer))
         and any(marker in trace.response for marker in unknown)
     ):

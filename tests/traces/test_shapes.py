@@ -510,6 +510,12 @@ def test_accuracies_alone_grade_a_sample_of_the_harness(read, metrics, correct):
     assert trace.meta.get("metrics_of_the_sample") == (metrics if correct is None else None)
 
 
+def test_a_thinking_in_the_markers_of_another_family_is_thinking(read):
+    content = "<think>\nAdd.\n</think>\n\n4"
+    (trace,) = read("gpt_oss", {"messages": [USER, {"role": "assistant", "content": content}]})
+    assert said(trace) == ("Add.", "4")
+
+
 @pytest.mark.parametrize(
     ("indices", "ids"), [((1, 0), ["1", "0"]), ((0, 0), ["0", "1"]), ((2, None), ["0", "1"]), ((True, 0), ["0", "1"])]
 )
