@@ -30,6 +30,12 @@ _LONGEST_HEADER = 420
 _WORD = r"(?:[ \t]?<\|constrain\|>[^\s<\ud800-\udfff]{0,40}|[ \t]{1,2}(?:to=[^\s<\ud800-\udfff]{0,100}|[\w./:-]{0,30}))"
 _HEADER = re.compile(rf"{_WORD}{{0,4}}")
 
+# What may be a marker of thinking: <reason>, </reason>, [REASON], <|start_thinking|>, <|think|>, ◁think▷.
+_NAME = (
+    r"[\w:.▁-]*(?:think|thought|reason|reflect|scratch|inner|cot\b|rationale|analy|monolog|deliberat|plan\b)[\w:.▁-]*"
+)
+LOOKS_LIKE_MARKER = re.compile(rf"<[|｜]?/?{_NAME}[|｜]?>|\[/?{_NAME}\]|◁/?{_NAME}▷", re.IGNORECASE)
+
 
 @dataclass(frozen=True)
 class Format:
@@ -164,6 +170,18 @@ def _has_bytes(character: str) -> bool:
 def usual(marker: str) -> str:
     """The marker with nothing in its header."""
     return marker.replace(HEADER, "")
+
+
+def how_to_name(opening: str, closing: str) -> str:
+    """What to say of a pair of markers that no format knows.
+
+    >>> how_to_name("<a>", "</a>")[-41:]
+    "(on the command line --format '<a>,</a>')"
+    """
+    return (
+        f"give the pair of markers as format, such as format=({opening!r}, {closing!r}) "
+        f"(on the command line --format {f'{opening},{closing}'!r})"
+    )
 
 
 def longest(marker: str) -> int:

@@ -62,19 +62,21 @@ class Said:
         reasoning: the thinking, "" for none.
         tool_calls: as OpenAI's messages have them.
         summarized: the server sent a summary of the thinking in its place.
+        joined: the answer or the thinking is of several parts, with blank lines between them that no part has.
     """
 
     content: str | None
     reasoning: str
     tool_calls: list[Any]
     summarized: bool = False
+    joined: bool = False
 
 
 def read_message(message: Mapping[str, Any]) -> Said:
     """What a message says.
 
     >>> read_message({"thinking": "Add.", "content": [{"type": "text", "text": "4"}]})
-    Said(content='4', reasoning='Add.', tool_calls=[], summarized=False)
+    Said(content='4', reasoning='Add.', tool_calls=[], summarized=False, joined=False)
     """
     content, parts = field(message, "content", str, list), {}
     if isinstance(content, list):
@@ -100,31 +102,42 @@ def read_message(message: Mapping[str, Any]) -> Said:
     calls = [*(field(message, "tool_calls", list) or []), *parts.get("call", [])]
     if (call := field(message, "function_call", dict)) is not None:
         calls.append({"type": "function", "function": call})
-    return Said(content, _one_text(found), calls, summarized and bool(found))
+    joined = any(source.get("joined") for source in sources.values())
+    return Said(content, _one_text(found), calls, summarized and bool(found), joined)
 
 
 def _one_text(found: dict[str, str]) -> str:
-    """The thinking, which several fields may repeat. Raises `InputError` where they differ."""
+    """The thinking, which several fields may repeat: as the one has it that knows most of its line breaks. Raises
+    `InputError` where they differ in more than white space."""
     (first, text), *others = found.items() or {"": ""}.items()
     for name, other in others:
-        if other.split() != text.split():
+        if without_space(other) != without_space(text):
             raise InputError(
                 f"{first!r} and {name!r} say different things, {shown(text)} and {shown(other)}: leave the one out that the "
                 "model did not write"
             )
-    return text
+    return max(found.values(), key=lambda each: each.count("\n"), default="")
+
+
+def without_space(text: str) -> str:
+    """The text without its white space, which servers change.
+
+    >>> without_space(" It is\\n4.")
+    'Itis4.'
+    """
+    return "".join(text.split())
 
 
 def _read_parts(parts: list[Any], where: str) -> dict[str, Any]:
     """The texts of parts, joined, by what they are; in this order: thinking, text, calls of tools."""
-    found: dict[str, Any] = {"text": "", "thinking": "", "summary": "", "hidden": "", "call": []}
-    last = 0
+    found: dict[str, Any] = {"text": "", "thinking": "", "summary": "", "hidden": "", "call": [], "joined": False}
+    last, before = 0, None
     for part in parts:
         kind = part.get("type") if isinstance(part, dict) else None
         key, what = _PARTS.get(kind, ("", "")) if isinstance(kind, str) else ("", "")
         value = part.get(key) if key else None
         if what == "thinking" and isinstance(value, list):
-            value = _read_parts(value, where)["text"]
+            value = _read_parts(value, "thinking")["text"]
         if what == "call" and isinstance(value, dict):
             call = {"name": part.get("name"), "arguments": value}
             found["call"].append({"id": part.get("id"), "type": "function", "function": call})
@@ -132,7 +145,11 @@ def _read_parts(parts: list[Any], where: str) -> dict[str, Any]:
             expected = "a response's content is text or thinking" if where == "content" else f"{where!r} is thinking"
             raise InputError(f"{expected}, found the part {shown(part)}")
         elif value:
-            found[what] += value
+            apart = bool(found[what]) and what != "hidden" and not _is_one_text(where, part, before)
+            apart = apart and not (found[what].endswith(("\n", "\r")) or value.startswith(("\n", "\r")))
+            found[what] += "\n\n" * apart + value
+            found["joined"] = found["joined"] or apart
+            before = part
         if unread := unread_texts(part, {key, "id", "name", "text"} if what == "call" else {key}):
             raise InputError(_refusal(f"a part of {where!r}", unread[0], part[unread[0]]))
         if value and _ORDER[what] < last:
@@ -142,6 +159,14 @@ def _read_parts(parts: list[Any], where: str) -> dict[str, Any]:
             )
         last = max(last, _ORDER[what]) if value else last
     return found
+
+
+def _is_one_text(where: str, part: Mapping[str, Any], before: Any) -> bool:
+    """Whether a part goes on with the text of the part before it: pieces of a stream, as OpenRouter's and Mistral's are."""
+    if where == "thinking" or part.get("type") == "reasoning.text":
+        return True
+    index = part.get("index")
+    return isinstance(before, Mapping) and index is not None and before.get("index") == index
 
 
 def field(record: Mapping[str, Any], name: str, *kinds: type) -> Any:
@@ -158,11 +183,11 @@ def unread_texts(fields: Mapping[str, Any], known: Collection[str], said: Collec
     >>> unread_texts({"role": "assistant", "scratchpad": "Add.", "score": 1}, ABOUT_MESSAGES)
     ['scratchpad']
     """
-    texts = {text.strip() for text in said}
+    texts = {without_space(text) for text in said}
     return [
         name
         for name, value in fields.items()
-        if name not in known and any(text.strip() not in texts for text in _texts_of(name, value))
+        if name not in known and any(without_space(text) not in texts for text in _texts_of(name, value))
     ]
 
 

@@ -8,7 +8,6 @@ In: thinking, answer and tool calls, and the prompt that they follow. Out: the r
 3. `check_rebuilt` splits the result again: its thinking and its answer must be what went in.
 """
 
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,18 +15,23 @@ from typing import Any
 
 from stepsal.checks import shown
 from stepsal.errors import InputError
-from stepsal.traces.formats import FORMATS, LAYOUTS, FormatSpec, find_formats, find_marker, last_marker, usual
+from stepsal.traces.formats import (
+    FORMATS,
+    LAYOUTS,
+    LOOKS_LIKE_MARKER,
+    FormatSpec,
+    find_formats,
+    find_marker,
+    how_to_name,
+    last_marker,
+    usual,
+)
 from stepsal.traces.messages import MESSAGE_FIELDS
 from stepsal.traces.prompt import Prompt, prompt_text, starts_thinking
 from stepsal.traces.segment import Tokenizer, decode
 from stepsal.traces.trace import Trace
 
 Pair = tuple[str, str]
-# What may be a marker of thinking in a template: <reason>, </reason>, [REASON], <|start_thinking|>, <|think|>, ◁think▷.
-_NAME = (
-    r"[\w:.▁-]*(?:think|thought|reason|reflect|scratch|inner|cot\b|rationale|analy|monolog|deliberat|plan\b)[\w:.▁-]*"
-)
-_MARKER = re.compile(rf"<[|｜]?/?{_NAME}[|｜]?>|\[/?{_NAME}\]|◁/?{_NAME}▷", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ def put_together(
     inside = _open_pair(prompt, pairs) if goes_on else None
     started = starts_thinking(prompt, format)
     pair = inside or started
+    if not reasoning and _has_thinking(content, pairs):
+        return Rebuilt(content)
     if closed := _closing_at_end(prompt, pairs):
         return _after_closed_thinking(closed, reasoning, content)
     if reasoning and not pairs:
@@ -78,6 +84,13 @@ def put_together(
         return Rebuilt(content)
     name = next(each.name for each in formats if pair in each.markers) if inside and format == "auto" else ""
     return _laid_out(pair, reasoning, content, started=bool(started), inside=bool(inside), prompt=prompt, name=name)
+
+
+def _has_thinking(content: str, pairs: list[Pair]) -> bool:
+    """Whether the answer's text begins with a thinking in markers, of whatever family: then it is the whole response."""
+    text = content.lstrip()
+    begun = [(closing, at[1]) for opening, closing in pairs if (at := find_marker(opening, text)) and at[0] == 0]
+    return any(find_marker(closing, text, end) for closing, end in begun)
 
 
 def _laid_out(
@@ -175,7 +188,7 @@ def unknown_markers(tokenizer: Tokenizer) -> list[str]:
     known = [marker for each in FORMATS.values() for pair in each.markers for marker in pair]
     if any(find_marker(marker, template) for marker in known):
         return []
-    found = list(dict.fromkeys(each.group() for each in _MARKER.finditer(template)))
+    found = list(dict.fromkeys(each.group() for each in LOOKS_LIKE_MARKER.finditer(template)))
     closings = [each for each in found if each.replace("/", "", 1) != each and each.replace("/", "", 1) in found]
     return [each for closing in closings for each in (closing.replace("/", "", 1), closing)] or found
 
@@ -184,9 +197,8 @@ def how_to_give(markers: list[str]) -> str:
     """What to say about markers that no format knows."""
     opening, closing = markers[0], markers[1] if len(markers) > 1 else "CLOSING"
     return (
-        f"the tokenizer's chat template names {', '.join(map(repr, markers[:4]))}, which no format knows: give the pair of "
-        f"markers as format, such as format=({opening!r}, {closing!r}) "
-        f"(on the command line --format {f'{opening},{closing}'!r})"
+        f"the tokenizer's chat template names {', '.join(map(repr, markers[:4]))}, which no format knows: "
+        f"{how_to_name(opening, closing)}"
     )
 
 

@@ -152,7 +152,8 @@ def _of_text(record: dict[str, Any], tokenizer: Tokenizer, prompt: Prompt, keep:
     """The trace of an answer that is known as text."""
     said = read_message(record)
     response = _response(record, tokenizer, prompt, said, keep["format"])
-    meta = {"rebuilt_response": True} if response.put_together else {}
+    joined = said.joined and record.get("response") is None
+    meta = {"rebuilt_response": True} if response.put_together or joined else {}
     if said.summarized:
         meta["summarized_thinking"] = True
         warnings.warn(
@@ -187,6 +188,7 @@ def _warn_of_doubtful_thinking(tokenizer: Tokenizer, trace: Trace, record: dict[
         return
     if (
         not trace.segment("thinking")
+        and "doubtful_markers" not in trace.meta
         and (unknown := unknown_markers(tokenizer))
         and any(marker in trace.response for marker in unknown)
     ):
@@ -206,7 +208,7 @@ def _response(record: dict[str, Any], tokenizer: Tokenizer, prompt: Prompt, said
     response, content = field(record, "response", str), said.content
     if response is not None and said.reasoning:
         raise InputError("'response' and 'reasoning_content' cannot both be given: call the answer alone 'content'")
-    if response is not None and content and content.strip() not in response:
+    if response is not None and content and _without_space(content) not in _without_space(response):
         raise InputError(
             f"'response' and 'content' say different things, {shown(response)} and {shown(content)}: leave one out"
         )

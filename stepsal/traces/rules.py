@@ -5,9 +5,11 @@ In: the step's text, piece by piece (`StepText.feed`), and a token's text. Out: 
 A rule asks a `StepText`, which keeps what rules need of a step and never the step itself: its end, the white space after it,
 and whether a code block or a display equation is open. A step of any length costs the same for each token.
 
-Blocks. A code block goes from a line that begins with three backticks or tildes to a line of nothing else. A display equation
-goes from `\[` to `\]`, from `$$` to `$$`, or from `\begin{align}` (and its like) to its `\end`. An equation that has not closed
-after 4,000 characters is taken for text, so that a stray `$$` does not swallow what follows.
+Blocks. A code block goes from a line that begins with three backticks or tildes, or ends with three backticks that are alone in
+it, to a line that ends with as many. A display equation goes from `\[` to `\]`, from `$$` to `$$`, or from `\begin{align}` (and
+its like) to its `\end`. An equation that has not closed after 4,000 characters, or code after 8,000, is taken for text, so that
+a stray delimiter does not swallow what follows. No equation begins with a delimiter in backticks or in a quotation of code,
+with a `$$` that closes one formula and opens another (`$a$$b$`), or with one in mid-line before a number or words alone.
 """
 
 import copy
@@ -21,8 +23,9 @@ StepRule = Callable[[str, str], bool]
 _BREAK = re.compile(r"\r\n?|\n")
 _SHORTEST_SENTENCE = 15  # characters; an ideograph, which says what a syllable or a word does, counts as three
 _KEPT = 80  # characters of the step's end: more than an abbreviation with its brackets
-_LONGEST_LINE = 200
+_LONGEST_LINE = 2_000  # of a longer one its beginning and its end are kept
 _LONGEST_EQUATION = 4_000
+_LONGEST_CODE = 8_000
 
 _CLOSERS = "\"'”’»›)]}）】」』》〉*_`~"
 _UNSPACED = "。！？｡‼⁇⁈⁉︒︕︖﹒﹖﹗．।॥۔؟։።፧။။།༎។៕"  # they end a sentence whatever follows
@@ -68,9 +71,16 @@ _ALIGNED = "aligned|alignedat|gathered"
 _INNER = "split|cases|dcases|rcases|array|matrix|pmatrix|bmatrix|Bmatrix|vmatrix|Vmatrix|smallmatrix"  # in a line, too
 _DELIMITER = re.compile(rf"(?<!\\)(?:\\[\[\]]|\\(?:begin|end)\{{(?:{_DISPLAYED}|{_ALIGNED}|{_INNER})\*?\}}|\$\$)")
 _DISPLAY = re.compile(rf"\\\[|\$\$|\\begin\{{(?:{_DISPLAYED})\*?\}}")
+_FORMULA = re.compile(r"(?<!\\)\$[^$]+(?<!\\)\$")
+_OPENS_FORMULA = re.compile(r"(?<!\\)\$(?!\d[\d.,]*(?:\s|$))")  # a dollar that is no price's
+_IN_QUOTES = re.compile(r"(?:^|[\s(,=\[{]|\b[rbf])(?:'[^'\s]*|\"[^\"\s]*)$")  # of code: r'\[', not It's \[
+_NO_FORMULA = re.compile(r"(?!.*[\\=^_{}<>+])(?:\d|\s*\d[\d.,]*(?:\s|$)|.*[^\W\d_]{3})")
 _ENDS_INNER = re.compile(rf"\\end\{{(?:{_INNER})\*?\}}")
 _FENCE = re.compile(r"\s*(?:[-*+]\s+|\d{1,3}[.)]\s+)?(`{3,}|~{3,})([^`]*)$")
-_FENCE_END = re.compile(r"\s*(`{3,}|~{3,})\s*$")
+# In mid-line, at its end: not right after what a line of code ends with.
+_LATE_FENCE = re.compile(r"(?<![A-Za-z0-9_)\]}\"';`])(`{3,})[\w+#.-]*\s*$")
+_FENCE_END = re.compile(r"(`{3,}|~{3,})[\s.,;:!?…。，；：！？*_]*$")
+_FENCES = {"`": re.compile("`{3,}"), "~": re.compile("~{3,}")}
 _HEADING = re.compile(r"\s*(?:#{1,6}\s|\*\*[^*]+\*\*[:.]?\s*$|__[^_]+__[:.]?\s*$|={3,}\s*$)")
 _BULLETS = "-*+•⁃‣◦▪–●○■□◆◇▶►➤✓✔✗✘☐☑"
 _ITEM_NUMBER = re.compile(rf"(?:^|[\r\n])[\s>#{_BULLETS}]*[(\[]?{_NUMERAL}$")
@@ -102,9 +112,10 @@ class StepText:
         self.block: str | None = None
         self.in_item = False
         self.ended = False
-        self._line = ""  # the beginning of the line that the text ends in
+        self._line = ""  # the line that the text ends in
         self._carry = ""  # the end of the line, in which a delimiter may have begun
-        self._size = 0  # characters since the equation was opened
+        self._size = 0  # characters since the block was opened
+        self._given_up: str | None = None  # the fence of a code block that was taken for text
         self._return = False  # the text ends with a carriage return
         self.begin()
 
@@ -132,8 +143,8 @@ class StepText:
         joined = self._return and lead.startswith("\n")
         return self.breaks + len(_BREAK.findall(lead)) - joined
 
-    def indent(self, lead: str) -> str:
-        """The white space at the beginning of a line, where a token goes on with this white space."""
+    def line_with(self, lead: str) -> str:
+        """The line so far, where a token goes on with this white space."""
         return _BREAK.split(self._line + lead)[-1]
 
     def feed(self, text: str) -> None:
@@ -154,8 +165,9 @@ class StepText:
         """Text without a line break."""
         if not text:
             return
-        if len(self._line) < _LONGEST_LINE:
-            self._line += text[:_LONGEST_LINE]
+        self._line += text
+        if len(self._line) > _LONGEST_LINE:
+            self._line = self._line[: _LONGEST_LINE // 2] + self._line[-_LONGEST_LINE // 2 :]
         self._weigh(text)
         said = text.rstrip()
         if said:
@@ -164,15 +176,23 @@ class StepText:
             self.breaks, self.spaced = 0, False
         self.spaced = self.spaced or len(said) < len(text)
         self._size += len(text)
-        if self.block and self.block[0] in "\\$" and self._size > _LONGEST_EQUATION:
-            self.block = None
+        self._give_up()
         self._find_delimiters(text)
+
+    def _give_up(self) -> None:
+        """A block that is longer than any is text."""
+        if self.block and self.block[0] in "`~":
+            if self._size > _LONGEST_CODE:
+                self.block, self._given_up = None, self.block
+        elif self._size > _LONGEST_EQUATION:
+            self.block = None
 
     def _find_delimiters(self, text: str) -> None:
         seen, old, end = self._carry + text, len(self._carry), 0
         if "\\" in seen or "$$" in seen:
             for found in _DELIMITER.finditer(seen):
-                if found.end() > old:
+                before = self._line[: len(self._line) - len(seen) + found.start()]
+                if found.end() > old and (self.block or not _is_mentioned(before, found[0])):
                     self.ended = self.ended and not seen[max(old, end) : found.start()].strip()
                     self._delimiter(found[0])
                     end = found.end()
@@ -189,13 +209,19 @@ class StepText:
 
     def _end_line(self) -> None:
         line = self._line
+        if self.block == "$$":
+            before, opened, after = line.rpartition("$$")
+            if opened and before.strip() and _NO_FORMULA.match(after):  # a price, or a name of the shell
+                self.block = None
         if self.block and self.block[0] in "`~":
-            fence = _FENCE_END.match(line)
-            if fence and fence[1].startswith(self.block):
+            if _closes(self.block, line):
                 self.block, self.ended = None, True
         elif self.block is None:
-            if fence := _FENCE.match(line):
-                self.block = fence[1]
+            fence = _opened_fence(line)
+            if self._given_up and _closes(self._given_up, line):  # the end of what was taken for text
+                self._given_up, self.ended = None, True
+            elif fence:
+                self.block, self._size, self._given_up = fence, 0, None
             elif _HEADING.match(line):
                 self.ended = True
         if line.strip():
@@ -214,6 +240,27 @@ class StepText:
             self._pending = len(text) - len(text.rstrip())
         else:
             self._pending += len(text)
+
+
+def _is_mentioned(line: str, delimiter: str) -> bool:
+    """Whether an equation's delimiter is none after this line: in backticks, in quotes, or of the formulas in the line."""
+    if line.count("`") % 2 or _IN_QUOTES.search(line):
+        return True
+    return delimiter == "$$" and len(_OPENS_FORMULA.findall(_FORMULA.sub("", line))) % 2 == 1
+
+
+def _opened_fence(line: str) -> str | None:
+    """The fence of the code block that a line opens: at its beginning, or at its end where it is not a pair's second."""
+    if fence := _FENCE.match(line):
+        return fence[1]
+    late = _LATE_FENCE.search(line) if "```" in line else None
+    return late[1] if late and len(_FENCES["`"].findall(line)) % 2 else None
+
+
+def _closes(fence: str, line: str) -> bool:
+    """Whether a line ends the code block of that fence: it ends with one, punctuation aside, which is not a pair's second."""
+    found = _FENCE_END.search(line)
+    return bool(found and found[1].startswith(fence)) and len(_FENCES[fence[0]].findall(line)) % 2 == 1
 
 
 def opens_paragraph(step: StepText, token_text: str) -> bool:
@@ -241,7 +288,8 @@ def opens_sentence(step: StepText, token_text: str) -> bool:
     breaks, spaced = step.breaks_before(lead), step.spaced or bool(lead)
     if breaks >= 2 or step.block:
         return breaks >= 2
-    if _DISPLAY.match(said) or (step.ended and spaced):
+    display = _DISPLAY.match(said)
+    if (display and not _is_mentioned(step.line_with(lead), display[0])) or (step.ended and spaced):
         return True
     if breaks and _opens_line_of_its_own(step, lead, said):
         return True
@@ -252,7 +300,7 @@ def _opens_line_of_its_own(step: StepText, lead: str, said: str) -> bool:
     """Whether the line that the token begins is a list item, a heading or a code block, or stands after a list."""
     if _ITEM_BEGINS.match(said):
         return True
-    if step.in_item and not step.indent(lead):
+    if step.in_item and not step.line_with(lead):
         return True
     after = step.in_item or step.tail.rstrip(_CLOSERS)[-1:] in {*".!?:;：；", *_UNSPACED}
     return after and bool(_ITEM_MAY_BEGIN.match(said))

@@ -106,9 +106,16 @@ def answers(record: dict[str, Any], id: str, requests: Mapping[str, dict[str, An
         raise InputError(f"one grade, 'correct', for {len(choices)} answers: put the grade of each into its choice")
     return [
         _choice(choice, answer, request, record, as_chat=as_chat, apart=given is not record)
-        | {"id": f"{id}-{index}" if several else id}
-        for index, choice in enumerate(choices)
+        | {"id": f"{id}-{number}" if several else id}
+        for number, choice in zip(_numbers(choices), choices, strict=True)
     ]
+
+
+def _numbers(choices: Choices) -> list[int]:
+    """What the choices are called by: the `index` of each, or their places where those are no distinct whole numbers."""
+    given = [choice.get("index") if isinstance(choice, dict) else None for choice in choices]
+    numbers = [each for each in given if isinstance(each, int) and not isinstance(each, bool) and each >= 0]
+    return numbers if len(set(numbers)) == len(choices) else list(range(len(choices)))
 
 
 def is_request(record: dict[str, Any]) -> bool:
@@ -381,6 +388,9 @@ _HARNESS = names(
     "doc_id doc target arguments resps filtered_resps filter metrics doc_hash prompt_hash target_hash id meta task_name"
 )
 
+_ACCURACIES = names("acc acc_norm accuracy em exact_match math_verify pass@1 pass_at_1")
+"""Metrics of one answer of which 1 says that it is right and 0 that it is wrong."""
+
 
 def _harness_answers(record: dict[str, Any], id: str) -> list[dict[str, Any]]:
     """The answers in a logged sample of lm-evaluation-harness."""
@@ -392,7 +402,12 @@ def _harness_answers(record: dict[str, Any], id: str) -> list[dict[str, Any]]:
             f"'resps' must be generated text, found {shown(record['resps'])}: log-likelihoods are no traces"
         )
     metrics = [name for name in field(record, "metrics", list) or [] if isinstance(name, str)]
-    scores = [record[name] for name in ("exact_match", "acc", *metrics) if isinstance(record.get(name), int | float)]
+    scores = {
+        name: score
+        for name, score in record.items()
+        if (name in metrics or _is_accuracy(name)) and isinstance(score, int | float) and abs(score) < float("inf")
+    }
+    grades = {score for name, score in scores.items() if _is_accuracy(name)}
     refuse_unread(record, {*_HARNESS, *metrics}, "the sample")
     about = ("doc_id", "doc", "filter", "filtered_resps", "task_name")
     found = {
@@ -401,11 +416,14 @@ def _harness_answers(record: dict[str, Any], id: str) -> list[dict[str, Any]]:
         "meta": (field(record, "meta", dict) or {})
         | {name: record[name] for name in about if record.get(name) is not None},
     }
-    if scores and scores[0] in (0, 1):
+    if len(grades) == 1 and grades <= {0, 1}:
+        (grade,) = grades
         if len(responses) == 1:
-            found["correct"] = bool(scores[0])
+            found["correct"] = bool(grade)
         else:  # the harness graded one of the answers, or all of them together
-            found["meta"]["grade_of_the_sample"] = scores[0]
+            found["meta"]["grade_of_the_sample"] = grade
+    elif scores:
+        found["meta"]["metrics_of_the_sample"] = scores
     if record.get("id") != "" and isinstance(record.get("id"), str | int):
         id = str(record["id"])
     elif isinstance(record.get("doc_id"), str | int):
@@ -418,8 +436,13 @@ def _harness_answers(record: dict[str, Any], id: str) -> list[dict[str, Any]]:
     ]
 
 
+def _is_accuracy(metric: str) -> bool:
+    return metric.partition(",")[0] in _ACCURACIES  # exact_match,strict
+
+
 def _harness_prompt(arguments: Any) -> Any:
-    """The prompt in a sample's arguments: a text, or messages as a JSON text."""
+    """The prompt in a sample's arguments: a text, or messages as a JSON text. With a `gen_prefix` the last of them is the
+    assistant's, and the model goes on with it."""
     inner = arguments
     if isinstance(inner, dict):
         inner = list(inner.values())
@@ -437,4 +460,7 @@ def _harness_prompt(arguments: Any) -> Any:
     except (ValueError, RecursionError):
         return prompt
     is_chat = isinstance(messages, list) and all(isinstance(each, dict) and "role" in each for each in messages)
-    return messages if is_chat and messages else prompt
+    if not (is_chat and messages):
+        return prompt
+    goes_on = messages[-1]["role"] == "assistant"
+    return {"messages": messages, "continue_final_message": True} if goes_on else messages

@@ -25,7 +25,16 @@ from stepsal.checks import checked, instance, shown, whole
 from stepsal.checks import tokenizer as check_tokenizer
 from stepsal.errors import InputError
 from stepsal.models.tokenizers import fingerprint
-from stepsal.traces.formats import FormatSpec, StepsSpec, find_formats, find_marker, last_marker, usual
+from stepsal.traces.formats import (
+    LOOKS_LIKE_MARKER,
+    FormatSpec,
+    StepsSpec,
+    find_formats,
+    find_marker,
+    how_to_name,
+    last_marker,
+    usual,
+)
 from stepsal.traces.prompt import Prompt, encode_text, prompt_record, prompt_text, starts_thinking
 from stepsal.traces.segment import Segmenter, Tokenizer, decode, filling_token, marked_text, question_length
 
@@ -453,7 +462,21 @@ def doubtful_markers(trace: Trace, tokenizer: Tokenizer) -> str:
             f"the response begins {response.lstrip()[:20]!r}, as Harmony's 'analysis' does when a server drops special tokens: "
             "no marker is left, so that all of it is one segment. Keep them (skip_special_tokens=False), or use the token ids"
         )
-    return ""
+    return _unknown_pair(trace, pairs)
+
+
+def _unknown_pair(trace: Trace, pairs: list[tuple[str, str]]) -> str:
+    """What to say of a response that begins with what looks like a marker of thinking, and closes it, which no format knows."""
+    found = LOOKS_LIKE_MARKER.match(trace.response.lstrip())
+    opening = found[0] if found else "/"
+    closing = re.sub(r"^(<[|｜]?|\[|◁)", r"\1/", opening)
+    if not pairs or "/" in opening or opening in [usual(pair[0]) for pair in pairs] or closing not in trace.response:
+        return ""
+    unknown = "no format knows" if trace.format == "auto" else f"format={trace.format!r} does not know"
+    return (
+        f"the response begins with {opening!r} and has {closing!r} after it, markers which {unknown}: "
+        f"{how_to_name(opening, closing)}"
+    )
 
 
 def _marked(

@@ -510,6 +510,82 @@ def test_an_equation_that_never_closes_does_not_swallow_what_follows(stray):
     assert len(steps) > 600
 
 
+@pytest.mark.parametrize(
+    "block",
+    [
+        "Result: ```\na\n\nb\n```",
+        "Result: ```python\na\n\nb\n```",
+        "如下```python\na\n\nb\n```",
+        "We run:\n\n```python\nx = 1\n\ny = 2```",
+        "We run:\n\n```python\nx = 1\n\ny = 2```.",
+        "```\na\n\nb\n```.",
+        "```md\nUse ```code``` here, and ```code```\n\nb\n```",
+        "See ```code``` and ```code```.",
+        "See ```code```",
+        "It was x = 1```",
+        "A word " * 400 + "Result: ```\na\n\nb\n```",
+    ],
+)
+def test_a_code_block_ends_where_its_fence_does(block):
+    steps = split("<think>", *f"{block}\n\nThen it is.\n\nAnd more.")
+    block = block.removeprefix("We run:\n\n")
+    expected = [f"t: {block}\n\n", "t: Then it is.\n\n", "t: And more."]
+    assert [step.replace("|", "") for step in steps[-3:]] == expected
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "The pairs $a$$b$ are equal.",
+        "The pairs $a$$b$$c$ are equal.",
+        "We use re.sub(r'\\[', '', s) here.",
+        'It splits at "\\[" and at "\\]".',
+        "It begins with `\\[` or `$$`.",
+        "Write `\\begin{align}` before it.",
+        "The price is $$5.",
+        "It costs $$ 5.",
+        "echo $$ prints the pid.",
+    ],
+)
+def test_what_is_no_delimiter_opens_no_equation(line):
+    steps = split("<think>", *f"{line}\n\nSecond.\n\nThird.")
+    assert [step.replace("|", "")[3:] for step in steps[1:]] == [f"{line}\n\n", "Second.\n\n", "Third."]
+    whole = split("<think>", line, "\n\n", "Second.", "\n\n", "Third.")
+    assert [step.replace("|", "")[3:] for step in whole[1:]] == [f"{line}\n\n", "Second.\n\n", "Third."]
+
+
+@pytest.mark.parametrize(
+    "equation",
+    [
+        "It's \\[\nx\n\ny\n\\]",
+        "So $a$ is $$\nx\n\ny\n$$",
+        "So $$5x = 10 + \n\ny$$",
+        "So $$x\n\n= 5$$",
+        "It costs $5 and $$\nx\n\ny\n$$",
+        "As $5 + x$ is $$\nx\n\ny\n$$",
+        "$$5\n\n= x$$",
+        "It costs $$5x = 10$$ and $$6$$.",
+        "Then $$\\text{the sum}\n\n= 4$$",
+        "Don't use `a`: $$ x_1\n\n= 4 $$",
+    ],
+)
+def test_an_equation_is_whole_whatever_its_line_says_before_it(equation):
+    steps = split("<think>", *f"{equation}\n\nSecond.")
+    assert [step.replace("|", "")[3:] for step in steps[1:]] == [f"{equation}\n\n", "Second."]
+
+
+def test_a_delimiter_that_is_mentioned_begins_no_sentence():
+    assert split("<think>", "We use re.sub(r'", "\\[", "', s)", steps="sentence")[1:] == [
+        "t: We use re.sub(r'|\\[|', s)"
+    ]
+
+
+def test_code_that_never_ends_does_not_swallow_what_follows():
+    long = ("A line of code\n" * 600, "\n")
+    steps = split("<think>", "```py\n", "a\n\n", "b\n\n", *long, "So.\n\n", "Then.\n\n", "```\n", "\n", "A.\n\n", "B.")
+    assert [step[3:] for step in steps[2:]] == ["So.\n\n", "Then.\n\n", "```\n|\n", "A.\n\n", "B."]
+
+
 def test_a_sentence_step_holds_no_blank_line_not_even_in_code():
     pieces = ("```\n", "a = 1\n", "\n", "# b\n", "b. C = 2\n", "```\n", "So")
     assert split("<think>", *pieces, steps="sentence")[1:] == [

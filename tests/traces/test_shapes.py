@@ -350,6 +350,63 @@ def test_a_summary_of_the_thinking_is_used_and_called_one(read):
     assert trace.meta["summarized_thinking"] is True
 
 
+def items(*parts, **fields):
+    return {"input": "2+2?", "output": list(parts), **fields}
+
+
+def thought(*texts):
+    return {"type": "reasoning", "content": [{"type": "reasoning_text", "text": text} for text in texts]}
+
+
+def wrote(*texts):
+    return {"type": "message", "content": [{"type": "output_text", "text": text} for text in texts]}
+
+
+@pytest.mark.parametrize(
+    ("record", "thinking", "summary"),
+    [
+        (items(thought("Add."), thought("Two."), wrote("4")), "Add.\n\nTwo.", "4"),
+        (items(thought("Add.", "Two."), wrote("4"), wrote("Four.")), "Add.\n\nTwo.", "4\n\nFour."),
+        (items(thought("Add.\n"), thought("Two."), wrote("4", "\nFour."), output_text="4\nFour."), "Add.\nTwo.", "4\nFour."),
+        (items(thought("Add."), wrote("4", "Four."), output_text="4Four."), "Add.", "4\n\nFour."),
+        (
+            {"messages": [USER, {"role": "assistant", "reasoning_content": "Add.Two.", "content": "4", "thinking_blocks": [
+                {"type": "thinking", "thinking": "Add."}, {"type": "thinking", "thinking": "Two."}]}]},
+            "Add.\n\nTwo.",
+            "4",
+        ),
+    ],
+)  # fmt: skip
+def test_separate_parts_are_paragraphs(read, record, thinking, summary):
+    (trace,) = read("qwen3", record)
+    assert said(trace) == (thinking, summary)
+    assert trace.meta["rebuilt_response"] is True
+
+
+def test_separate_blocks_of_an_answer_are_paragraphs_and_it_is_called_put_together(read):
+    parts = [{"type": "text", "text": "4"}, {"type": "text", "text": "Four."}]
+    record = {"messages": [USER, {"role": "assistant", "content": parts}]}
+    (trace,) = read("qwen3", record)
+    assert (trace.response, trace.meta["rebuilt_response"]) == ("4\n\nFour.", True)
+    (whole,) = read("qwen3", {"messages": [USER, {"role": "assistant", "content": parts[:1]}]})
+    assert "rebuilt_response" not in whole.meta
+    ids = MODELS["qwen3"]().encode("4Four.")
+    (trace,) = read("qwen3", {**record, "messages": QUESTION, "content": parts, "token_ids": ids})
+    assert trace.response == "4Four."  # the ids are what the model wrote
+
+
+def test_parts_of_a_summary_are_paragraphs_and_pieces_of_a_stream_are_one_text(read):
+    parts = [{"type": "summary_text", "text": f"**{name}**\n\nI {name}."} for name in ("add", "check")]
+    record = items({"type": "reasoning", "summary": parts}, wrote("4"))
+    details = [{"type": "reasoning.summary", "summary": part["text"], "index": at} for at, part in enumerate(parts)]
+    pieces = [{**details[0], "summary": text} for text in ("**add**\n\nI ", "add.")]
+    details = {"messages": [USER, {"role": "assistant", "content": "4", "reasoning_details": [*pieces, details[1]]}]}
+    for each in (record, details):
+        with pytest.warns(UserWarning, match="a summary of the thinking"):
+            (trace,) = read("qwen3", each)
+        assert said(trace) == ("**add**\n\nI add.\n\n**check**\n\nI check.", "4")
+
+
 def test_fields_about_the_problem_are_kept_and_others_of_servers_are_no_text(read):
     record = {**message(annotations=[]), "dataset": "MATH", "level": "Level 5", "score": 0.5, "meta": {"run": 1}}
     (trace,) = read("qwen3", record)
@@ -424,6 +481,48 @@ def test_logged_samples_of_the_harness_are_answers_to_their_prompts(read):
         read("qwen3", harness(prompts[0], ["-1.2", "False"]))
     with pytest.raises(InputError, match="the field 'commentary' with text"):
         read("qwen3", harness(prompts[0], answer, commentary="Add."))
+
+
+def test_the_harness_goes_on_with_the_message_that_a_prefix_begins(read):
+    chat = [USER, {"role": "assistant", "content": "Answer:"}]
+    (trace,) = read("qwen3", harness({"gen_args_0": {"arg_0": json.dumps(chat), "arg_1": {}}}, " 4"))
+    expected = prompt_text(MODELS["qwen3"](), {"messages": chat, "continue_final_message": True})
+    assert (trace.prompt, trace.response) == (expected, " 4")
+    assert trace.prompt.endswith("assistant\nAnswer:")
+
+
+@pytest.mark.parametrize(
+    ("metrics", "correct"),
+    [
+        ({"wer": 0.0}, None),
+        ({"wer": 1.0, "exact_match": 0.0}, False),
+        ({"exact_match": 1, "math_verify": 1.0, "length": 0}, True),
+        ({"exact_match": 0, "math_verify": 1}, None),
+        ({"exact_match,strict": 1.0}, True),
+        ({"acc": 0.5}, None),
+    ],
+)
+def test_accuracies_alone_grade_a_sample_of_the_harness(read, metrics, correct):
+    record = harness([["2+2?", {}]], "4", metrics=list(metrics))
+    del record["exact_match"]
+    (trace,) = read("qwen3", record | metrics)
+    assert trace.correct is correct
+    assert trace.meta.get("metrics_of_the_sample") == (metrics if correct is None else None)
+
+
+def test_a_thinking_in_the_markers_of_another_family_is_thinking(read):
+    content = "<think>\nAdd.\n</think>\n\n4"
+    (trace,) = read("gpt_oss", {"messages": [USER, {"role": "assistant", "content": content}]})
+    assert said(trace) == ("Add.", "4")
+
+
+@pytest.mark.parametrize(
+    ("indices", "ids"), [((1, 0), ["1", "0"]), ((0, 0), ["0", "1"]), ((2, None), ["0", "1"]), ((True, 0), ["0", "1"])]
+)
+def test_choices_are_called_by_their_index(read, indices, ids):
+    choices = [{"index": index, "message": {"content": "4"}} for index in indices]
+    traces = read("qwen3", {"messages": QUESTION, "choices": choices, "id": "a"})
+    assert [trace.id for trace in traces] == [f"a-{each}" for each in ids]
 
 
 def test_a_grade_is_that_of_its_own_answer(read):

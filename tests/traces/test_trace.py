@@ -1,5 +1,6 @@
 import dataclasses
 import random
+import re
 import warnings
 
 import pytest
@@ -235,11 +236,15 @@ def test_a_harmony_response_without_channels_is_the_response():
         (BYTES, "Q", "assistantanalysisWe add.assistantfinalIt is 4.", "as Harmony's 'analysis' does"),
         (MODELS["gpt_oss"](), "Q", "analysisWe add. assistantfinalIt is 4.", "skip_special_tokens=False"),
         (MODELS["gpt_oss"](), "Q", "analysisWe add two and", "as Harmony's 'analysis' does"),  # cut off
+        (BYTES, "Q", "<thinking>Add.</thinking>4", "format=('<thinking>', '</thinking>')"),
+        (BYTES, "Q", "<reasoning>Add.</reasoning><answer>4</answer>", "--format '<reasoning>,</reasoning>'"),
+        (MODELS["qwen3"](), "Q", "\n<THINK>Add.</THINK>4", "begins with '<THINK>' and has '</THINK>' after it"),
+        (BYTES, "Q", "[REASON]Add.[/REASON]4", "begins with '[REASON]' and has '[/REASON]' after it"),
         (BYTES, "Q", "Sure!\n<think>Add two", "opens the thinking with '<think>' only after 'Sure!"),  # cut off
     ],
 )
 def test_markers_that_do_not_count_are_warned_about(tokenizer, prompt, response, message):
-    with pytest.warns(UserWarning, match=message):
+    with pytest.warns(UserWarning, match=re.escape(message)):
         trace = Trace.from_text(tokenizer, prompt, response)
     assert message in trace.meta["doubtful_markers"]
 
@@ -251,6 +256,8 @@ def test_markers_that_do_not_count_are_warned_about(tokenizer, prompt, response,
         (BYTES, "Q<think>\n\n</think>\n\n", "Write <think> before and </think> after."),
         (BYTES, "Q", "An analysis of the assistant's final words."),
         (BYTES, "Q", "analysis of the words"),
+        (BYTES, "Q", "<b>Add.</b>4"),
+        (BYTES, "Q", "<reasoning> is the tag of that model."),
         (BYTES, "Q", "A long answer. " * 20 + "Thinking begins with <think> in such models."),
         (
             MODELS["gpt_oss"](),
