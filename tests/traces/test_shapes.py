@@ -982,6 +982,7 @@ REAL = next(
 BLOCK = re.compile(r"\\\[.*?\\\]|\$\$.*?\$\$", re.DOTALL)
 
 
+@pytest.mark.slow
 def test_no_sentence_of_real_traces_is_longer_than_the_longest_that_a_simple_reader_finds():
     """A line, a display equation, and what ends with a terminator before a capital letter are at most a sentence each."""
     tokenizer = MODELS["r1"]()
