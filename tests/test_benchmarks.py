@@ -23,6 +23,7 @@ REASONER = str(BUNDLED)
         ),  # a heading, two floors, the official way and its least, the definition
         ("decoding", ["--quick"], 2 + 2 + 2 + 2),  # two headings, two models, two lengths
         ("saliency", ["--quick", "--model", REASONER], 2 + 1),  # a heading, one length
+        ("knockout", ["--quick", "--model", REASONER], 2 + 3),  # a heading, the ideal, two modes
         ("decoding", ["--quick", "--model", REASONER], 2 + 5),  # a heading, five ways
         ("sweep", ["--quick"], 2 + 4),  # a heading, the plain loop, three sweeps
         ("maps_at_scale", ["--quick", "--maps", "12"], 2 + 7),  # a heading, seven commands
