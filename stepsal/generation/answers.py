@@ -91,6 +91,17 @@ def last_box(text: str) -> str | None:
     return text[start:stop].strip()
 
 
+def last_tag(text: str) -> str | None:
+    """What stands in the last `<answer>...</answer>`, None where there is none.
+
+    >>> last_tag("<answer>4</answer> or <answer>5</answer>"), last_tag("<answer>4")
+    ('5', None)
+    """
+    end = text.rfind("</answer>")
+    start = text.rfind("<answer>", 0, max(end, 0))
+    return None if start < 0 else text[start + len("<answer>") : end].strip()
+
+
 def _skip_space(text: str, start: int) -> int:
     return start + len(text[start : start + 80]) - len(text[start : start + 80].lstrip())
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from stepsal.checks import checked, shown
 from stepsal.errors import InputError
-from stepsal.generation.answers import final_answer, last_box, plain
+from stepsal.generation.answers import final_answer, last_box, last_tag, plain
 from stepsal.generation.gym import score
 from stepsal.generation.mathematics import compare_math
 from stepsal.generation.questions import Question
@@ -205,8 +205,8 @@ def _scored(question: Question, summary: str) -> Graded:
     The answer with or without its typesetting, whichever scores more. Of a summary without a box there is none: graders of
     tasks take what they find first in a longer text, such as the 1 of "1. First".
     """
-    box, tags = last_box(summary), re.findall(r"<answer>(.*?)</answer>", summary, re.DOTALL)
-    given = tags[-1].strip() if box is None and tags else box
+    box = last_box(summary)
+    given = last_tag(summary) if box is None else box
     if given is None:
         return Graded(False, None, "", TASK, "none", score(question, [None])[0])
     answer, found_in = given, "tag" if box is None else "box"

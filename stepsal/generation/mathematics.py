@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from stepsal.generation.answers import bare, last_box, plain, same_text
+from stepsal.generation.answers import bare, last_box, last_tag, plain, same_text
 from stepsal.generation.choices import choice, letter, said_letter
 from stepsal.generation.kinds import same_kind
 from stepsal.generation.limited import LimitedProcess
@@ -52,12 +52,12 @@ def compare_math(expected: str, summary: str) -> Finding:
         return _compared(expected, box, "box")
     if len(summary) <= LONGEST and same_text(expected, summary):
         return Finding(True, summary.strip(), "extracted")
-    if tagged := _TAG.findall(summary):
-        return _compared(expected, tagged[-1].strip(), "tag")
+    if (tagged := last_tag(summary)) is not None:
+        return _compared(expected, tagged, "tag")
     chosen = letter(expected)
     if chosen:
         said = choice(summary) if len(summary) <= LONGEST else None
-        said = said or said_letter(summary)
+        said = said or said_letter(summary[-LONGEST:])
         return Finding(said == chosen, said or summary.strip(), "extracted")
     return _extracted(expected, summary)
 
@@ -84,7 +84,6 @@ def _compared(expected: str, given: str, place: str) -> Finding:
     return Finding(bool(reply.get("right")), given, place, reply.get("failed"))
 
 
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _LETTERED = re.compile(r"([A-J])\.\s+.+", re.DOTALL)
 _TEXT_OF_CHOICE = re.compile(r"^[(\[]?\s*[A-Z]\s*[)\]]?\s*[.:]?\s*")
 _LIMITS = re.compile(

@@ -85,6 +85,15 @@ def test_the_last_box_is_found_in_time_proportional_to_the_text(text):
     assert time.process_time() - before < 5
 
 
+@pytest.mark.parametrize("text", ["<answer>", "not but ", r"\text{a}", "(A", "x = 1 or ", "1 2 ", "5 m ", "is "])
+@pytest.mark.parametrize("expected", ["5", "A"])
+def test_an_answer_is_graded_in_time_proportional_to_the_text(text, expected):
+    before = time.process_time()
+    compare_math(expected, text * (200_000 // len(text)))
+    compare_math(expected, boxed(text * (4_000 // len(text))))
+    assert time.process_time() - before < 5
+
+
 # --- one answer, many spellings --------------------------------------------------------------------------------------
 SAME = {
     "1/2": [
