@@ -282,7 +282,8 @@ def _asked(request: dict[str, Any], answer: dict[str, Any], as_chat: bool) -> di
 
 
 def _ends_with_answer(prompt: dict[str, Any]) -> bool:
-    last = (prompt.get("messages") or [None])[-1]
+    messages = prompt.get("messages")
+    last = messages[-1] if isinstance(messages, list) and messages else None
     return isinstance(last, dict) and last.get("role") == "assistant"
 
 

@@ -898,6 +898,7 @@ def test_ids_that_do_not_say_the_text_beside_them_are_refused_in_every_shape(rea
             | {"response": "4"},
             "does not write the call of a tool in a message",
         ),
+        ({"request": {"messages": 5}, "response": {"type": "message", "content": "4"}}, "chat messages need a 'role'"),
         ({"messages": QUESTION, "response": "4", "phase": "Add two and two."}, "the field 'phase' with text"),
         ({"messages": QUESTION, "response": "4", "format": "Add two and two."}, "the field 'format' with text"),
         ({"prompt": "2+2?", "response": "4", "segmentation": {}, "scratch": "Add."}, "the field 'scratch' with text"),
