@@ -32,10 +32,10 @@ sweeps: $(STAMP)  ## StepFlow on the bundled reasoner: every table and figure of
 	$(BIN)/python -m experiments.planted_failures --out build/planted
 	$(BIN)/python figures/before_after.py build/planted/planted.safetensors build/planted/mended.safetensors
 
-test: $(STAMP)  ## the suite, docstring examples included; offline, CPU (10 to 16 minutes on 2 cores)
+test: $(STAMP)  ## the suite, docstring examples included; offline, CPU (about 10 minutes on 2 cores)
 	$(PYTEST) -m "not slow and not real"
 
-test-slow: $(STAMP)  ## what else CI runs: notebooks, benchmarks, a Ray cluster, kills, the rarer families (about 15 minutes on 2 cores)
+test-slow: $(STAMP)  ## what else CI runs: notebooks, benchmarks, a Ray cluster, kills, the rarer families (15 to 25 minutes on 2 cores)
 	$(PYTEST) -m slow
 
 # What has no model has nothing of TransformerLens.
