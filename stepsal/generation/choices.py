@@ -20,14 +20,13 @@ _ANOTHER = re.compile(
 )
 _LETTER = r"(?P<letter>[A-Z])(?![A-Za-z'’\d])"
 _OPENS = r"[\s*_$({\[\"'“‘]*(?:\\(?:text|textbf|mathrm|mathbf|boxed)\s*\{[\s(]*)?"
-_WEAK_WORD = r"(?!\s+[a-z])"  # "A triangle": an article
 _SAYS_RIGHT = re.compile(rf"(?<![A-Za-z]){_LETTER}\s*\W{{0,3}}\s*(?:is|:)\s+(?:the\s+)?(?:right|correct|true|yes)\b")
 _SAID = re.compile(
     rf"(?:(?i:answer|option|choice|choose|select)\b(?i:\s+(?:would\s+be|must\s+be|should\s+be|is))?(?!\s+not\b)|答案|故?选择?|应选)"
     rf"(?:\s*(?:为|是))?\s*[:：]?{_OPENS}{_LETTER}"
 )
 _IN_BRACKETS = re.compile(rf"[(\[]\s*{_LETTER}\s*[)\]]")
-_ALONE = re.compile(rf"(?<![A-Za-z'’\d\\]){_LETTER}{_WEAK_WORD}")
+_ALONE = re.compile(rf"(?<![A-Za-z'’\d\\]){_LETTER}(?!\s+[a-z])")  # not "A triangle", with an article
 _BUT = re.compile(rf"\bnot\b[^.]*?\bbut\s+{_OPENS}{_LETTER}")
 _NEGATED = re.compile(r"\bnot\s+\W{0,3}$")
 _NO = re.compile(r"\s*(?:is\s+)?(?:no|not|wrong|false|incorrect)\b")
@@ -71,7 +70,8 @@ def said_letter(summary: str) -> str | None:
         found = [
             each["letter"]
             for each in pattern.finditer(summary)
-            if not _NEGATED.search(summary[: each.start("letter")]) and not _NO.match(summary[each.end() :])
+            if not _NEGATED.search(summary[max(0, each.start("letter") - 20) : each.start("letter")])
+            and not _NO.match(summary[each.end() :])
         ]
         if found:
             return found[-1]

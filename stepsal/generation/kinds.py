@@ -9,6 +9,9 @@ from fractions import Fraction
 
 from stepsal.generation.answers import bare, same_text
 
+_BETWEEN_WORDS = re.compile(r"[\s,;'’.-]+")
+_WORDS = re.compile(rf"[^\W\d_]+(?:{_BETWEEN_WORDS.pattern}[^\W\d_]+)*")
+_CAPITALS = re.compile(r"[A-Z](?:(?:[\s,;]|and)*[A-Z])+")
 _NUMBER = r"-?\d+(?:\.\d+)?"
 _ROW = re.compile(rf"{_NUMBER}(?: {_NUMBER})+")
 _DATE = re.compile(r"\d+(?:\s*[-/.]\s*\d+){2,}")
@@ -17,10 +20,10 @@ _COLONS = re.compile(r"\d+(?:\s*:\s*\d+)+")
 _CLOCK = re.compile(r"(\d{1,2})(?::(\d\d))?(?::(\d\d))?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE)
 _LITERAL = re.compile(r"-?0(?:[xX][\dA-Fa-f]+|[bB][01]+|[oO][0-7]+)")
 _CODE = re.compile(r"(?=.*\d)(?=.*[A-Z])[\dA-Z]+")
-_IN_BASE = re.compile(r"(?P<digits>[\dA-F]+)\s*_\s*\{?\s*\(?(?P<base>[a-z]+|\d+)\)?\s*\}?")
 _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9"} | {
     "ten": "10", "eleven": "11", "twelve": "12", "sixteen": "16",
 }  # fmt: skip
+_IN_BASE = re.compile(rf"(?P<digits>(?=[A-F]*\d)[\dA-F]+)\s*_\s*\{{?\s*\(?(?P<base>{'|'.join(_BASES)}|\d+)\)?\s*\}}?")
 _GEOMETRY = re.compile(r"\\(angle|triangle|overline|overrightarrow|vec)\s*\{?\s*([A-Z]{2,4})\s*\}?")
 _THOUSANDS = re.compile(r"[(\[{]?-?\d{1,3}(?:,\d{3})+(?:\.\d+)?[)\]}]?")
 _NAME = re.compile(
@@ -53,11 +56,14 @@ def same_kind(expected: str, given: str) -> Verdict:
 
 
 def _words(one: str, other: str) -> Verdict:
-    """Words, and letters in a row, are no products of letters."""
-    said = [re.sub(r"[\s,;'’.-]|\band\b", "", text) for text in (one, other)]
-    if not all(each.isalpha() and len(each) > 1 for each in said):
+    """Words, and letters in a row, are no products of letters; `x - y` is no word, and `A, C` are the letters of `AC`."""
+    if _CAPITALS.fullmatch(one) and _CAPITALS.fullmatch(other) and (one.isalpha() or other.isalpha()):
+        letters = [re.sub(r"[\s,;]|and", "", text) for text in (one, other)]
+        return letters[0] == letters[1]
+    if not all(_WORDS.fullmatch(text) and re.search(r"[^\W\d_]{2}", text) for text in (one, other)):
         return None
-    return said[0] == said[1] or (said[0].casefold() == said[1].casefold() and max(map(len, one.split())) > 1)
+    said = [[word for word in _BETWEEN_WORDS.split(text.casefold()) if word != "and"] for text in (one, other)]
+    return said[0] == said[1]
 
 
 def _codes(one: str, other: str) -> Verdict:

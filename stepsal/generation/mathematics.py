@@ -103,8 +103,8 @@ def _extracted(expected: str, summary: str) -> Finding:
     reply = _ask(extract=text_only, expected=list(dict.fromkeys((one.text, one.value))))
     text, right = reply.get("text"), bool(reply.get("right"))
     if text and "failed" not in reply:
-        right = right or same_text(expected, text)
         decided = same_kind(expected, text)
+        right = right or bool(decided)
         if not right and decided is None and (pairs := pairs_to_compare(expected, text)):
             reply = _ask(compare=pairs)
             right = bool(reply.get("right"))
@@ -127,7 +127,9 @@ def _contradicted(unit: str, text: str, summary: str) -> bool:
     at = summary.rfind(text)
     if at < 0:
         return False
-    return bool(_LIMITS.search(summary[:at])) or units_differ(unit, unit_that_begins(summary[at + len(text) :]))
+    return bool(_LIMITS.search(summary[max(0, at - 40) : at])) or units_differ(
+        unit, unit_that_begins(summary[at + len(text) :])
+    )
 
 
 @cache

@@ -245,6 +245,18 @@ text(
 )
 
 
+for expected in ("x-y", "p - q", "a - b"):
+    box(
+        expected,
+        [expected],
+        [expected.replace("-", ""), expected.replace("-", ","), "-".join(expected.split("-")[::-1])],
+    )
+box("A_n", ["A_n"], ["A"])
+box("B_2", ["B_{2}"], ["B", "B_1"])
+box("10_{two}", ["10_2"], ["11_2"])
+box("x-axis", ["x axis"], ["y-axis"])
+
+
 @pytest.mark.parametrize(("expected", "summary", "right"), CASES)
 def test_an_answer_is_what_it_says_and_not_what_its_letters_multiply_to(expected, summary, right):
     assert compare_math(expected, summary).right is right
