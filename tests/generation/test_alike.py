@@ -1,6 +1,9 @@
 """Answers that look alike and are not, and answers that look different and are the same."""
 
+import random
+
 import pytest
+import sympy
 
 from stepsal.generation.mathematics import compare_math
 
@@ -260,3 +263,18 @@ box("x-axis", ["x axis"], ["y-axis"])
 @pytest.mark.parametrize(("expected", "summary", "right"), CASES)
 def test_an_answer_is_what_it_says_and_not_what_its_letters_multiply_to(expected, summary, right):
     assert compare_math(expected, summary).right is right
+
+
+def test_of_random_expressions_those_are_right_that_are_equal():
+    """As sympy has it, which reads no text here."""
+    draw = random.Random(0)
+    x, y, n = sympy.symbols("x y n")
+
+    def expression():
+        a, b, c = *draw.sample([x, y, n], 2), draw.randint(2, 9)
+        return draw.choice([a - b, a + b, a * b, c * a, a**2, c - a, a / c, a - c, c * a - b, a * b - c, a**c])
+
+    for _ in range(80):
+        one, other = expression(), expression()
+        finding = compare_math(sympy.latex(one), rf"\boxed{{{sympy.latex(other)}}}")
+        assert finding.right == (sympy.simplify(one - other) == 0), (one, other)
